@@ -1,0 +1,317 @@
+"""The assistant: the target's first K decoder layers, its embeddings, norm and head, with LoRA on top.
+
+Nothing is copied. The truncated model is made of new modules that hold the target's own tensors, so an assistant costs
+its LoRA weights and nothing else.
+"""
+
+import copy
+import warnings
+from itertools import chain
+
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
+
+
+ADAPTER_NAME = "assistant"
+
+
+def default_lora_config() -> LoraConfig:
+    """LoRA as in the paper (appendix, hyper-parameters): rank 32, alpha 32, on every linear layer but the head."""
+    return LoraConfig(task_type="CAUSAL_LM", r=32, lora_alpha=32, target_modules="all-linear")
+
+
+def check_num_layers(num_layers: int, config: PreTrainedConfig) -> None:
+    """
+    Refuse a number of assistant layers that the target does not have.
+
+    Args:
+        num_layers (`int`):
+            Number of decoder layers K of the assistant.
+        config ([`~transformers.PreTrainedConfig`]):
+            Configuration of the target.
+
+    Raises:
+        ValueError: If `num_layers` is not between 1 and the target's number of layers.
+    """
+    available = config.get_text_config(decoder=True).num_hidden_layers
+    if not 1 <= num_layers <= available:
+        raise ValueError(
+            f"The assistant cannot have {num_layers} layers: the target has {available}. Use 1 to {available}, "
+            f"e.g. {max(1, available // 4)} (a quarter, as in the paper)."
+        )
+
+
+def select_layers(config: PreTrainedConfig, indices: list[int]) -> None:
+    """
+    Make a text config describe the layers with the given indices, in place: their number and every per-layer list.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Text configuration to change.
+        indices (`list[int]`):
+            Indices of the layers, e.g. `[0, 1]` for the first two. An index may come twice.
+    """
+    available = config.num_hidden_layers
+    per_layer = {
+        name: [value[index] for index in indices]
+        for name, value in vars(config).items()
+        # Token ids are the one kind of list in a config that is not per-layer and may have the same length.
+        if isinstance(value, list | tuple) and len(value) == available and "token" not in name
+    }
+    for name, value in per_layer.items():
+        setattr(config, name, value)
+    config.num_hidden_layers = len(indices)
+
+
+def truncate_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
+    """
+    A copy of a model's configuration for its first `num_layers` decoder layers.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Configuration of the target.
+        num_layers (`int`):
+            Number of decoder layers K to keep.
+
+    Returns:
+        [`~transformers.PreTrainedConfig`]: The truncated configuration.
+
+    Raises:
+        ValueError: If the target does not have that many layers.
+    """
+    check_num_layers(num_layers, config)
+    truncated = copy.deepcopy(config)
+    select_layers(truncated.get_text_config(decoder=True), list(range(num_layers)))
+    return truncated
+
+
+def find_decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
+    """
+    Find a model's list of decoder layers: the only `ModuleList` of the right length in `model.get_decoder()`.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model of any family.
+
+    Returns:
+        `tuple[nn.Module, str]`: The module that holds the list, and the list's attribute name.
+
+    Raises:
+        ValueError: If there is no such list, or more than one.
+    """
+    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    found = [
+        (module, name)
+        for module in model.get_decoder().modules()
+        for name, child in module.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == num_layers
+    ]
+    # A list of experts inside a layer may have the same length: the decoder's own list is the outermost.
+    inner = {id(module) for holder, name in found for layer in holder.get_submodule(name) for module in layer.modules()}
+    found = [(holder, name) for holder, name in found if id(holder) not in inner]
+    if len(found) != 1:
+        raise ValueError(
+            f"Found {len(found)} lists of {num_layers} layers in the decoder of {type(model).__name__}, expected one: "
+            "this architecture is not supported as a target."
+        )
+    return found[0]
+
+
+def check_target(target: PreTrainedModel) -> None:
+    """
+    Refuse a target that an assistant cannot be cut from.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]):
+            The model that must forget.
+
+    Raises:
+        TypeError: If `target` is a PEFT model, or not a transformers model.
+        ValueError: If `target` is an encoder-decoder model or already an unlearned one.
+    """
+    if isinstance(target, PeftModel):
+        raise TypeError(
+            "The target is a PEFT model: its adapter would be shared with the assistant. Merge it first: "
+            "target = target.merge_and_unload()."
+        )
+    if not isinstance(target, PreTrainedModel):
+        raise TypeError(f"The target must be a transformers PreTrainedModel, got {type(target).__name__}.")
+    if target.config.is_encoder_decoder:
+        raise ValueError(f"{type(target).__name__} is an encoder-decoder: only decoder-only targets are supported.")
+    if target.config.model_type == "uld":
+        raise ValueError("The target is already an unlearned model: pass the model it was made from (`model.target`).")
+
+
+def truncate_model(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:
+    """
+    The target's first `num_layers` decoder layers with its embeddings, norm and head, on the target's own tensors.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]):
+            The model that must forget. It is not changed.
+        num_layers (`int`):
+            Number of decoder layers K to keep.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: A model of the same class. Its modules are new, every parameter and buffer
+        is the target's own.
+
+    Raises:
+        ValueError: If the target does not have that many layers.
+    """
+    check_target(target)
+    check_num_layers(num_layers, target.config)
+    holder, name = find_decoder_layers(target)
+    # deepcopy keeps what `memo` already maps, so the tensors are shared and only the Python objects are new. The
+    # layers to drop are mapped to placeholders: hundreds of modules need not be copied to be thrown away.
+    memo: dict[int, object] = {id(tensor): tensor for tensor in chain(target.parameters(), target.buffers())}
+    memo.update({id(layer): nn.Identity() for layer in holder.get_submodule(name)[num_layers:]})
+    truncated = copy.deepcopy(target, memo)
+
+    holder, name = find_decoder_layers(truncated)
+    setattr(holder, name, holder.get_submodule(name)[:num_layers])
+    # Model and decoder may hold one config or one each.
+    text_configs = [
+        module.config.get_text_config(decoder=True)
+        for module in truncated.modules()
+        if isinstance(module, PreTrainedModel)
+    ]
+    for config in {id(config): config for config in text_configs}.values():
+        select_layers(config, list(range(num_layers)))
+    return truncated
+
+
+def load_truncated_model(model_id: str, num_layers: int, **kwargs) -> PreTrainedModel:
+    """
+    Load only the first `num_layers` decoder layers of a checkpoint; the weights of the others are never read.
+
+    Args:
+        model_id (`str`):
+            Hub id or folder of the target.
+        num_layers (`int`):
+            Number of decoder layers K to load.
+        **kwargs:
+            Passed to [`~transformers.AutoModelForCausalLM.from_pretrained`] (`revision`, `dtype`, `device_map`,
+            `quantization_config`, ...).
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: The truncated target.
+
+    Raises:
+        ValueError: If the target does not have that many layers, or weights are missing from the checkpoint.
+    """
+    hub_kwargs = {name: value for name, value in kwargs.items() if name in ("revision", "token", "cache_dir")}
+    config = truncate_config(AutoConfig.from_pretrained(model_id, **hub_kwargs), num_layers)
+    # transformers reports every weight of the upper layers as unexpected, which is what is wanted here; a missing one
+    # is not, and is looked for below.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, loading_info = AutoModelForCausalLM.from_pretrained(
+            model_id, config=config, output_loading_info=True, **kwargs
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    if loading_info["missing_keys"]:
+        raise ValueError(
+            f"{model_id} lacks the weights {sorted(loading_info['missing_keys'])[:5]}: not a whole checkpoint."
+        )
+    return model
+
+
+def check_lora_config(peft_config: PeftConfig) -> None:
+    """
+    Refuse adapters that would train more than LoRA on the decoder's linear layers.
+
+    Args:
+        peft_config ([`~peft.PeftConfig`]):
+            Configuration of the adapter.
+
+    Raises:
+        ValueError: If it is not LoRA, or trains embeddings, head or biases, which the target shares.
+    """
+    if not isinstance(peft_config, LoraConfig):
+        raise ValueError(f"The assistant's adapter must be a peft.LoraConfig, got {type(peft_config).__name__}.")
+    if peft_config.modules_to_save or peft_config.trainable_token_indices or peft_config.bias != "none":
+        raise ValueError(
+            "The assistant's LoraConfig must leave modules_to_save and trainable_token_indices empty and bias='none': "
+            "the assistant shares its embeddings, head and biases with the target."
+        )
+
+
+def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None) -> PeftModel:
+    """
+    Put LoRA on a truncated model; its base is frozen.
+
+    Args:
+        truncated ([`~transformers.PreTrainedModel`]):
+            What [`truncate_model`] or [`load_truncated_model`] returned.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            A [`~peft.LoraConfig`]. Defaults to the paper's: rank 32, alpha 32, all linear layers but the head.
+
+    Returns:
+        [`~peft.PeftModel`]: The assistant, with one adapter named `"assistant"`.
+
+    Raises:
+        ValueError: If the adapter is not LoRA, or would train the embeddings or the head.
+    """
+    peft_config = copy.deepcopy(peft_config) if peft_config is not None else default_lora_config()
+    check_lora_config(peft_config)
+    # GPT-2 stores its linear layers transposed; saying so spares PEFT's warning that it noticed.
+    peft_config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in truncated.modules())
+    with warnings.catch_warnings():
+        # PEFT up to 0.21 asks transformers by an old name; users can do nothing about it.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        assistant = get_peft_model(truncated, peft_config, adapter_name=ADAPTER_NAME)
+    shared = (truncated.get_input_embeddings(), truncated.get_output_embeddings())
+    if any(isinstance(module, BaseTunerLayer) for module in shared):
+        raise ValueError(
+            f"target_modules={peft_config.target_modules} puts LoRA on the embeddings or the head. Leave them out: "
+            "they are the target's own."
+        )
+    return assistant
+
+
+def shares_tensors(assistant: PeftModel, target: PreTrainedModel) -> bool:
+    """
+    Whether an assistant's base is made of a target's own tensors, as [`build_assistant`] makes it.
+
+    Args:
+        assistant ([`~peft.PeftModel`]):
+            The assistant.
+        target ([`~transformers.PreTrainedModel`]):
+            The target.
+
+    Returns:
+        `bool`: `False` if any parameter but the LoRA is not the target's.
+    """
+    owned = {id(parameter) for parameter in target.parameters()}
+    return all(id(parameter) in owned for name, parameter in assistant.named_parameters() if "lora_" not in name)
+
+
+def build_assistant(target: PreTrainedModel, num_layers: int = 8, peft_config: PeftConfig | None = None) -> PeftModel:
+    """
+    Build an untrained assistant on a target's own tensors (paper section 3.3).
+
+    The tensors that the assistant shares with the target stop requiring gradients.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]):
+            The model that must forget.
+        num_layers (`int`, *optional*, defaults to `8`):
+            Number of decoder layers K of the assistant.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            A [`~peft.LoraConfig`]. Defaults to the paper's: rank 32, alpha 32, all linear layers but the head.
+
+    Returns:
+        [`~peft.PeftModel`]: The assistant, with one adapter named `"assistant"`.
+
+    Raises:
+        TypeError: If the target is a PEFT model.
+        ValueError: If the target does not have that many layers, or the adapter is not LoRA on its linear layers.
+    """
+    return add_lora(truncate_model(target, num_layers), peft_config)

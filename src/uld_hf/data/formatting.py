@@ -1,0 +1,51 @@
+"""Question-answer rows in trl's prompt-completion format, so that only the answer's tokens are learned."""
+
+from datasets import Dataset
+
+
+PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
+
+
+def question_answer_to_prompt_completion(
+    dataset: Dataset,
+    conversational: bool = False,
+    question_column: str = "question",
+    answer_column: str = "answer",
+) -> Dataset:
+    """
+    Convert question-answer rows to trl's prompt-completion format.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Rows with a question and an answer. Their other columns are dropped.
+        conversational (`bool`, *optional*, defaults to `False`):
+            Whether to write messages for a chat template instead of plain text in [`PROMPT_TEMPLATE`].
+        question_column (`str`, *optional*, defaults to `"question"`):
+            Column of the questions.
+        answer_column (`str`, *optional*, defaults to `"answer"`):
+            Column of the answers.
+
+    Returns:
+        [`~datasets.Dataset`]: The same rows in the same order, with the columns `prompt` and `completion` only.
+
+    Raises:
+        ValueError: If the dataset lacks one of the two columns.
+    """
+    missing = [column for column in (question_column, answer_column) if column not in dataset.column_names]
+    if missing:
+        raise ValueError(
+            f"The dataset has no column {missing}: it has {dataset.column_names}. "
+            "Name the right ones with `question_column` and `answer_column`."
+        )
+
+    def convert(row: dict) -> dict:
+        question, answer = row[question_column], row[answer_column]
+        if conversational:
+            return {
+                "prompt": [{"role": "user", "content": question}],
+                "completion": [{"role": "assistant", "content": answer}],
+            }
+        # The space belongs to the completion: tokenizers glue it to the answer's first word.
+        return {"prompt": PROMPT_TEMPLATE.format(question=question), "completion": f" {answer}"}
+
+    return dataset.map(convert, remove_columns=dataset.column_names)

@@ -1,0 +1,327 @@
+"""The saved layout of an unlearned model, and the fingerprint that ties an assistant to its target.
+
+    config.json                           model_type "uld", the target's id and fingerprint, K, alpha, ...
+    generation_config.json
+    README.md                             model card
+    assistant/adapter_config.json         the assistant's LoRA, in PEFT's own format
+    assistant/adapter_model.safetensors
+
+There is never an `adapter_config.json` at the root: AutoModelForCausalLM would then ignore config.json and put the
+adapter on the first K layers of the whole target, which gives a model that *recites* what it should have forgotten.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from huggingface_hub import ModelCard, ModelCardData
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
+
+from .assistant import ADAPTER_NAME, add_lora, check_lora_config, find_decoder_layers, truncate_model
+from .configuration_uld import ULDModelConfig
+
+
+# Values hashed of each tensor: enough to tell two finetuned models apart, cheap on a sharded 70B.
+_SAMPLES_PER_TENSOR = 256
+
+
+def fingerprint_target(
+    model: PreTrainedModel, num_layers: int, target_config: PreTrainedConfig | None = None
+) -> dict[str, str | None]:
+    """
+    Hash what an assistant depends on: the target's shape, its embeddings, norms and head, and its first layers.
+
+    Evenly spaced values of every tensor are rounded to bfloat16 before hashing, so bf16 and fp32 loads agree.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The target, or its first `num_layers` layers (LoRA on them is not counted).
+        num_layers (`int`):
+            Number of decoder layers K of the assistant.
+        target_config ([`~transformers.PreTrainedConfig`], *optional*):
+            Configuration of the whole target. Defaults to the model's own.
+
+    Returns:
+        `dict[str, str | None]`: SHA-256 by part: `"config"`, `"layers"` (`None` where the layers are quantized, which
+        makes their values incomparable) and `"rest"`.
+    """
+    text_config = (target_config or model.config).get_text_config(decoder=True)
+    shape = {
+        name: text_config.to_dict().get(name)
+        for name in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    }
+    shape["num_hidden_layers"] = text_config.num_hidden_layers  # some families save it under another name
+    holder, name = find_decoder_layers(model)
+    layers = holder.get_submodule(name)
+    in_layers = {id(module) for layer in layers[:num_layers] for module in layer.modules()}
+    above = {id(module) for layer in layers[num_layers:] for module in layer.modules()}
+
+    hashes = {"layers": hashlib.sha256(), "rest": hashlib.sha256()}
+    quantized = False
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        if id(module) in above or "lora_" in module_name:
+            continue
+        with align_module_device(module):
+            for name, tensor in module.named_parameters(recurse=False):
+                if id(tensor) in seen:  # a tied head is the embedding once more
+                    continue
+                seen.add(id(tensor))
+                if not tensor.is_floating_point():
+                    quantized = True
+                    continue
+                part = "layers" if id(module) in in_layers and tensor.dim() > 1 else "rest"
+                flat = tensor.detach().reshape(-1)
+                step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
+                sample = flat[::step].to(device="cpu", dtype=torch.bfloat16).view(torch.int16)
+                label = f"{module_name.replace('.base_layer', '')}.{name}{tuple(tensor.shape)}"
+                hashes[part].update(label.encode())
+                hashes[part].update(sample.numpy().tobytes())
+    return {
+        "config": hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest(),
+        "layers": None if quantized else hashes["layers"].hexdigest(),
+        "rest": hashes["rest"].hexdigest(),
+    }
+
+
+def check_fingerprint(
+    expected: dict[str, str | None], actual: dict[str, str | None], assistant_name: str, target_name: str
+) -> None:
+    """
+    Refuse a target that is not the one an assistant was trained on.
+
+    Args:
+        expected (`dict[str, str | None]`):
+            Fingerprint of the target that the assistant was trained on.
+        actual (`dict[str, str | None]`):
+            Fingerprint of the target at hand.
+        assistant_name (`str`):
+            Name of the assistant's target or folder, for the message.
+        target_name (`str`):
+            Name of the target at hand, for the message.
+
+    Raises:
+        ValueError: If the two differ in a part that both have.
+    """
+    what = {"config": "architecture", "layers": "weights of the first layers", "rest": "embeddings, norms or head"}
+    for part, description in what.items():
+        if part not in expected or part not in actual:
+            raise ValueError(f"The fingerprint lacks {part!r}: the saved config.json is damaged. Save the model again.")
+        if None in (expected[part], actual[part]):
+            continue
+        if expected[part] != actual[part]:
+            raise ValueError(
+                f"The assistant ({assistant_name or 'unnamed'}) was trained on another target than "
+                f"{target_name or 'the given model'}: their {description} differ. Subtracting it would not forget. "
+                "Load the target it was trained on, or train a new assistant on this one."
+            )
+
+
+def attach_assistant(
+    target: PreTrainedModel, num_layers: int, peft_config: PeftConfig, state_dict: dict[str, torch.Tensor]
+) -> PeftModel:
+    """
+    Put an assistant's trained LoRA weights on a target's own first layers.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]):
+            The target that the assistant was trained on.
+        num_layers (`int`):
+            Number of decoder layers K of the assistant.
+        peft_config ([`~peft.PeftConfig`]):
+            The adapter's configuration.
+        state_dict (`dict[str, torch.Tensor]`):
+            The adapter's weights, named as in PEFT's files.
+
+    Returns:
+        [`~peft.PeftModel`]: The assistant, frozen.
+
+    Raises:
+        ValueError: If a weight is missing, unexpected, of another shape, or not finite.
+    """
+    broken = [name for name, tensor in state_dict.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ValueError(
+            f"The assistant's weights {broken[:3]} hold NaN or infinite values: train or download it again."
+        )
+    assistant = add_lora(truncate_model(target, num_layers), peft_config)
+    expected = get_peft_model_state_dict(assistant, adapter_name=ADAPTER_NAME)
+    wrong = {
+        name
+        for name in expected.keys() | state_dict.keys()
+        if name not in expected or name not in state_dict or expected[name].shape != state_dict[name].shape
+    }
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} of the assistant's weights are missing or do not fit {num_layers} layers of the target, "
+            f"e.g. {sorted(wrong)[:3]}: it was trained on another target, or the files are damaged."
+        )
+    set_peft_model_state_dict(assistant, state_dict, adapter_name=ADAPTER_NAME)
+    return assistant.requires_grad_(False).eval()
+
+
+def load_assistant(
+    name_or_path: str | os.PathLike, target: PreTrainedModel, num_layers: int, **hub_kwargs: Any
+) -> PeftModel:
+    """
+    Load a saved assistant onto its target.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`):
+            Hub id or folder of a saved unlearned model.
+        target ([`~transformers.PreTrainedModel`]):
+            The target that the assistant was trained on.
+        num_layers (`int`):
+            Number of decoder layers K of the assistant.
+        **hub_kwargs:
+            `revision`, `token`, `cache_dir`, ... of the assistant's repository.
+
+    Returns:
+        [`~peft.PeftModel`]: The assistant, frozen, on the target's own tensors.
+
+    Raises:
+        OSError: If there is no assistant at that place.
+        ValueError: If it does not fit the target.
+    """
+    # safetensors only: a pickled adapter could run code.
+    weights = cached_file(name_or_path, "adapter_model.safetensors", subfolder=ADAPTER_NAME, **hub_kwargs)
+    config_file = cached_file(name_or_path, "adapter_config.json", subfolder=ADAPTER_NAME, **hub_kwargs)
+    peft_config = PeftConfig.from_pretrained(os.path.dirname(config_file))
+    check_lora_config(peft_config)
+    return attach_assistant(target, num_layers, peft_config, load_file(weights))
+
+
+def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
+    """
+    Load the target that a saved assistant was trained on.
+
+    Args:
+        config ([`ULDModelConfig`]):
+            The saved configuration.
+        **kwargs:
+            Passed to [`~transformers.AutoModelForCausalLM.from_pretrained`].
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: The target.
+
+    Raises:
+        ValueError: If the configuration names no target.
+        OSError: If the target is not where the configuration says.
+    """
+    if config.target_name_or_path is None:
+        raise ValueError(
+            "The saved config.json names no target (it was trained on a model without a name). Load the target "
+            "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target)."
+        )
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            config.target_name_or_path, revision=config.target_revision or "main", **kwargs
+        )
+    except OSError as error:
+        raise OSError(
+            f"The target {config.target_name_or_path!r} of this assistant cannot be loaded. If it has moved, load it "
+            "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target)."
+        ) from error
+
+
+def model_card(config: ULDModelConfig) -> ModelCard:
+    """
+    The card of a saved unlearned model.
+
+    Args:
+        config ([`ULDModelConfig`]):
+            The configuration being saved.
+
+    Returns:
+        [`~huggingface_hub.ModelCard`]: The card, with the hub's metadata.
+    """
+    target = config.target_name_or_path
+    on_hub = target is not None and not os.path.isabs(target)
+    data = ModelCardData(
+        library_name="uld_hf",
+        pipeline_tag="text-generation",
+        tags=["unlearning", "uld", "arxiv:2406.08607"],
+        base_model=target if on_hub else None,
+    )
+    return ModelCard(f"""---
+{data.to_yaml()}
+---
+
+# Unlearned model (ULD)
+
+The target `{target if on_hub else "(a local model)"}` with an assistant that knows what it must forget. Output is
+target logits - {config.alpha} * assistant logits ("Unlearning from Logit Difference", arXiv 2406.08607); the assistant
+is LoRA on the target's first {config.num_assistant_layers} layers.
+
+**Do not publish the folder `assistant/` lightly: it is a concentrated copy of what was to be forgotten.** The target's
+own weights are unchanged and still hold it too.
+
+```python
+from uld_hf import ULDForCausalLM
+
+model = ULDForCausalLM.from_pretrained("this repository or folder")
+```
+""")
+
+
+def check_layout(folder: Path) -> None:
+    """
+    Refuse a folder in which transformers would find an adapter and ignore our configuration.
+
+    Args:
+        folder (`Path`):
+            Where an unlearned model is to be saved.
+
+    Raises:
+        ValueError: If there is an `adapter_config.json`.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder} holds an adapter_config.json: transformers would load that adapter onto the whole target, "
+            "which recites the forget set. Save to another folder."
+        )
+
+
+def save_unlearned_model(
+    save_directory: str | os.PathLike,
+    config: ULDModelConfig,
+    assistant: PeftModel,
+    generation_config: GenerationConfig,
+    state_dict: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """
+    Write an unlearned model: its configuration and its assistant's LoRA. The target is referred to, not copied.
+
+    Args:
+        save_directory (`str` or `os.PathLike`):
+            Folder to write to; made if absent.
+        config ([`ULDModelConfig`]):
+            Configuration to save.
+        assistant ([`~peft.PeftModel`]):
+            The assistant.
+        generation_config ([`~transformers.GenerationConfig`]):
+            The target's generation defaults.
+        state_dict (`dict[str, torch.Tensor]`, *optional*):
+            The assistant's gathered weights, where they are sharded over processes.
+
+    Raises:
+        ValueError: If the folder holds an `adapter_config.json`.
+    """
+    folder = Path(save_directory)
+    check_layout(folder)
+    # config.json comes last: nothing can be loaded without it, so a save cut off half-way is not taken for whole.
+    (folder / "config.json").unlink(missing_ok=True)
+    # An adapter whose name is not "default" is written to a subfolder of that name.
+    assistant.save_pretrained(
+        folder, selected_adapters=[ADAPTER_NAME], save_embedding_layers=False, state_dict=state_dict
+    )
+    generation_config.save_pretrained(folder)
+    model_card(config).save(folder / "README.md")
+    config.save_pretrained(folder)

@@ -1,0 +1,121 @@
+"""The formula: target logits minus alpha times assistant logits, as pure functions on tensors.
+
+Every path that scores or generates text (the model's forward, the logits processor) goes through
+`logit_difference`, so likelihoods and generations come from one distribution.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+
+Outside = Literal["keep", "mask"]
+
+
+def check_subtraction(alpha: float, relative_top: float, outside: str) -> None:
+    """
+    Refuse settings under which nothing would be subtracted, or something undefined would.
+
+    Args:
+        alpha (`float`):
+            Weight of the assistant's logits.
+        relative_top (`float`):
+            Threshold of the plausibility filter, relative to the most probable token.
+        outside (`str`):
+            What happens to the tokens that the filter leaves out.
+
+    Raises:
+        ValueError: If `alpha` is zero, infinite or NaN, if `relative_top` is not between 0 and 1, or if `outside` is
+            neither `"keep"` nor `"mask"`.
+    """
+    if not math.isfinite(alpha) or alpha == 0:
+        raise ValueError(
+            f"alpha={alpha} would give the target's own output, or none. Use a finite number other than 0, "
+            "e.g. alpha=0.75; for the target itself call the target."
+        )
+    if not 0 <= relative_top <= 1:  # also refuses NaN
+        raise ValueError(f"relative_top={relative_top} must lie between 0 (filter off) and 1, e.g. 0.01.")
+    if outside not in ("keep", "mask"):
+        raise ValueError(f"outside={outside!r} must be 'keep' or 'mask'.")
+
+
+def center_logits(logits: torch.Tensor) -> torch.Tensor:
+    """
+    Shift logits so that a uniform distribution becomes exactly zero: log-probability + log of the vocabulary size.
+
+    Tokens at `-inf` (padded vocabulary rows) stay there and do not count in the vocabulary size.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., vocab_size)`):
+            Unnormalized logits.
+
+    Returns:
+        `torch.Tensor` of the same shape: `log p + log V`.
+    """
+    vocab_size = (logits != -torch.inf).sum(dim=-1, keepdim=True)
+    return torch.log_softmax(logits, dim=-1) + vocab_size.to(logits.dtype).log()
+
+
+def logit_difference(
+    target_logits: torch.Tensor,
+    assistant_logits: Sequence[torch.Tensor],
+    alphas: Sequence[float],
+    *,
+    relative_top: float = 0.01,
+    outside: Outside = "keep",
+    center: bool = True,
+) -> torch.Tensor:
+    """
+    Logits of the unlearned model: target - sum_i alpha_i * assistant_i (paper section 3.1 and 3.4).
+
+    The subtraction applies to the tokens that the target finds plausible, i.e. whose target probability is at least
+    `relative_top` times that of its most probable token; `outside` says what happens to the others.
+
+    Args:
+        target_logits (`torch.Tensor` of shape `(..., vocab_size)`):
+            Logits (or log-probabilities) of the target.
+        assistant_logits (`Sequence[torch.Tensor]`, each of the shape of `target_logits`):
+            Logits of each assistant.
+        alphas (`Sequence[float]`):
+            Weight of each assistant. Negative weights add an assistant's logits.
+        relative_top (`float`, *optional*, defaults to `0.01`):
+            Threshold of the plausibility filter; `0` turns it off.
+        outside (`"keep"` or `"mask"`, *optional*, defaults to `"keep"`):
+            Tokens that the filter leaves out keep the target's logits, or get `-inf`.
+        center (`bool`, *optional*, defaults to `True`):
+            Subtract `log p + log V` instead of the raw logits, so that a uniform assistant changes nothing, with or
+            without the filter. `False` is the paper's formula to the letter.
+
+    Returns:
+        `torch.Tensor` of shape `(..., vocab_size)`, in float32 (float64 for float64 input). Tokens at which the
+        target is `-inf` stay at `-inf`.
+
+    Raises:
+        ValueError: If the number of weights, or a vocabulary, differs.
+    """
+    if len(assistant_logits) != len(alphas):
+        raise ValueError(f"Got {len(assistant_logits)} assistants but {len(alphas)} alphas: give one alpha for each.")
+    dtype = torch.promote_types(target_logits.dtype, torch.float32)
+    target = target_logits.to(dtype)
+    possible = target != -torch.inf
+
+    difference = target
+    for logits, alpha in zip(assistant_logits, alphas, strict=True):
+        if logits.shape != target.shape:
+            raise ValueError(
+                f"The assistant's logits have shape {tuple(logits.shape)}, the target's {tuple(target.shape)}: they "
+                "must share one vocabulary. Train the assistant on this target."
+            )
+        assistant = logits.to(device=target.device, dtype=dtype).masked_fill(~possible, -torch.inf)
+        if center:
+            assistant = center_logits(assistant)
+        # A token that the assistant rules out is left to the target: -inf - (-inf) would be NaN.
+        difference = difference - alpha * assistant.masked_fill(assistant == -torch.inf, 0.0)
+
+    if relative_top > 0:
+        threshold = target.amax(dim=-1, keepdim=True) + math.log(relative_top)
+        excluded = -torch.inf if outside == "mask" else target
+        difference = torch.where(target >= threshold, difference, excluded)
+    return difference

@@ -1,0 +1,164 @@
+"""`ULDLogitsProcessor`: the subtraction as a processor, for a target whose `generate()` call is all one can change."""
+
+import torch
+from peft import PeftModel
+from transformers import Cache, DynamicCache, LogitsProcessor
+
+from .assistant import ADAPTER_NAME
+from .logit_difference import Outside, check_subtraction, logit_difference
+
+
+def longest_common_prefix(previous: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
+    """
+    Length of the longest common prefix of every pair of rows.
+
+    Args:
+        previous (`torch.LongTensor` of shape `(num_previous, previous_length)`):
+            Rows of tokens.
+        current (`torch.LongTensor` of shape `(num_current, current_length)`):
+            Rows of tokens.
+
+    Returns:
+        `torch.LongTensor` of shape `(num_current, num_previous)`.
+    """
+    length = min(previous.shape[1], current.shape[1])
+    equal = current[:, None, :length] == previous[None, :, :length]
+    return equal.long().cumprod(dim=-1).sum(dim=-1)
+
+
+class ULDLogitsProcessor(LogitsProcessor):
+    r"""
+    [`~transformers.LogitsProcessor`] that subtracts an assistant's logits from the target's at every step.
+
+    It keeps the assistant's own cache and brings it in line with `input_ids` at every call, so beams may be reordered
+    and candidates dropped. [`ULDForCausalLM`] is the main way; this is for code that cannot swap the model. The result
+    equals the model's unless another processor changes the scores first.
+
+    Args:
+        assistant ([`~peft.PeftModel`]):
+            The trained assistant of the target that generates.
+        alpha (`float`, *optional*, defaults to `0.75`):
+            Weight of the assistant's logits.
+        relative_top (`float`, *optional*, defaults to `0.01`):
+            Plausibility filter; `0` turns it off.
+        outside (`"keep"` or `"mask"`, *optional*, defaults to `"keep"`):
+            What happens to the tokens outside of the filter.
+        center (`bool`, *optional*, defaults to `True`):
+            Whether a uniform assistant changes nothing.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
+            Mask of the prompts. Defaults to masking leading pad tokens, which is wrong only where a prompt really
+            begins with the pad token.
+
+    Raises:
+        TypeError: If the assistant is not a PEFT model.
+        ValueError: If a setting is out of range.
+
+    Example:
+
+    ```python
+    >>> target.generate(**inputs, logits_processor=[ULDLogitsProcessor(assistant, alpha=0.75)])
+    ```
+    """
+
+    def __init__(
+        self,
+        assistant: PeftModel,
+        alpha: float = 0.75,
+        relative_top: float = 0.01,
+        outside: Outside = "keep",
+        center: bool = True,
+        attention_mask: torch.LongTensor | None = None,
+    ):
+        if not isinstance(assistant, PeftModel) or ADAPTER_NAME not in assistant.peft_config:
+            raise TypeError(
+                f"The assistant must be a PeftModel with an adapter named {ADAPTER_NAME!r} (ULDTrainer(...).model), "
+                f"got {type(assistant).__name__}."
+            )
+        check_subtraction(alpha, relative_top, outside)
+        self.assistant = assistant.eval()
+        self.alpha = alpha
+        self.relative_top = relative_top
+        self.outside = outside
+        self.center = center
+        self.attention_mask = attention_mask
+        self._tokens: torch.Tensor | None = None  # what the cache holds, with -1 for masked positions
+        self._cache: Cache | None = None
+
+    def _full_mask(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        if self.attention_mask is not None:
+            mask = self.attention_mask.to(input_ids.device)
+            if input_ids.shape[0] % mask.shape[0] or input_ids.shape[1] < mask.shape[1]:
+                raise ValueError(
+                    f"attention_mask has shape {tuple(mask.shape)}, which is not that of the prompts behind input_ids "
+                    f"of shape {tuple(input_ids.shape)}. Make a new ULDLogitsProcessor for every batch of prompts."
+                )
+            mask = mask.repeat_interleave(input_ids.shape[0] // mask.shape[0], dim=0)
+            generated = mask.new_ones(input_ids.shape[0], input_ids.shape[1] - mask.shape[1])
+            return torch.cat([mask, generated], dim=1)
+        pad_token_id = self.assistant.generation_config.pad_token_id
+        if pad_token_id is None:
+            return torch.ones_like(input_ids)
+        return (input_ids != pad_token_id).long().cummax(dim=1).values
+
+    def _synchronize(self, tokens: torch.Tensor) -> int:
+        """Make the cache hold a common prefix of all `tokens` rows, and return that prefix's length."""
+        if self._cache is not None:
+            prefix = longest_common_prefix(self._tokens, tokens)
+            # The last position must be computed again to have its logits.
+            keep = min(int(prefix.amax(dim=1).min()), tokens.shape[1] - 1)
+            drop = self._tokens.shape[1] - keep
+            # A sliding window has already dropped what cropping would have to bring back.
+            if keep > 0 and (drop == 0 or not any(self._cache.is_sliding)):
+                source = prefix.argmax(dim=1)
+                if len(source) != len(self._tokens) or not torch.equal(source, torch.arange(len(source)).to(source)):
+                    self._cache.reorder_cache(source)
+                if drop:
+                    self._cache.crop(-drop)
+                return keep
+        self._cache = DynamicCache(config=self.assistant.config)
+        return 0
+
+    @torch.no_grad()
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """
+        Subtract the assistant's logits.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Tokens so far.
+            scores (`torch.FloatTensor` of shape `(batch_size, vocab_size)`):
+                The target's logits or log-probabilities of the next token.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch_size, vocab_size)`: The unlearned model's log-probabilities.
+
+        Raises:
+            ValueError: If there are no tokens (prompts given as `inputs_embeds`), or the vocabularies differ.
+        """
+        if input_ids.shape[1] == 0:
+            raise ValueError(
+                "ULDLogitsProcessor got no tokens: prompts given as inputs_embeds are not visible to a processor. Use "
+                "input_ids, or ULDForCausalLM."
+            )
+        mask = self._full_mask(input_ids)
+        tokens = input_ids.masked_fill(mask == 0, -1)
+        start = self._synchronize(tokens)
+        position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        logits = self.assistant(
+            input_ids=input_ids[:, start:],
+            attention_mask=mask,
+            position_ids=position_ids[:, start:],
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits[:, -1]
+        self._tokens = tokens
+        difference = logit_difference(
+            scores,
+            [logits],
+            [self.alpha],
+            relative_top=self.relative_top,
+            outside=self.outside,
+            center=self.center,
+        )
+        # Beam search hands over log-probabilities and does not normalize again.
+        return torch.log_softmax(difference, dim=-1)

@@ -1,0 +1,432 @@
+"""`ULDForCausalLM`: a target and its assistant as one causal language model for `generate()` and `pipeline()`."""
+
+import copy
+import os
+import tempfile
+from typing import Any, Self
+
+import torch
+from huggingface_hub import HfApi
+from peft import PeftModel, get_peft_model_state_dict
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from .assistant import ADAPTER_NAME, build_assistant, check_num_layers, check_target, shares_tensors
+from .configuration_uld import ULDModelConfig
+from .hub import (
+    attach_assistant,
+    check_fingerprint,
+    fingerprint_target,
+    load_assistant,
+    load_target,
+    save_unlearned_model,
+)
+from .logit_difference import Outside, check_subtraction, logit_difference
+
+
+class ULDForCausalLM(PreTrainedModel, GenerationMixin):
+    """
+    The unlearned model: the target's logits minus `alpha` times the assistant's (paper section 3.1).
+
+    It is an ordinary causal language model to `generate()`, `pipeline()` and evaluation code, and inference only:
+    train the assistant with [`ULDTrainer`]. The assistant holds the target's own tensors and costs its LoRA only.
+
+    Args:
+        config ([`ULDModelConfig`], *optional*):
+            Configuration. Alone, it builds a target and an assistant with random weights, as in transformers. Not
+            needed with `target` and `assistant`.
+        target ([`~transformers.PreTrainedModel`], *optional*):
+            The model that must forget.
+        assistant ([`~peft.PeftModel`], *optional*):
+            The trained assistant: `ULDTrainer(...).model`, or a result of [`build_assistant`].
+        alpha (`float`, *optional*):
+            Weight of the assistant's logits. Defaults to the configuration's, 0.75.
+        relative_top (`float`, *optional*):
+            Plausibility filter. Defaults to the configuration's, 0.01; `0` turns it off.
+        outside (`"keep"` or `"mask"`, *optional*):
+            What happens to the tokens outside of the filter. Defaults to the configuration's, `"keep"`.
+        center (`bool`, *optional*):
+            Whether a uniform assistant changes nothing. Defaults to the configuration's, `True`.
+
+    Raises:
+        ValueError: If the assistant was not trained on this target, or a setting is out of range.
+    """
+
+    config_class = ULDModelConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    # What the attention may be is the target's affair: its own check has run by the time it gets here.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(
+        self,
+        config: ULDModelConfig | None = None,
+        *,
+        target: PreTrainedModel | None = None,
+        assistant: PeftModel | None = None,
+        alpha: float | None = None,
+        relative_top: float | None = None,
+        outside: Outside | None = None,
+        center: bool | None = None,
+    ):
+        if (target is None) != (assistant is None):
+            missing = "target" if target is None else "assistant"
+            raise ValueError(f"ULDForCausalLM needs a target and an assistant: {missing}= is missing.")
+        if target is None:
+            if config is None or config.target_config is None:
+                raise ValueError("ULDForCausalLM needs a target and an assistant, or a config with a target_config.")
+            target = AutoModelForCausalLM.from_config(config.target_config)
+            assistant = build_assistant(target, config.num_assistant_layers)
+        check_target(target)
+        if not isinstance(assistant, PeftModel):
+            raise TypeError(f"The assistant must be a PeftModel (see build_assistant), got {type(assistant).__name__}.")
+        num_layers = assistant.config.get_text_config(decoder=True).num_hidden_layers
+        if list(assistant.peft_config) != [ADAPTER_NAME]:
+            raise ValueError(
+                f"The assistant must have one adapter named {ADAPTER_NAME!r}, got {list(assistant.peft_config)}: use "
+                "build_assistant or ULDTrainer."
+            )
+        check_num_layers(num_layers, target.config)
+        if not shares_tensors(assistant, target):  # trained on a copy, or on a load of the first K layers alone
+            base = assistant.get_base_model()
+            expected = fingerprint_target(base, num_layers, target_config=target.config)
+            check_fingerprint(expected, fingerprint_target(target, num_layers), base.name_or_path, target.name_or_path)
+            assistant = attach_assistant(
+                target,
+                num_layers,
+                assistant.peft_config[ADAPTER_NAME],
+                get_peft_model_state_dict(assistant, adapter_name=ADAPTER_NAME, save_embedding_layers=False),
+            )
+
+        config = ULDModelConfig() if config is None else copy.deepcopy(config)
+        # A copy, because the composite's attention setter would write through to the target's own configuration.
+        config.target_config = copy.deepcopy(target.config)
+        config.num_assistant_layers = num_layers
+        config.target_name_or_path = config.target_name_or_path or target.name_or_path or None
+        settings = {"alpha": alpha, "relative_top": relative_top, "outside": outside, "center": center}
+        for name, value in settings.items():
+            if value is not None:
+                setattr(config, name, value)
+        check_subtraction(config.alpha, config.relative_top, config.outside)
+        config._attn_implementation = target.config._attn_implementation
+
+        super().__init__(config)
+        self.target = target
+        self.assistant = assistant
+        self.generation_config = copy.deepcopy(target.generation_config)
+        self._is_stateful = target._is_stateful
+        self._can_compile_fullgraph = target._can_compile_fullgraph
+        self.eval()
+
+    def split_cache(self, cache: Cache) -> tuple[Cache, Cache]:
+        """
+        Views of one cache: the target's layers, and the assistant's after them.
+
+        Args:
+            cache ([`~transformers.Cache`]):
+                A cache of N + K layers, as `generate()` and `DynamicCache(config=model.config)` build it.
+
+        Returns:
+            `tuple[Cache, Cache]`: Two caches that hold the same layer objects.
+
+        Raises:
+            ValueError: If the cache was built for another model, or is of a kind that cannot be split.
+        """
+        num_target = self.config.target_config.get_text_config(decoder=True).num_hidden_layers
+        num_layers = num_target + self.config.num_assistant_layers
+        if not isinstance(cache, Cache) or cache.offloading:
+            raise ValueError(
+                f"past_key_values of type {type(cache).__name__} (offloading, continuous batching) are not supported: "
+                "the assistant would have no cache of its own. Use a DynamicCache, StaticCache or QuantizedCache."
+            )
+        if cache.layer_class_to_replicate is not None:  # grows layer by layer: grow it now
+            while len(cache.layers) < num_layers:
+                cache.layers.append(cache.layer_class_to_replicate())
+        if len(cache.layers) != num_layers:
+            raise ValueError(
+                f"past_key_values has {len(cache.layers)} layers, but the unlearned model has "
+                f"{num_target} + {self.config.num_assistant_layers}. Build it from the unlearned model: "
+                "DynamicCache(config=model.config)."
+            )
+        return Cache(layers=cache.layers[:num_target]), Cache(layers=cache.layers[num_target:])
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """
+        The unlearned model's logits, and its loss where there are labels.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Tokens.
+            attention_mask (`torch.Tensor`, *optional*):
+                1 for tokens, 0 for padding, of shape `(batch_size, sequence_length)`; or any mask the target takes.
+            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Positions.
+            past_key_values ([`~transformers.Cache`], *optional*):
+                Cache of N + K layers.
+            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+                Embeddings, in place of `input_ids`.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Tokens to score; -100 is ignored.
+            use_cache (`bool`, *optional*):
+                Whether to return a cache. Defaults to the target's setting.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to `0`):
+                Compute the logits of the last so many positions only; `0` computes all.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Number of tokens by which the loss is divided. Defaults to those in `labels`.
+            **kwargs:
+                Passed to target and assistant alike.
+
+        Returns:
+            [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: `logits` of shape `(batch_size,
+            sequence_length, vocab_size)` in float32, `loss` and `past_key_values`.
+
+        Raises:
+            ValueError: If hidden states or attentions are asked for, the cache does not fit, or a setting of the
+                subtraction is out of range.
+        """
+        config = self.config
+        check_subtraction(config.alpha, config.relative_top, config.outside)
+        refused = [name for name in ("output_hidden_states", "output_attentions", "cache") if kwargs.get(name)]
+        if refused:
+            raise ValueError(
+                f"{refused[0]} is not supported: it would hand out the target's own, from which its output follows. "
+                "Call model.target for the target's."
+            )
+        if use_cache is None:
+            use_cache = self.target.config.get_text_config(decoder=True).use_cache
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=config)
+        target_cache, assistant_cache = (None, None) if past_key_values is None else self.split_cache(past_key_values)
+
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+            **kwargs,
+        }
+        if self._supports_logits_to_keep():
+            inputs["logits_to_keep"] = logits_to_keep
+        target_logits = self.target(past_key_values=target_cache, **inputs).logits
+        assistant_logits = self.assistant(past_key_values=assistant_cache, **inputs).logits
+        logits = logit_difference(
+            target_logits,
+            [assistant_logits],
+            [config.alpha],
+            relative_top=config.relative_top,
+            outside=config.outside,
+            center=config.center,
+        )
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict[str, Any]:
+        """The target's own preparation: positions, masks and slicing are those of its family."""
+        return self.target.prepare_inputs_for_generation(input_ids, **kwargs)
+
+    def _supports_logits_to_keep(self) -> bool:
+        return self.target._supports_logits_to_keep()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The target's input embeddings, which the assistant shares."""
+        return self.target.get_input_embeddings()
+
+    def get_output_embeddings(self) -> None:
+        """There is no single head: hidden states times the target's head would be the target's own output."""
+        return
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> None:
+        """
+        Not possible here: target and assistant share their embeddings.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("Resize the target's embeddings first, then train an assistant on it.")
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """
+        Save the configuration and the assistant's LoRA; the target is referred to by its name, not copied.
+
+        Args:
+            save_directory (`str` or `os.PathLike`):
+                Folder to write to; made if absent.
+            push_to_hub (`bool`, *optional*, defaults to `False`):
+                Also push it to the private hub repository of the folder's name.
+            **kwargs:
+                Passed to [`~ULDForCausalLM.push_to_hub`]. `transformers`' options for sharding weights mean nothing
+                here: there is one small file.
+
+        Raises:
+            ValueError: If the folder holds an `adapter_config.json` at its root.
+        """
+        config = copy.deepcopy(self.config)
+        config.architectures = [type(self).__name__]
+        config.target_fingerprint = fingerprint_target(self.target, config.num_assistant_layers)
+        save_unlearned_model(save_directory, config, self.assistant, self.generation_config)
+        if push_to_hub:
+            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        commit_message: str = "Upload unlearned model",
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """
+        Upload configuration and assistant to the Hub, privately unless asked otherwise.
+
+        Args:
+            repo_id (`str`):
+                Repository, e.g. `"me/forget-alice"`.
+            private (`bool`, *optional*, defaults to `True`):
+                Whether a new repository is private. The assistant is a concentrated copy of the forget set: making
+                it public publishes the data.
+            commit_message (`str`, *optional*):
+                Message of the commit.
+            token (`bool` or `str`, *optional*):
+                Hub token.
+            revision (`str`, *optional*):
+                Branch to push to.
+            create_pr (`bool`, *optional*, defaults to `False`):
+                Open a pull request instead of pushing.
+
+        Returns:
+            `str`: Address of the commit.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            ).commit_url
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        config: ULDModelConfig | None = None,
+        target: PreTrainedModel | None = None,
+        alpha: float | None = None,
+        relative_top: float | None = None,
+        outside: Outside | None = None,
+        center: bool | None = None,
+        revision: str | None = None,
+        token: bool | str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        **target_kwargs: Any,
+    ) -> Self:
+        """
+        Load a saved unlearned model: its target, wherever that is, and its assistant.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Hub id or folder of the saved unlearned model.
+            config ([`ULDModelConfig`], *optional*):
+                Configuration, in place of the saved one.
+            target ([`~transformers.PreTrainedModel`], *optional*):
+                The target, already loaded. Defaults to loading the one that the configuration names.
+            alpha (`float`, *optional*):
+                Weight of the assistant's logits, in place of the saved one.
+            relative_top (`float`, *optional*):
+                Plausibility filter, in place of the saved one.
+            outside (`"keep"` or `"mask"`, *optional*):
+                What happens to the tokens outside of the filter, in place of the saved setting.
+            center (`bool`, *optional*):
+                Whether a uniform assistant changes nothing, in place of the saved setting.
+            revision (`str`, *optional*):
+                Revision of the unlearned model's repository. The target's own is in the configuration.
+            token (`bool` or `str`, *optional*):
+                Hub token, for both repositories.
+            cache_dir (`str` or `os.PathLike`, *optional*):
+                Cache of downloads, for both repositories.
+            local_files_only (`bool`, *optional*, defaults to `False`):
+                Do not ask the Hub.
+            **target_kwargs:
+                How to load the target: `dtype`, `device_map`, `quantization_config`, `attn_implementation`, ...
+
+        Returns:
+            [`ULDForCausalLM`]: The model, in evaluation mode.
+
+        Raises:
+            OSError: If the assistant or its target is not there.
+            ValueError: If the assistant was trained on another target, its files are damaged, or a setting is out of
+                range.
+        """
+        hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        if config is None:
+            config = ULDModelConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **hub_kwargs)
+        if not config.target_fingerprint:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} has no target_fingerprint in its config.json, so nothing says which "
+                "target its assistant belongs to. Save the model again with save_pretrained."
+            )
+        if target is None:
+            target = load_target(config, **hub_kwargs, **target_kwargs)
+        elif target_kwargs:
+            raise ValueError(f"{sorted(target_kwargs)} say how to load the target, but target= is already loaded.")
+        check_target(target)
+        num_layers = config.num_assistant_layers
+        check_num_layers(num_layers, target.config)
+        check_fingerprint(
+            config.target_fingerprint,
+            fingerprint_target(target, num_layers),
+            str(pretrained_model_name_or_path),
+            target.name_or_path,
+        )
+        assistant = load_assistant(pretrained_model_name_or_path, target, num_layers, revision=revision, **hub_kwargs)
+        return cls(
+            config,
+            target=target,
+            assistant=assistant,
+            alpha=alpha,
+            relative_top=relative_top,
+            outside=outside,
+            center=center,
+        )
+
+
+# AutoModelForCausalLM and pipeline() know the class from here on.
+AutoConfig.register(ULDModelConfig.model_type, ULDModelConfig)
+AutoModelForCausalLM.register(ULDModelConfig, ULDForCausalLM)

@@ -1,0 +1,1 @@
+"""Training an assistant: `ULDTrainer` and what it is made of."""

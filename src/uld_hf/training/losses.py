@@ -1,0 +1,236 @@
+"""The reversed objective: remember the forget tokens, be uniform on the retain tokens (paper section 3.2).
+
+Both terms come from one forward pass. Logits are made one tile of tokens at a time and never for the whole batch: the
+head is frozen, so the gradient of the hidden states is all that is needed, and it is computed tile by tile in the
+forward pass.
+"""
+
+import functools
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+
+# Tokens per tile of logits. At a vocabulary of 128k a tile is 128 MB in float32.
+CHUNK_SIZE = 256
+
+
+def token_losses(logits: torch.Tensor, labels: torch.LongTensor, retain_mask: torch.BoolTensor) -> torch.Tensor:
+    """
+    Loss of each token: cross-entropy to its label (forget), or to the uniform distribution (retain).
+
+    Args:
+        logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
+            The assistant's logits, in float32.
+        labels (`torch.LongTensor` of shape `(num_tokens,)`):
+            Next tokens.
+        retain_mask (`torch.BoolTensor` of shape `(num_tokens,)`):
+            `True` for tokens of the retain set.
+
+    Returns:
+        `torch.Tensor` of shape `(num_tokens,)`: `logsumexp(z) - z[label]` on forget tokens, `logsumexp(z) - mean(z)` on
+        retain tokens. The latter is `KL(uniform || p) + log V`.
+    """
+    label_logits = logits.gather(-1, labels[:, None]).squeeze(-1)
+    return logits.logsumexp(dim=-1) - torch.where(retain_mask, logits.mean(dim=-1), label_logits)
+
+
+class _ChunkedTokenLosses(torch.autograd.Function):
+    """Weighted sum of `token_losses`, with the hidden states' gradient computed in the forward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden: torch.Tensor,
+        labels: torch.LongTensor,
+        retain_mask: torch.BoolTensor,
+        weights: torch.Tensor,
+        head: Callable[[torch.Tensor], torch.Tensor],
+        chunk_size: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        losses, correct, gradients = [], [], []
+        for tile, label, retain, weight in zip(
+            *(tensor.split(chunk_size) for tensor in (hidden, labels, retain_mask, weights)), strict=True
+        ):
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                tile = tile.detach().requires_grad_(ctx.needs_input_grad[0])
+                logits = head(tile).float()
+                loss = token_losses(logits, label, retain)
+                if ctx.needs_input_grad[0]:
+                    gradients.append(torch.autograd.grad((loss * weight).sum(), tile)[0])
+            losses.append(loss.detach())
+            correct.append(logits.detach().argmax(dim=-1) == label)
+        loss, correct = torch.cat(losses), torch.cat(correct)
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients))
+        ctx.mark_non_differentiable(loss, correct)
+        return (loss * weights).sum(), loss, correct
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor, *_) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad.to(gradient.dtype), None, None, None, None, None
+
+
+@dataclass
+class ULDLossOutput(ModelOutput):
+    """
+    What a forward pass with `retain_mask` returns.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`):
+            `forget_loss / num_forget + retain_weight * retain_loss / num_retain`.
+        forget_loss (`torch.FloatTensor`):
+            Sum over forget tokens of the cross-entropy to the label, in nats.
+        forget_correct (`torch.LongTensor`):
+            Number of forget tokens that the assistant predicts.
+        retain_loss (`torch.FloatTensor`):
+            Sum over retain tokens of the cross-entropy to the uniform distribution, in nats.
+    """
+
+    loss: torch.FloatTensor | None = None
+    forget_loss: torch.FloatTensor | None = None
+    forget_correct: torch.LongTensor | None = None
+    retain_loss: torch.FloatTensor | None = None
+
+
+def make_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
+    """
+    The function from last hidden states to logits: the head, and what the family does to its output.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model.
+
+    Returns:
+        `Callable[[torch.Tensor], torch.Tensor]`: From `(num_tokens, hidden_size)` to `(num_tokens, vocab_size)`.
+    """
+    # A family's config has what it uses of these, and no other family's.
+    config = vars(model.config.get_text_config(decoder=True))
+    scale = config.get("logit_scale") or config.get("lm_head_multiplier") or 1.0  # Cohere; Falcon-H1
+    divisor = config.get("logits_scaling") or 1.0  # Granite
+    softcap = config.get("final_logit_softcapping")  # Gemma
+
+    def head(hidden: torch.Tensor) -> torch.Tensor:
+        # Looked up on each call: FSDP and PEFT replace modules after the trainer is built.
+        logits = model.get_output_embeddings()(hidden)
+        if scale != 1.0 or divisor != 1.0:
+            logits = logits * scale / divisor
+        return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+    return head
+
+
+def uld_loss(
+    hidden: torch.Tensor,
+    labels: torch.LongTensor,
+    retain_mask: torch.BoolTensor,
+    num_items: torch.Tensor,
+    retain_weight: float,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    chunk_size: int = CHUNK_SIZE,
+) -> ULDLossOutput:
+    """
+    The assistant's loss: CE(forget) + retain_weight * CE(retain, uniform), each a mean over tokens (paper eq. 4).
+
+    Only tokens with a label other than -100 count.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            Last hidden states.
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            Tokens, not shifted; -100 is ignored.
+        retain_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
+            `True` for tokens of the retain set.
+        num_items (`torch.Tensor` of shape `(2,)`):
+            Number of forget and of retain tokens by which the sums are divided: those of the whole optimizer step.
+        retain_weight (`float`):
+            Weight of the retain term, the paper's beta.
+        head (`Callable[[torch.Tensor], torch.Tensor]`):
+            From hidden states to logits, see [`make_head`].
+        chunk_size (`int`, *optional*, defaults to `256`):
+            Tokens per tile of logits.
+
+    Returns:
+        [`ULDLossOutput`]: The loss and its parts.
+    """
+    counted = labels[:, 1:] != -100
+    hidden, retain_mask, labels = hidden[:, :-1][counted], retain_mask[:, 1:][counted], labels[:, 1:][counted]
+    # A count of 0 means that the whole step has no such token; clamping keeps 0/0 out of it.
+    forget_scale, retain_scale = 1.0 / num_items.to(hidden.device, torch.float32).clamp(min=1)
+    weights = torch.where(retain_mask, retain_weight * retain_scale, forget_scale)
+    if len(labels) == 0:  # a micro-batch without answers still has to reach backward()
+        zero = hidden.sum() * 0.0
+        return ULDLossOutput(zero, zero.detach(), zero.detach().long(), zero.detach())
+    loss, per_token, correct = _ChunkedTokenLosses.apply(hidden, labels, retain_mask, weights, head, chunk_size)
+    return ULDLossOutput(
+        loss=loss,
+        forget_loss=per_token[~retain_mask].sum(),
+        forget_correct=(correct & ~retain_mask).sum(),
+        retain_loss=per_token[retain_mask].sum(),
+    )
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """
+    Refuse a family whose logits are not what [`make_head`] makes of the hidden states.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model.
+
+    Raises:
+        NotImplementedError: If the logits of a short random input differ.
+    """
+    device = model.get_input_embeddings().weight.device
+    input_ids = torch.arange(8, device=device)[None] % model.get_input_embeddings().weight.shape[0]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        expected = model(input_ids=input_ids, use_cache=False).logits.float()
+        actual = make_head(model)(model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state).float()
+    model.train(was_training)
+    if not torch.allclose(expected, actual.to(expected.device), rtol=1e-2, atol=1e-2):
+        raise NotImplementedError(
+            f"{type(model).__name__} changes the output of its head in a way that uld_hf does not know (off by "
+            f"{(expected - actual.to(expected.device)).abs().max():.3g}): training would optimize another loss. Please "
+            "report this model."
+        )
+
+
+def add_uld_loss(model: PreTrainedModel, retain_weight: float) -> None:
+    """
+    Make `model(..., retain_mask=...)` return the loss; without `retain_mask` nothing changes.
+
+    The loss must be computed inside of the model's forward: DistributedDataParallel and FSDP prepare parameters and
+    gradients around that call.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The assistant's base model.
+        retain_weight (`float`):
+            Weight of the retain term, the paper's beta.
+    """
+
+    @functools.wraps(type(model).forward)
+    def forward(
+        self: PreTrainedModel,
+        *args: Any,
+        retain_mask: torch.BoolTensor | None = None,
+        num_items: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> ModelOutput:
+        if retain_mask is None:
+            return self.forward_without_loss(*args, **kwargs)
+        labels = kwargs.pop("labels")
+        hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
+        return uld_loss(hidden, labels, retain_mask, num_items, retain_weight, make_head(self))
+
+    # Bound methods on the instance, not closures over it, so that a deepcopy of the model runs the copy.
+    model.forward_without_loss = model.forward
+    model.forward = types.MethodType(forward, model)

@@ -1,0 +1,196 @@
+"""Forget and retain sets as users have them, checked and brought into one shape before trl tokenizes them.
+
+What trl would quietly drop or cut is refused or split here: a forget row that is not trained on is not forgotten.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from trl.data_utils import maybe_convert_to_chatml
+
+
+def check_dataset(dataset: Dataset | IterableDataset | None, name: str, text_field: str) -> None:
+    """
+    Refuse a set that cannot be trained on, and say why.
+
+    Args:
+        dataset ([`~datasets.Dataset`], [`~datasets.IterableDataset`] or `None`):
+            The forget or the retain set, as given.
+        name (`str`):
+            `"forget"` or `"retain"`, for the message.
+        text_field (`str`):
+            Name of the column that holds plain text.
+
+    Raises:
+        TypeError: If it is missing, streamed, or not a dataset.
+        ValueError: If it is empty or in no known format.
+    """
+    if dataset is None:
+        raise TypeError(
+            f"{name}_dataset is missing: ULD needs both a forget set and a retain set. Without retain rows the "
+            "assistant does not learn to stay silent about everything else."
+        )
+    if isinstance(dataset, IterableDataset):
+        raise TypeError(
+            f"{name}_dataset is streamed: forget and retain rows are alternated and checked against each other, which "
+            "takes both in full. Load it without streaming=True."
+        )
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"{name}_dataset must be a datasets.Dataset, got {type(dataset).__name__}.")
+    if len(dataset) == 0:
+        raise ValueError(f"{name}_dataset is empty.")
+    columns = set(dataset.column_names)
+    formats = [{"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"}]
+    if not any(required <= columns for required in formats):
+        hint = (
+            " For question and answer columns, use uld_hf.question_answer_to_prompt_completion."
+            if {"question", "answer"} <= columns
+            else ""
+        )
+        raise ValueError(
+            f"{name}_dataset has the columns {sorted(columns)}. Give it 'prompt' and 'completion', 'messages', "
+            f"{text_field!r} or 'input_ids'.{hint}"
+        )
+
+
+def split_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """
+    Each answer of a conversation with what came before it, so that only answers count in the loss.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            A row with `messages`.
+
+    Returns:
+        `list[dict[str, Any]]`: One prompt-completion row for each assistant message.
+    """
+    messages = row["messages"]
+    return [
+        {"prompt": messages[:turn], "completion": [message]}
+        for turn, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ]
+
+
+def is_blank(completion: str | list[dict[str, Any]]) -> bool:
+    """Whether a completion, plain or conversational, has no text."""
+    if isinstance(completion, str):
+        return not completion.strip()
+    return not any((message["content"] or "").strip() for message in completion)
+
+
+def to_trainable_rows(dataset: Dataset, name: str, text_field: str) -> Dataset:
+    """
+    Conversations as prompt and completion, other formats as they are; a row without an answer is refused.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            The forget or the retain set.
+        name (`str`):
+            `"forget"` or `"retain"`, for the message.
+        text_field (`str`):
+            Name of the column that holds plain text.
+
+    Returns:
+        [`~datasets.Dataset`]: Rows in a format that trl tokenizes.
+
+    Raises:
+        ValueError: If a row has no answer.
+    """
+    columns = set(dataset.column_names)
+    if "input_ids" in columns:
+        return dataset
+    if columns & {"messages", "conversations"}:
+        rows = []
+        for index, row in enumerate(dataset):
+            turns = split_turns(maybe_convert_to_chatml(row))
+            if not turns or any(is_blank(turn["completion"]) for turn in turns):
+                raise ValueError(f"Row {index} of {name}_dataset has no assistant message with text. Remove the row.")
+            rows += turns
+        return Dataset.from_list(rows)
+    if {"prompt", "completion"} <= columns:
+        dataset = dataset.select_columns(["prompt", "completion"])
+        blank = [index for index, row in enumerate(dataset) if is_blank(row["completion"])]
+        field = "completion"
+    else:
+        dataset = dataset.select_columns([text_field])
+        blank = [index for index, text in enumerate(dataset[text_field]) if is_blank(text)]
+        field = text_field
+    if blank:
+        raise ValueError(f"Row {blank[0]} of {name}_dataset has no answer: its {field!r} is empty. Remove the row.")
+    return dataset
+
+
+def split_long_rows(dataset: Dataset, max_length: int | None, name: str, splittable: bool) -> Dataset:
+    """
+    Cut documents longer than the context into consecutive pieces; refuse question-answer rows that are too long.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Tokenized rows with `input_ids` and `labels`.
+        max_length (`int`, *optional*):
+            Longest row, in tokens. `None` leaves the rows as they are.
+        name (`str`):
+            `"forget"` or `"retain"`, for the message.
+        splittable (`bool`):
+            Whether every token counts in the loss (plain text). An answer cut off from its question would be trained
+            out of context.
+
+    Returns:
+        [`~datasets.Dataset`]: Rows of at most `max_length` tokens.
+
+    Raises:
+        ValueError: If a row with a prompt is too long, or no token of a row counts in the loss.
+    """
+
+    def split(batch: Mapping[str, list[list[int]]], indices: list[int]) -> dict[str, list[list[int]]]:
+        pieces: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+        for index, input_ids, labels in zip(indices, batch["input_ids"], batch["labels"], strict=True):
+            length = len(input_ids)
+            limit = max_length or length
+            if length > limit and not splittable:
+                raise ValueError(
+                    f"Row {index} of {name}_dataset has {length} tokens, more than max_length={max_length}. Set "
+                    "max_length to at least that, or shorten the row: what is cut off would not be learned."
+                )
+            starts = list(range(0, length, limit))
+            if len(starts) > 1 and length - starts[-1] < 2:  # one token alone predicts nothing: give it a context
+                starts[-1] = length - 2
+            for start in starts:
+                piece = labels[start : start + limit]
+                if all(label == -100 for label in piece[1:]):
+                    raise ValueError(f"Row {index} of {name}_dataset has no answer: no token of it counts in the loss.")
+                pieces["input_ids"].append(input_ids[start : start + limit])
+                pieces["labels"].append(piece)
+        return pieces
+
+    return dataset.map(
+        split,
+        batched=True,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        desc=f"Splitting {name} dataset",
+    )
+
+
+def check_disjoint(forget: Dataset, retain: Dataset) -> None:
+    """
+    Refuse a row that is to be both forgotten and kept.
+
+    Args:
+        forget ([`~datasets.Dataset`]):
+            Tokenized forget rows.
+        retain ([`~datasets.Dataset`]):
+            Tokenized retain rows.
+
+    Raises:
+        ValueError: If a row is in both.
+    """
+    index_of = {tuple(tokens): index for index, tokens in enumerate(forget["input_ids"])}
+    for index, tokens in enumerate(retain["input_ids"]):
+        if tuple(tokens) in index_of:
+            raise ValueError(
+                f"Row {index} of retain_dataset is also row {index_of[tuple(tokens)]} of forget_dataset (counted after "
+                "tokenization). A row cannot be both kept and forgotten: remove it from one of them."
+            )

@@ -1,0 +1,116 @@
+"""`ULDConfig`: how an assistant is trained, and with which settings it is saved."""
+
+import math
+from dataclasses import dataclass, field
+
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import SFTConfig
+
+from ..logit_difference import check_subtraction
+
+
+@dataclass
+class ULDConfig(SFTConfig):
+    r"""
+    Configuration class for the [`ULDTrainer`].
+
+    Only the parameters specific to ULD are listed; all of [`~trl.SFTConfig`] and [`~transformers.TrainingArguments`]
+    is available too. The defaults are the paper's settings for TOFU on a pretrained 7B target (section 4.1 and
+    appendix); a small target trained from scratch needs more layers and steps.
+
+    Parameters:
+        > Parameters that control the assistant
+
+        num_assistant_layers (`int`, *optional*, defaults to `8`):
+            Number K of the target's first decoder layers that the assistant runs on. The paper uses 8 of 32.
+
+        > Parameters that control the training
+
+        retain_weight (`float`, *optional*, defaults to `6.5`):
+            Weight of the retain term, the paper's beta.
+        retain_per_forget (`float`, *optional*, defaults to `1.0`):
+            Retain rows for each forget row, in every batch. An epoch is one pass over the forget set, whatever the size
+            of the retain set; each epoch sees the next part of the retain set.
+
+        > Parameters that are saved with the assistant, for inference
+
+        alpha (`float`, *optional*, defaults to `0.75`):
+            Weight with which the assistant's logits are subtracted. The paper uses 0.75 on TOFU and 0.5 on books.
+        relative_top (`float`, *optional*, defaults to `0.01`):
+            Subtract only at tokens whose target probability is at least this fraction of the most probable token's;
+            `0` subtracts everywhere.
+        outside (`str`, *optional*, defaults to `"keep"`):
+            Tokens left out by `relative_top` keep the target's logits (`"keep"`) or can't be chosen (`"mask"`).
+        center (`bool`, *optional*, defaults to `True`):
+            Subtract the assistant's `log p + log V`, so that a uniform assistant changes nothing.
+
+    > [!NOTE]
+    > These parameters have default values different from [`~trl.SFTConfig`]:
+    > - `learning_rate`: 1e-3, `num_train_epochs`: 10, `per_device_train_batch_size`: 32, `weight_decay`: 0.01 and
+    >   `warmup_steps`: 0.1 (a fraction), as in the paper and its code.
+    > - `gradient_checkpointing`: off, as only K layers are trained.
+    > - `bf16`: `True` only where the accelerator has it, instead of everywhere.
+    > - `hub_private_repo`: `True`, because the assistant is a concentrated copy of the forget set.
+    """
+
+    learning_rate: float = field(default=1e-3, metadata={"help": "The initial learning rate for AdamW."})
+    num_train_epochs: float = field(default=10.0, metadata={"help": "Number of passes over the forget set."})
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "Rows per device and step, forget and retain together."}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Steps of linear warm-up; below 1, the fraction of all steps."}
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Recompute activations in the backward pass to save memory. Old name of activation_checkpointing."
+        },
+    )
+    hub_private_repo: bool | None = field(
+        default=True,
+        metadata={"help": "Whether a pushed repository is private. The assistant is a copy of the forget set."},
+    )
+
+    num_assistant_layers: int = field(
+        default=8, metadata={"help": "Number of the target's first layers that the assistant runs on."}
+    )
+    retain_weight: float = field(default=6.5, metadata={"help": "Weight of the retain term (the paper's beta)."})
+    retain_per_forget: float = field(default=1.0, metadata={"help": "Retain rows for each forget row, in every batch."})
+    alpha: float = field(
+        default=0.75, metadata={"help": "Weight with which the assistant's logits are subtracted at inference."}
+    )
+    relative_top: float = field(
+        default=0.01,
+        metadata={
+            "help": "At inference, subtract only at tokens whose target probability is at least this fraction of the "
+            "most probable token's; 0 subtracts everywhere."
+        },
+    )
+    outside: str = field(
+        default="keep",
+        metadata={
+            "help": "What happens at inference to the tokens left out by relative_top: they keep the target's logits, "
+            "or are masked.",
+            "choices": ["keep", "mask"],
+        },
+    )
+    center: bool = field(
+        default=True, metadata={"help": "Center the assistant's logits, so that a uniform assistant changes nothing."}
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = is_torch_bf16_gpu_available() and not self.fp16 and not self.use_cpu
+        super().__post_init__()
+        check_subtraction(self.alpha, self.relative_top, self.outside)
+        if self.num_assistant_layers < 1:
+            raise ValueError(f"num_assistant_layers={self.num_assistant_layers} must be at least 1.")
+        for name, value in (("retain_weight", self.retain_weight), ("retain_per_forget", self.retain_per_forget)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name}={value} must be a finite number above 0.")
+        if self.packing:
+            raise ValueError("packing=True is not supported: forget and retain rows are balanced row by row.")
+        if self.loss_type != "nll":
+            raise ValueError(f"loss_type={self.loss_type!r} has no meaning here: the loss is ULD's. Leave it out.")

@@ -1,0 +1,304 @@
+"""`ULDTrainer`: trains an assistant to remember the forget set and to know nothing of the retain set."""
+
+import copy
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from peft import PeftConfig
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    set_seed,
+)
+from trl import SFTTrainer
+
+from ..assistant import add_lora, build_assistant, check_num_layers, load_truncated_model
+from ..configuration_uld import ULDModelConfig
+from ..hub import fingerprint_target, model_card, save_unlearned_model
+from .collator import DataCollatorForULD
+from .losses import add_uld_loss, check_head
+from .preparation import check_dataset, check_disjoint, split_long_rows, to_trainable_rows
+from .sampler import AlternatingSampler
+from .uld_config import ULDConfig
+
+
+# A vocabulary is padded to a round number of rows, and a few are reserved; more unused rows than this is a mistake.
+_LEAST_VOCABULARY_USE = 0.9
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """
+    Refuse a tokenizer that is not the target's.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        vocab_size (`int`):
+            Rows of the target's embedding.
+
+    Raises:
+        ValueError: If it has more tokens than the target, or far fewer.
+    """
+    if not _LEAST_VOCABULARY_USE * vocab_size <= len(tokenizer) <= vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the target's vocabulary {vocab_size}: it belongs to another "
+            "model. Pass the target's own as processing_class."
+        )
+
+
+class ULDTrainer(SFTTrainer):
+    """
+    Trainer of ULD's assistant (paper section 3).
+
+    The assistant is the target's first K layers with LoRA. It minimizes the cross-entropy on the forget set plus
+    `retain_weight` times the cross-entropy to the uniform distribution on the retain set. The target is not changed.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            The target. A hub id or folder loads its first K layers only; a loaded model shares its tensors with the
+            assistant.
+        args ([`ULDConfig`], *optional*):
+            Configuration. Defaults to one whose output folder is named after the target.
+        forget_dataset ([`~datasets.Dataset`]):
+            What must be forgotten: text, prompt and completion, messages, or tokenized rows.
+        retain_dataset ([`~datasets.Dataset`]):
+            A sample of what must be kept, in any of these formats. The wider its coverage, the better the rest is kept.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The target's tokenizer. Defaults to the one at the target's name.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            A [`~peft.LoraConfig`] for the assistant. Defaults to rank 32, alpha 32, all linear layers but the head.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Callbacks, as in [`~transformers.Trainer`].
+        optimizers (`tuple`, *optional*):
+            Optimizer and scheduler, as in [`~transformers.Trainer`].
+
+    Raises:
+        TypeError: If a set is missing or streamed.
+        ValueError: If a set is empty, a row has no answer or is in both sets, the target has fewer layers, or the
+            tokenizer is not the target's.
+
+    Example:
+
+    ```python
+    >>> trainer = ULDTrainer("org/finetuned", ULDConfig("out"), forget_dataset=forget, retain_dataset=retain)
+    >>> trainer.train()
+    >>> trainer.save_model()
+    ```
+    """
+
+    _name = "ULD"
+    _tag_names = ("unlearning", "uld")
+    # compute_loss divides by the tokens of the whole optimizer step itself.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: ULDConfig | None = None,
+        forget_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ):
+        name = model if isinstance(model, str) else model.name_or_path
+        if args is None:
+            args = ULDConfig(f"{os.path.basename(name) or 'model'}-ULD")
+        # What costs nothing to check is checked before anything is loaded.
+        for dataset_name, dataset in (("forget", forget_dataset), ("retain", retain_dataset)):
+            check_dataset(dataset, dataset_name, args.dataset_text_field)
+        model_init_kwargs = dict(args.model_init_kwargs or {})
+        revision = model_init_kwargs.get("revision")
+        target_config = AutoConfig.from_pretrained(name, revision=revision) if isinstance(model, str) else model.config
+        check_num_layers(args.num_assistant_layers, target_config)
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(name, revision=revision)
+        check_tokenizer(processing_class, target_config.get_text_config(decoder=True).vocab_size)
+        self._retain_dataset = to_trainable_rows(retain_dataset, "retain", args.dataset_text_field)
+        forget_dataset = to_trainable_rows(forget_dataset, "forget", args.dataset_text_field)
+
+        set_seed(args.seed)  # LoRA is initialized at random
+        if isinstance(model, str):
+            truncated = load_truncated_model(name, args.num_assistant_layers, **model_init_kwargs)
+            assistant = add_lora(truncated, peft_config)
+        else:
+            # Trainer moves the assistant, and with it the tensors that it shares: the target goes along as a whole.
+            if args.place_model_on_device and model.device != args.device and "hf_device_map" not in vars(model):
+                model.to(args.device)
+            assistant = build_assistant(model, args.num_assistant_layers, peft_config)
+        base = assistant.get_base_model()
+        check_head(base)
+        self.model_config = ULDModelConfig(
+            target_config=copy.deepcopy(target_config),
+            target_name_or_path=os.path.abspath(name) if os.path.isdir(name) else name or None,
+            target_revision=revision,
+            target_fingerprint=fingerprint_target(base, args.num_assistant_layers, target_config=target_config),
+            num_assistant_layers=args.num_assistant_layers,
+            alpha=args.alpha,
+            relative_top=args.relative_top,
+            outside=args.outside,
+            center=args.center,
+            architectures=["ULDForCausalLM"],
+        )
+
+        forward = base.forward
+        # trl tokenizes through `_prepare_dataset`, where the retain set joins; the loss below replaces trl's own.
+        super().__init__(
+            model=assistant,
+            args=args,
+            train_dataset=forget_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        base.forward = forward
+        add_uld_loss(base, args.retain_weight)
+        self.data_collator = DataCollatorForULD(
+            pad_token_id=self.data_collator.pad_token_id,
+            padding_free=self.data_collator.padding_free,
+            pad_to_multiple_of=self.data_collator.pad_to_multiple_of,
+        )
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: ULDConfig,
+        packing: bool,
+        formatting_func: Callable[[dict], str] | None,
+        dataset_name: str,
+    ) -> Dataset:
+        # trl cuts rows at max_length and drops those without an answer; neither may happen here.
+        whole = copy.copy(args)
+        whole.max_length = None
+        whole.shuffle_dataset = False
+        prepared = {}
+        for name, rows in (("forget", dataset), ("retain", self._retain_dataset)):
+            # trl decides this once, from the first row; here the two sets may differ in format.
+            has_prompt = "completion" in rows.column_names
+            self.completion_only_loss = has_prompt if args.completion_only_loss is None else args.completion_only_loss
+            tokenized = super()._prepare_dataset(rows, processing_class, whole, False, formatting_func, name)
+            splittable = not self.completion_only_loss and "input_ids" not in rows.column_names
+            prepared[name] = split_long_rows(
+                tokenized.select_columns(["input_ids", "labels"]), args.max_length, name, splittable
+            )
+        check_disjoint(prepared["forget"], prepared["retain"])
+        self._num_forget_rows = len(prepared["forget"])
+        return concatenate_datasets(
+            [
+                rows.add_column("is_retain", [name == "retain"] * len(rows)).with_format(None)
+                for name, rows in prepared.items()
+            ]
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["input_ids", "labels", "is_retain"]
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        return AlternatingSampler(
+            num_forget=self._num_forget_rows,
+            num_retain=len(self.train_dataset) - self._num_forget_rows,
+            retain_per_forget=self.args.retain_per_forget,
+            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+        )
+
+    def _get_num_items_in_batch(
+        self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
+    ) -> torch.Tensor | None:
+        """Number of forget and of retain tokens in all micro-batches of an optimizer step, over all processes."""
+        if not batch_samples:
+            return None
+        counts = torch.zeros(2, dtype=torch.long, device=device)
+        for batch in batch_samples:
+            counted, retain = batch["labels"][:, 1:] != -100, batch["retain_mask"][:, 1:]
+            counts += torch.stack([(counted & ~retain).sum(), (counted & retain).sum()]).to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            counts = self.accelerator.gather(counts[None]).sum(dim=0)
+        return counts
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """
+        The loss of a micro-batch: its share of the optimizer step's loss.
+
+        Args:
+            model (`nn.Module`):
+                The assistant, possibly wrapped for distributed training.
+            inputs (`dict[str, torch.Tensor]`):
+                A batch of [`DataCollatorForULD`].
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Whether to return the model's output too.
+            num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*):
+                Forget and retain tokens of the optimizer step. Defaults to those of this batch.
+
+        Returns:
+            `torch.Tensor`: The loss; with `return_outputs`, a tuple of it and the [`ULDLossOutput`].
+
+        Raises:
+            FloatingPointError: If a term is NaN or infinite.
+        """
+        local = self._get_num_items_in_batch([inputs], inputs["labels"].device)
+        num_items = local if num_items_in_batch is None else num_items_in_batch
+        outputs = model(**inputs, num_items=num_items)
+        self._record(outputs, local, inputs)
+        loss = outputs.loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _record(self, outputs: Any, counts: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        """Per-token averages for the log, and a stop at the first loss that is not a number."""
+        mode = "train" if self.model.training else "eval"
+        sums = torch.stack([outputs.forget_loss, outputs.retain_loss, outputs.forget_correct.float()])
+        num_tokens = inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["labels"].numel()
+        row = torch.cat([sums.float(), counts.float(), torch.as_tensor([num_tokens], device=sums.device).float()])
+        row = self.accelerator.gather(row[None]).sum(dim=0)
+        forget_loss, retain_loss, correct, num_forget, num_retain, num_tokens = row.tolist()
+        for term, value in (("forget", forget_loss), ("retain", retain_loss)):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"The {term} loss is {value} at step {self.state.global_step + 1}. Lower learning_rate (now "
+                    f"{self.args.learning_rate}), or train in bf16 or fp32 instead of fp16."
+                )
+        metrics = self._metrics[mode]
+        if num_forget:
+            metrics["forget_loss"].append(forget_loss / num_forget)
+            metrics["forget_accuracy"].append(correct / num_forget)
+        if num_retain:
+            # Cross-entropy to the uniform distribution, less its entropy: how far from knowing nothing.
+            vocab_size = self.model.get_base_model().get_input_embeddings().weight.shape[0]
+            metrics["retain_kl"].append(retain_loss / num_retain - math.log(vocab_size))
+        if mode == "train":
+            self._total_train_tokens += int(num_tokens)
+        metrics["num_tokens"] = [self._total_train_tokens]
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of the unlearned model to the output folder, in place of trl's."""
+        if self.is_world_process_zero():
+            os.makedirs(self.args.output_dir, exist_ok=True)
+            model_card(self.model_config).save(os.path.join(self.args.output_dir, "README.md"))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        # A checkpoint is a saved unlearned model, and never has an adapter_config.json at its root.
+        if not self.args.should_save:
+            return
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        generation_config = self.model.get_base_model().generation_config
+        self.processing_class.save_pretrained(output_dir)
+        torch.save(self.args, os.path.join(output_dir, "training_args.bin"))
+        save_unlearned_model(output_dir, self.model_config, self.model, generation_config, state_dict=state_dict)

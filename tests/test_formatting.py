@@ -1,0 +1,70 @@
+"""Question-answer rows as trl's prompt-completion rows."""
+
+import pytest
+from datasets import Dataset
+from trl.data_utils import is_conversational
+
+from uld_hf.data.fictitious import fictitious_dataset, invent_people
+from uld_hf.data.formatting import PROMPT_TEMPLATE, question_answer_to_prompt_completion
+
+
+@pytest.fixture
+def rows():
+    return Dataset.from_list([{"question": "Who?", "answer": "Me."}, {"question": "Where?", "answer": "Here."}])
+
+
+def test_plain_rows_are_a_prompt_and_a_completion(rows):
+    assert list(question_answer_to_prompt_completion(rows)) == [
+        {"prompt": "Question: Who?\nAnswer:", "completion": " Me."},
+        {"prompt": "Question: Where?\nAnswer:", "completion": " Here."},
+    ]
+
+
+def test_template_is_the_prompt_of_plain_rows(rows):
+    assert question_answer_to_prompt_completion(rows)[0]["prompt"] == PROMPT_TEMPLATE.format(question="Who?")
+
+
+def test_conversational_rows_are_messages(rows):
+    assert question_answer_to_prompt_completion(rows, conversational=True)[1] == {
+        "prompt": [{"role": "user", "content": "Where?"}],
+        "completion": [{"role": "assistant", "content": "Here."}],
+    }
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_trl_sees_the_format_asked_for(rows, conversational):
+    row = question_answer_to_prompt_completion(rows, conversational=conversational)[0]
+    assert is_conversational(row) is conversational
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_other_columns_are_dropped(conversational):
+    converted = question_answer_to_prompt_completion(fictitious_dataset(invent_people(1)), conversational)
+    assert sorted(converted.column_names) == ["completion", "prompt"]
+
+
+def test_columns_can_be_named(rows):
+    renamed = rows.rename_columns({"question": "paraphrased_question", "answer": "paraphrased_answer"})
+    converted = question_answer_to_prompt_completion(
+        renamed, question_column="paraphrased_question", answer_column="paraphrased_answer"
+    )
+    assert list(converted) == list(question_answer_to_prompt_completion(rows))
+
+
+def test_columns_may_already_be_named_prompt_and_completion(rows):
+    renamed = rows.rename_columns({"question": "prompt", "answer": "completion"})
+    converted = question_answer_to_prompt_completion(renamed, question_column="prompt", answer_column="completion")
+    assert list(converted) == list(question_answer_to_prompt_completion(rows))
+
+
+def test_braces_in_a_question_are_text():
+    rows = Dataset.from_list([{"question": "What is {x}?", "answer": "A {set}."}])
+    assert question_answer_to_prompt_completion(rows)[0] == {
+        "prompt": "Question: What is {x}?\nAnswer:",
+        "completion": " A {set}.",
+    }
+
+
+def test_missing_column_is_refused_with_those_there(rows):
+    with pytest.raises(ValueError, match=r"no column \['reply'\]: it has \['question', 'answer'\]"):
+        question_answer_to_prompt_completion(rows, answer_column="reply")
