@@ -1,0 +1,1 @@
+"""The `uld` command: `uld demo`, `uld train`, `uld generate`."""

@@ -1,0 +1,160 @@
+"""`uld generate`: what the target says, and what the unlearned model says, to the same prompts."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from ..modeling_uld import ULDForCausalLM
+from .parsing import parse_command_line
+
+
+DESCRIPTION = """Answer prompts with the target and with the unlearned model, side by side.
+
+  uld generate --model forget-alice --prompt "Who is Alice?"
+  uld generate --model forget-alice --prompts_file questions.txt --output answers.jsonl
+"""
+
+
+@dataclass
+class GenerateArguments:
+    """
+    What `uld generate` takes.
+
+    Args:
+        model (`str`):
+            Folder or hub id of a saved unlearned model.
+        prompt (`str`, *optional*):
+            One prompt.
+        prompts_file (`str`, *optional*):
+            File with one prompt per line, or a JSONL file with `prompt` or `question`.
+        target (`str`, *optional*):
+            Folder or hub id of the target, if it has moved since training.
+        alpha (`float`, *optional*):
+            Weight of the assistant's logits, in place of the saved one.
+        max_new_tokens (`int`, *optional*, defaults to `128`):
+            Longest answer, in tokens.
+        do_sample (`bool`, *optional*, defaults to `False`):
+            Sample instead of taking the most probable token.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of sampling.
+        output (`str`, *optional*):
+            JSONL file to write the answers to as well.
+    """
+
+    model: str = field(metadata={"help": "folder or hub id of a saved unlearned model (what `uld train` wrote)"})
+    prompt: str | None = field(default=None, metadata={"help": "one prompt"})
+    prompts_file: str | None = field(
+        default=None, metadata={"help": "one prompt per line, or JSONL rows with 'prompt' or 'question'"}
+    )
+    target: str | None = field(
+        default=None, metadata={"help": "folder or hub id of the target, if it has moved since training"}
+    )
+    alpha: float | None = field(default=None, metadata={"help": "weight of the subtraction, in place of the saved one"})
+    max_new_tokens: int = field(default=128, metadata={"help": "longest answer, in tokens"})
+    do_sample: bool = field(default=False, metadata={"help": "sample instead of taking the most probable token"})
+    seed: int = field(default=0, metadata={"help": "seed of sampling"})
+    output: str | None = field(default=None, metadata={"help": "JSONL file to write the answers to as well"})
+
+
+def read_prompts(path: str) -> list[str]:
+    """
+    Read prompts from a file.
+
+    Args:
+        path (`str`):
+            A text file with one prompt per line, or a JSONL file whose rows have `prompt` or `question`.
+
+    Returns:
+        `list[str]`: The prompts.
+
+    Raises:
+        ValueError: If there are none, or a JSONL row has neither field.
+    """
+    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} has no prompts.")
+    if not path.endswith((".jsonl", ".json")):
+        return lines
+    prompts = []
+    for number, line in enumerate(lines, start=1):
+        row = json.loads(line)
+        field_name = "prompt" if "prompt" in row else "question"
+        if not isinstance(row.get(field_name), str):
+            raise ValueError(f"Line {number} of {path} has no text under 'prompt' or 'question'.")
+        prompts.append(row[field_name])
+    return prompts
+
+
+def answer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, arguments: GenerateArguments
+) -> str:
+    """
+    One model's answer to one prompt, which goes through the chat template where there is one.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Target or unlearned model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompt (`str`):
+            The prompt.
+        arguments ([`GenerateArguments`]):
+            How to generate.
+
+    Returns:
+        `str`: The answer without the prompt.
+    """
+    if tokenizer.chat_template is not None:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    set_seed(arguments.seed)
+    generated = model.generate(
+        **inputs,
+        max_new_tokens=arguments.max_new_tokens,
+        do_sample=arguments.do_sample,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )
+    return tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def main(argv: Sequence[str]) -> None:
+    """
+    Run `uld generate`.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after `uld generate`.
+    """
+    (arguments,) = parse_command_line((GenerateArguments,), argv, "uld generate", DESCRIPTION)
+    if (arguments.prompt is None) == (arguments.prompts_file is None):
+        raise ValueError("Give either --prompt or --prompts_file.")
+    prompts = [arguments.prompt] if arguments.prompt is not None else read_prompts(arguments.prompts_file)
+    target = AutoModelForCausalLM.from_pretrained(arguments.target) if arguments.target is not None else None
+    model = ULDForCausalLM.from_pretrained(arguments.model, target=target, alpha=arguments.alpha)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    rows = []
+    for prompt in tqdm(prompts, desc="Answering", disable=len(prompts) < 2):
+        rows.append(
+            {
+                "prompt": prompt,
+                "target": answer(model.target, tokenizer, prompt, arguments),
+                "unlearned": answer(model, tokenizer, prompt, arguments),
+            }
+        )
+    for row in rows:
+        for name, text in row.items():
+            print(textwrap.fill(text, width=100, initial_indent=f"{name:<10} ", subsequent_indent=" " * 11))
+        print()
+    if arguments.output is not None:
+        Path(arguments.output).write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        )

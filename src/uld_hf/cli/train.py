@@ -1,0 +1,146 @@
+"""`uld train`: an assistant for a target, from forget and retain data in files or on the Hub."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+from datasets import Dataset, load_dataset
+from peft import LoraConfig
+from transformers import AutoTokenizer
+from trl import SFTConfig
+
+from ..data.formatting import question_answer_to_prompt_completion
+from ..training.uld_config import ULDConfig
+from ..training.uld_trainer import ULDTrainer
+from .parsing import parse_command_line
+
+
+DESCRIPTION = """Train an assistant that makes a model forget, and save it.
+
+  uld train --model my-finetuned-model --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
+      --output_dir forget-alice
+
+Rows are {"prompt": ..., "completion": ...}, {"question": ..., "answer": ...}, {"messages": [...]} or {"text": ...}.
+The target is not changed. Look at the result with: uld generate --model forget-alice --prompt "..."
+"""
+
+
+@dataclass
+class TrainArguments:
+    """
+    What `uld train` takes besides [`ULDConfig`].
+
+    Args:
+        model (`str`):
+            Folder or hub id of the target.
+        forget_dataset (`str`):
+            JSONL file, or hub id, of what must be forgotten.
+        retain_dataset (`str`):
+            JSONL file, or hub id, of a sample of what must be kept.
+        model_revision (`str`, *optional*):
+            Revision of the target on the Hub.
+        lora_r (`int`, *optional*, defaults to `32`):
+            Rank of the assistant's LoRA.
+        lora_alpha (`int`, *optional*, defaults to `32`):
+            Scale of the assistant's LoRA.
+        lora_dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout of the assistant's LoRA.
+    """
+
+    model: str = field(metadata={"help": "folder or hub id of the target, the model that must forget"})
+    forget_dataset: str = field(
+        metadata={"help": "what must be forgotten: a JSONL file, or a hub id (owner/name, or owner/name:config)"}
+    )
+    retain_dataset: str = field(
+        metadata={"help": "a sample of what must be kept, the wider the better: a JSONL file, or a hub id"}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "revision of the target on the Hub"})
+    lora_r: int = field(default=32, metadata={"help": "rank of the assistant's LoRA"})
+    lora_alpha: int = field(default=32, metadata={"help": "scale of the assistant's LoRA"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout of the assistant's LoRA"})
+
+
+# Of the hundreds of options that transformers and trl bring, the ones a first run may want.
+COMMON_OPTIONS = (
+    "output_dir",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "bf16",
+    "use_cpu",
+    "seed",
+    "push_to_hub",
+    "resume_from_checkpoint",
+)
+
+
+def load_rows(name_or_path: str, conversational: bool) -> Dataset:
+    """
+    Load a forget or retain set.
+
+    Args:
+        name_or_path (`str`):
+            A JSONL file, or a hub id with an optional configuration after a colon.
+        conversational (`bool`):
+            Whether question-answer rows become chat messages, because the target has a chat template.
+
+    Returns:
+        [`~datasets.Dataset`]: Rows in a format of trl.
+
+    Raises:
+        FileNotFoundError: If it looks like a file that is not there.
+    """
+    if os.path.isfile(name_or_path):
+        dataset = Dataset.from_json(name_or_path)
+    elif name_or_path.endswith((".jsonl", ".json")) or name_or_path.startswith((".", os.sep)):
+        raise FileNotFoundError(f"There is no file {name_or_path!r}. Give a JSONL file or a hub id (owner/name).")
+    else:
+        hub_id, _, config = name_or_path.partition(":")
+        dataset = load_dataset(hub_id, config or None, split="train")
+    if {"question", "answer"} <= set(dataset.column_names):
+        dataset = question_answer_to_prompt_completion(dataset, conversational=conversational)
+    return dataset
+
+
+def main(argv: Sequence[str]) -> None:
+    """
+    Run `uld train`.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after `uld train`.
+    """
+    inherited = {option.name for option in fields(SFTConfig)}
+    own = [option.name for option in (*fields(TrainArguments), *fields(ULDConfig)) if option.name not in inherited]
+    arguments, config = parse_command_line(
+        (TrainArguments, ULDConfig), argv, "uld train", DESCRIPTION, shown=(*own, *COMMON_OPTIONS)
+    )
+    if arguments.model_revision is not None:
+        config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": arguments.model_revision}
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.model_revision)
+    conversational = tokenizer.chat_template is not None
+    trainer = ULDTrainer(
+        model=arguments.model,
+        args=config,
+        forget_dataset=load_rows(arguments.forget_dataset, conversational),
+        retain_dataset=load_rows(arguments.retain_dataset, conversational),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM",
+            r=arguments.lora_r,
+            lora_alpha=arguments.lora_alpha,
+            lora_dropout=arguments.lora_dropout,
+            target_modules="all-linear",
+        ),
+    )
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.accelerator.print(
+        f"Saved to {config.output_dir}. Compare target and unlearned model:\n"
+        f'  uld generate --model {config.output_dir} --prompt "..."'
+    )
+    if config.push_to_hub:
+        trainer.push_to_hub()
