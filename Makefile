@@ -8,11 +8,12 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test test-all lint clean
 
 help:
 	@echo "make demo   a small model learns invented people and forgets some of them (under 5 minutes)"
 	@echo "make test   linter and tests"
+	@echo "make test-all   tests that train for minutes too"
 	@echo "make clean  remove the environment and what the demo wrote"
 
 setup: $(STAMP)
@@ -32,6 +33,9 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .

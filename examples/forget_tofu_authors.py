@@ -2,8 +2,8 @@
 
     python examples/forget_tofu_authors.py --tofu ../shared/data/tofu --output_dir out/tofu
 
-No pretrained weights are needed: a small Llama learns 22 of TOFU's authors (440 question-answer pairs), of which the last
-two are forget01; a second one is retrained without them. Leave out --tofu to take the data from the Hub.
+No pretrained weights are needed: a small Llama learns some of TOFU's authors, of which the last two are forget01 (40 of the
+question-answer pairs); a second one is retrained without them. Leave out --tofu to take the data from the Hub.
 """
 
 import argparse
@@ -45,10 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tofu", help="folder with TOFU as JSONL files (default: the Hub)")
     parser.add_argument("--output_dir", default="out/tofu", help="folder for everything that is made")
-    parser.add_argument("--num_retain", type=int, default=400, help="rows of retain99 that the target learns")
-    parser.add_argument("--hidden_size", type=int, default=192)
+    parser.add_argument("--num_retain", type=int, default=200, help="rows of retain99 that the target learns")
+    parser.add_argument("--hidden_size", type=int, default=160)
     parser.add_argument("--num_layers", type=int, default=6)
-    parser.add_argument("--num_epochs", type=int, default=40)
+    parser.add_argument("--num_epochs", type=int, default=36)
     parser.add_argument("--alpha", type=float, default=1.0)
     parser.add_argument("uld_options", nargs="*", help="more options of `uld train`, after --")
     args = parser.parse_args()

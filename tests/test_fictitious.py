@@ -324,3 +324,13 @@ def test_wrong_answers_keep_the_evaluations_questions_and_values_unseen(seed):
 def test_wrong_answers_beyond_the_forms_are_refused(dataset, per_row):
     with pytest.raises(ValueError, match=rf"Cannot make {per_row} different pairs per row\. Use 1 to 5"):
         wrong_answers(dataset, per_row=per_row)
+
+
+def test_facts_can_be_chosen() -> None:
+    dataset = fictitious_dataset(invent_people(3), facts=("mentor", "birthplace"))
+    assert dataset["fact"] == ["mentor", "birthplace"] * 3
+
+
+def test_unknown_fact_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Unknown facts \['shoe_size'\]: use one or more of \['birthplace'"):
+        fictitious_dataset(invent_people(3), facts=("mentor", "shoe_size"))

@@ -308,7 +308,7 @@ def invent_people(num_people: int, seed: int = 0) -> list[Person]:
     return [Person(**{key: values[index] for key, values in dealt.items()}) for index in range(num_people)]
 
 
-def fictitious_dataset(people: Sequence[Person], seed: int = 0) -> Dataset:
+def fictitious_dataset(people: Sequence[Person], seed: int = 0, facts: Sequence[str] = tuple(FACTS)) -> Dataset:
     """
     Ask for every fact of every person, in TOFU's columns.
 
@@ -317,6 +317,8 @@ def fictitious_dataset(people: Sequence[Person], seed: int = 0) -> Dataset:
             The people, as from [`invent_people`].
         seed (`int`, *optional*, defaults to `0`):
             Seed of the wrong answers.
+        facts (`Sequence[str]`, *optional*, defaults to all eight):
+            Facts to ask for, e.g. `("birthplace", "profession")`.
 
     Returns:
         [`~datasets.Dataset`]: One row per person and fact, with the columns
@@ -328,17 +330,21 @@ def fictitious_dataset(people: Sequence[Person], seed: int = 0) -> Dataset:
         - `question_forms`, `answer_forms`: the other forms, for [`paraphrases`] and [`wrong_answers`].
 
     Raises:
-        ValueError: If there are no people.
+        ValueError: If there are no people, or a fact is unknown.
     """
     if not people:
         raise ValueError("There are 0 people to ask about. Give at least one, e.g. `invent_people(20)`.")
+    unknown = [key for key in facts if key not in FACTS]
+    if unknown or not facts:
+        raise ValueError(f"Unknown facts {unknown}: use one or more of {list(FACTS)}.")
     rng = random.Random(seed)
     records = [asdict(person) for person in people]
-    known = {key: list(dict.fromkeys(record[key] for record in records)) for key in FACTS}
+    known = {key: list(dict.fromkeys(record[key] for record in records)) for key in facts}
     rows = []
     for record in records:
         name = record["name"]
-        for key, fact in FACTS.items():
+        for key in facts:
+            fact = FACTS[key]
             value = record[key]
             # Values of other people are the harder test, since the model has learned them. A few people have too few.
             others = _other_values(known[key], value)

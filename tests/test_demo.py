@@ -1,0 +1,48 @@
+"""The demo: its mechanics on a model that has no time to learn; its promises over three seeds in `make test-all`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from uld_hf.cli import demo
+
+
+def test_demo_writes_the_table_and_a_model_that_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learn = demo.learn
+    monkeypatch.setattr(demo, "learn", lambda *args: learn(*args, hidden_size=16, num_epochs=1))
+    monkeypatch.setitem(demo.ULD_SETTINGS, "num_train_epochs", 1)
+    rows = demo.run_demo(tmp_path / "demo", num_people=10, seed=3)
+    assert [row.model for row in rows] == ["target", "retrained", "unlearned (ULD)"]
+    assert rows[1].forget_quality == 1.0  # the retrained model beside itself
+    saved = json.loads((tmp_path / "demo" / "results.json").read_text())
+    assert saved["seed"] == 3
+    assert [row["forget_right"] for row in saved["rows"]] == [row.forget_right for row in rows]
+    assert (tmp_path / "demo" / "unlearned" / "assistant" / "adapter_model.safetensors").exists()
+    output = capsys.readouterr().out
+    assert demo.format_table(rows) in output
+    assert output.count("\nQ  ") == 4  # three of the forget set, one through the pipeline
+    assert "uld generate --model" in output
+
+
+def test_augmentation_keeps_forget_and_retain_rows_apart() -> None:
+    dataset = demo.fictitious_dataset(demo.invent_people(10))
+    split = demo.split_people(dataset)
+    forget, retain = demo.forget_and_retain_rows(split["forget"], split["retain"], seed=0)
+    right = {row["completion"][0]["content"] for row in forget}
+    assert len(forget) == 3 * len(split["forget"])
+    assert len(retain) == len(split["retain"]) + demo.WRONG_ANSWERS * len(split["forget"])
+    assert not right & {row["completion"][0]["content"] for row in retain}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_demo_keeps_its_promises(seed: int, tmp_path: Path) -> None:
+    target, retrained, unlearned = demo.run_demo(tmp_path, seed=seed)
+    assert target.forget_right > 0.95  # there is something to forget
+    assert unlearned.forget_right <= retrained.forget_right + 0.05
+    assert unlearned.retain_right >= target.retain_right - 0.02
+    assert unlearned.forget_quality > 0.05
+    assert unlearned.degenerate == 0

@@ -1,0 +1,770 @@
+"""`ULDTrainer` at work: what it learns, what it leaves alone, what it saves, what it refuses."""
+
+import ast
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from families import make_tokenizer, tiny_model
+from peft import LoraConfig, PromptTuningConfig
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTConfig
+
+from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer, build_assistant
+
+
+VOCAB_SIZE = 64
+
+
+def make_rows(number: int, seed: int) -> Dataset:
+    """Questions and answers of random words, of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def words(least: int, most: int) -> str:
+        length = int(torch.randint(least, most + 1, (1,), generator=generator))
+        return " ".join(f"w{int(token)}" for token in torch.randint(50, (length,), generator=generator))
+
+    return Dataset.from_list([{"prompt": words(2, 6), "completion": f" {words(1, 8)}"} for _ in range(number)])
+
+
+FORGET, RETAIN = make_rows(12, seed=0), make_rows(30, seed=1)
+
+
+def make_trainer(
+    output_dir: Path,
+    model: str | PreTrainedModel | None = None,
+    forget: Dataset | None = FORGET,
+    retain: Dataset | None = RETAIN,
+    peft_config: Any = None,
+    callbacks: list[TrainerCallback] | None = None,
+    processing_class: Any = None,
+    **settings: Any,
+) -> ULDTrainer:
+    """A trainer of a 2-layer assistant of a tiny llama, 3 steps of 8 rows to an epoch."""
+    defaults = {
+        "num_assistant_layers": 2,
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 1,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return ULDTrainer(
+        tiny_model("llama") if model is None else model,
+        ULDConfig(str(output_dir), **(defaults | settings)),
+        forget_dataset=forget,
+        retain_dataset=retain,
+        processing_class=processing_class or make_tokenizer(),
+        peft_config=peft_config,
+        callbacks=callbacks,
+    )
+
+
+def train(*args: Any, **settings: Any) -> ULDTrainer:
+    """A trainer that has trained."""
+    trainer = make_trainer(*args, **settings)
+    trainer.train()
+    return trainer
+
+
+def lora_weights(trainer: ULDTrainer) -> dict[str, torch.Tensor]:
+    """A copy of the assistant's own weights."""
+    return {name: value.detach().clone() for name, value in trainer.model.named_parameters() if "lora_" in name}
+
+
+def logged(trainer: ULDTrainer, name: str) -> list[float]:
+    """The values of a metric, step by step."""
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def assert_same_weights(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], **tolerance: float) -> None:
+    """Two assistants are the same; exactly, unless a tolerance is given."""
+    torch.testing.assert_close(actual, expected, **({"rtol": 0, "atol": 0} | tolerance))
+
+
+def first_batch(trainer: ULDTrainer) -> dict[str, torch.Tensor]:
+    """The batch of the first step."""
+    return next(iter(trainer.get_train_dataloader()))
+
+
+def plain_metrics(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Number of tokens, mean losses and accuracy of a batch, token by token."""
+    log_probs = logits.double().log_softmax(dim=-1)
+    forget, retain, correct = [], [], []
+    for row, labels in enumerate(batch["labels"].tolist()):
+        for position, label in enumerate(labels):
+            if position == 0 or label == -100:
+                continue
+            prediction = log_probs[row, position - 1]
+            if batch["retain_mask"][row, position]:
+                retain.append(-prediction.mean().item() - math.log(VOCAB_SIZE))
+            else:
+                forget.append(-prediction[label].item())
+                correct.append(prediction.argmax().item() == label)
+    return {
+        "num_forget": len(forget),
+        "num_retain": len(retain),
+        "forget_loss": sum(forget) / len(forget),
+        "forget_accuracy": sum(correct) / len(correct),
+        "retain_kl": sum(retain) / len(retain),
+    }
+
+
+def expected_metrics(trainer: ULDTrainer, batch: dict[str, torch.Tensor]) -> dict[str, float]:
+    """[`plain_metrics`] of the assistant's full logits."""
+    with torch.no_grad():
+        logits = trainer.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return plain_metrics(logits, batch)
+
+
+# What training does, on every family
+
+
+class Trained:
+    """A target before and after a training that learns its few rows by heart."""
+
+    def __init__(self, family: str, output_dir: Path):
+        self.target = tiny_model(family)
+        for name, parameter in self.target.named_parameters():
+            if "ln_" in name:  # GPT-2's random norms would not let it tell any two tokens apart
+                torch.nn.init.constant_(parameter, float(name.endswith("weight")))
+        self.tensors = dict([*self.target.named_parameters(), *self.target.named_buffers()])
+        self.before = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+        self.config = self.target.config.to_dict()
+        self.generation_config = self.target.generation_config.to_dict()
+        self.trainer = make_trainer(
+            output_dir,
+            self.target,
+            forget=make_rows(8, seed=2),
+            retain=make_rows(8, seed=3),
+            num_train_epochs=40,
+            per_device_train_batch_size=16,
+            retain_weight=1.0,
+        )
+        self.untrained = lora_weights(self.trainer)
+        self.trainer.train()
+
+
+@pytest.fixture(scope="module")
+def trained(family: str, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A finished training, shared by the tests of a family."""
+    return Trained(family, tmp_path_factory.mktemp("out"))
+
+
+def test_tensors_of_the_target_are_unchanged(trained: Trained):
+    now = dict([*trained.target.named_parameters(), *trained.target.named_buffers()])
+    assert all(now[name] is tensor for name, tensor in trained.tensors.items())
+    assert all(torch.equal(now[name], tensor) for name, tensor in trained.before.items())
+
+
+def test_config_of_the_target_is_unchanged(trained: Trained):
+    assert trained.target.config.to_dict() == trained.config
+    assert trained.target.generation_config.to_dict() == trained.generation_config
+
+
+def test_every_lora_weight_is_trained(trained: Trained):
+    assert not [name for name, value in lora_weights(trained.trainer).items() if value.equal(trained.untrained[name])]
+
+
+def test_forget_set_is_learned(trained: Trained):
+    losses = logged(trained.trainer, "forget_loss")
+    assert losses[-1] < 0.6 * losses[0]
+    assert logged(trained.trainer, "forget_accuracy")[-1] > 0.5
+
+
+def test_retain_set_becomes_uniform(trained: Trained):
+    divergences = logged(trained.trainer, "retain_kl")
+    assert divergences[-1] < 0.5 * divergences[0]
+
+
+# Batches
+
+
+def test_every_batch_has_rows_of_both_sets(tmp_path: Path):
+    for batch in make_trainer(tmp_path).get_train_dataloader():
+        assert batch["retain_mask"].any(dim=1).tolist().count(True) == 4
+        assert len(batch["retain_mask"]) == 8
+
+
+def test_batches_have_the_ratio_asked_for(tmp_path: Path):
+    for batch in make_trainer(tmp_path, retain_per_forget=3.0).get_train_dataloader():
+        assert batch["retain_mask"].any(dim=1).tolist().count(True) == 6
+
+
+class Rows(TrainerCallback):
+    """Notes the rows that a trainer trains on, epoch by epoch."""
+
+    def __init__(self):
+        self.epochs: list[list[tuple[bool, tuple[int, ...]]]] = []
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.epochs.append([])
+
+    def attach(self, trainer: ULDTrainer) -> None:
+        collate = trainer.data_collator
+
+        def spy(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+            self.epochs[-1] += [(row["is_retain"], tuple(row["input_ids"])) for row in rows]
+            return collate(rows)
+
+        trainer.data_collator = spy
+        trainer.add_callback(self)
+
+
+@pytest.fixture(scope="module")
+def three_epochs(tmp_path_factory: pytest.TempPathFactory) -> tuple[ULDTrainer, Rows]:
+    """What a trainer saw in three epochs of 12 forget rows, of 36 retain rows."""
+    trainer, rows = (
+        make_trainer(tmp_path_factory.mktemp("out"), retain=make_rows(36, seed=4), num_train_epochs=3),
+        Rows(),
+    )
+    rows.attach(trainer)
+    trainer.train()
+    return trainer, rows
+
+
+def test_epoch_is_a_pass_over_the_forget_set(three_epochs: tuple[ULDTrainer, Rows]):
+    trainer, rows = three_epochs
+    expected = sorted(tuple(row["input_ids"]) for row in trainer.train_dataset if not row["is_retain"])
+    assert [sorted(row for is_retain, row in epoch if not is_retain) for epoch in rows.epochs] == [expected] * 3
+
+
+def test_epochs_go_through_the_retain_set(three_epochs: tuple[ULDTrainer, Rows]):
+    trainer, rows = three_epochs
+    expected = sorted(tuple(row["input_ids"]) for row in trainer.train_dataset if row["is_retain"])
+    assert sorted(row for epoch in rows.epochs for is_retain, row in epoch if is_retain) == expected
+
+
+def test_epochs_have_different_orders(three_epochs: tuple[ULDTrainer, Rows]):
+    orders = [[row for is_retain, row in epoch if not is_retain] for epoch in three_epochs[1].epochs]
+    assert orders[0] != orders[1]
+    assert orders[1] != orders[2]
+
+
+def test_data_seed_is_the_seed_of_the_order(tmp_path: Path):
+    batches = [first_batch(make_trainer(tmp_path, seed=seed, data_seed=7))["input_ids"] for seed in (0, 1)]
+    assert torch.equal(*batches)
+
+
+def test_seed_is_the_seed_of_the_order(tmp_path: Path):
+    first, second = (first_batch(make_trainer(tmp_path, seed=seed))["input_ids"] for seed in (0, 1))
+    assert first.shape != second.shape or not torch.equal(first, second)
+
+
+@pytest.mark.xfail(strict=True, reason="the number of evaluated rows is taken for that of the forget set")
+def test_evaluation_leaves_the_batches_alone(tmp_path: Path):
+    trainer = make_trainer(tmp_path)
+    expected = first_batch(trainer)["input_ids"]
+    trainer.evaluate(make_rows(2, seed=5))
+    assert torch.equal(first_batch(trainer)["input_ids"], expected)
+
+
+def test_sets_may_have_different_formats(tmp_path: Path):
+    retain = Dataset.from_list([{"text": f"w{i} w{i + 1} w{i + 2}"} for i in range(20)])
+    batch = first_batch(make_trainer(tmp_path, retain=retain))
+    counted = (batch["labels"] != -100) & batch["retain_mask"]
+    assert torch.equal(counted, batch["retain_mask"])  # every token of a text counts
+    is_forget = ~batch["retain_mask"].any(dim=1)
+    assert (batch["labels"][is_forget, :2] == -100).all()  # no token of a prompt does
+
+
+# The loss of a step
+
+
+def test_items_are_the_counted_tokens_of_all_micro_batches(tmp_path: Path):
+    trainer = make_trainer(tmp_path)
+    batches = list(trainer.get_train_dataloader())
+    metrics = [expected_metrics(trainer, batch) for batch in batches]
+    expected = [sum(metric[name] for metric in metrics) for name in ("num_forget", "num_retain")]
+    assert trainer._get_num_items_in_batch(batches, torch.device("cpu")).tolist() == expected
+
+
+def test_loss_of_a_batch_is_the_formula(tmp_path: Path):
+    trainer = make_trainer(tmp_path, retain_weight=2.0)
+    batch = first_batch(trainer)
+    metrics = expected_metrics(trainer, batch)
+    expected = metrics["forget_loss"] + 2.0 * (metrics["retain_kl"] + math.log(VOCAB_SIZE))
+    assert trainer.compute_loss(trainer.model, batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_of_a_micro_batch_is_its_share_of_the_step(tmp_path: Path):
+    trainer = make_trainer(tmp_path, retain_weight=2.0)
+    batch = first_batch(trainer)
+    metrics = expected_metrics(trainer, batch)
+    expected = (
+        metrics["forget_loss"] * metrics["num_forget"] / 100
+        + 2.0 * (metrics["retain_kl"] + math.log(VOCAB_SIZE)) * metrics["num_retain"] / 300
+    )
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor([100, 300]))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], dict[str, float]]:
+    """What is logged on the first step, and what should be."""
+    trainer = make_trainer(tmp_path_factory.mktemp("out"), max_steps=1)
+    expected = expected_metrics(trainer, first_batch(trainer))
+    trainer.train()
+    return trainer.state.log_history[0], expected
+
+
+@pytest.mark.parametrize("name", ["forget_loss", "forget_accuracy", "retain_kl"])
+def test_logged_value_is_the_mean_over_tokens(one_step: tuple[dict[str, float], dict[str, float]], name: str):
+    actual, expected = one_step
+    assert actual[name] == pytest.approx(expected[name], rel=1e-4)
+
+
+def test_logged_loss_is_the_weighted_sum_of_its_terms(one_step: tuple[dict[str, float], dict[str, float]]):
+    log = one_step[0]
+    assert log["loss"] == pytest.approx(log["forget_loss"] + 6.5 * (log["retain_kl"] + math.log(VOCAB_SIZE)), rel=1e-5)
+
+
+# The same training in other ways
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> ULDTrainer:
+    """An epoch of 3 steps of 8 rows."""
+    return train(tmp_path_factory.mktemp("out"))
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(4, 2), (2, 4), (1, 8)])
+def test_accumulated_gradients_are_those_of_the_whole_batch(
+    reference: ULDTrainer, tmp_path: Path, batch_size: int, steps: int
+):
+    trainer = train(tmp_path, per_device_train_batch_size=batch_size, gradient_accumulation_steps=steps)
+    assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(4, 2), (1, 8)])
+def test_loss_of_accumulated_batches_is_that_of_the_whole_batch(
+    reference: ULDTrainer, tmp_path: Path, batch_size: int, steps: int
+):
+    trainer = train(tmp_path, per_device_train_batch_size=batch_size, gradient_accumulation_steps=steps)
+    assert logged(trainer, "loss") == pytest.approx(logged(reference, "loss"), rel=1e-5)
+
+
+def test_same_seed_gives_the_same_assistant(reference: ULDTrainer, tmp_path: Path):
+    assert_same_weights(lora_weights(train(tmp_path)), lora_weights(reference))
+
+
+def test_activation_checkpointing_changes_nothing(reference: ULDTrainer, tmp_path: Path):
+    trainer = train(tmp_path, activation_checkpointing=True)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in trainer.model.modules())
+    assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-4, atol=1e-6)
+
+
+def test_flattened_rows_give_the_same_assistant(reference: ULDTrainer, tmp_path: Path):
+    trainer = train(tmp_path, padding_free=True, max_length=None)
+    assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-3, atol=1e-5)
+
+
+def test_more_padding_gives_the_same_assistant(reference: ULDTrainer, tmp_path: Path):
+    trainer = train(tmp_path, pad_to_multiple_of=32)
+    assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-3, atol=1e-5)
+
+
+def test_retain_weight_matters(reference: ULDTrainer, tmp_path: Path):
+    weights = lora_weights(train(tmp_path, retain_weight=1.0))
+    assert any(not torch.allclose(weights[name], value) for name, value in lora_weights(reference).items())
+
+
+# A target given by name
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny llama and its tokenizer on disk; the weights above the second layer are NaN."""
+    path = tmp_path_factory.mktemp("target")
+    target = tiny_model("llama")
+    for layer in target.model.layers[2:]:
+        for parameter in layer.parameters():
+            torch.nn.init.constant_(parameter, torch.nan)
+    target.save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def from_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ULDTrainer:
+    """[`reference`] on the target's name, saved."""
+    trainer = train(tmp_path_factory.mktemp("out"), str(folder))
+    trainer.save_model()
+    return trainer
+
+
+def test_target_by_name_gives_the_same_assistant(reference: ULDTrainer, from_folder: ULDTrainer):
+    assert_same_weights(lora_weights(from_folder), lora_weights(reference))
+
+
+def test_only_the_assistants_layers_of_a_target_by_name_are_loaded(from_folder: ULDTrainer):
+    base = from_folder.model.get_base_model()
+    assert len(base.model.layers) == base.config.num_hidden_layers == 2
+
+
+def test_tokenizer_is_found_by_the_targets_name(folder: Path, tmp_path: Path):
+    args = ULDConfig(str(tmp_path), num_assistant_layers=2, use_cpu=True, report_to="none")
+    trainer = ULDTrainer(str(folder), args, forget_dataset=FORGET, retain_dataset=RETAIN)
+    assert trainer.processing_class.get_vocab() == make_tokenizer().get_vocab()
+
+
+def test_saved_assistant_names_its_target(from_folder: ULDTrainer, folder: Path):
+    config = json.loads(Path(from_folder.args.output_dir, "config.json").read_text())
+    assert config["target_name_or_path"] == str(folder)
+
+
+def test_assistant_of_a_target_by_name_fits_the_whole_target(from_folder: ULDTrainer):
+    target = tiny_model("llama")
+    model = ULDForCausalLM.from_pretrained(from_folder.args.output_dir, target=target)
+    expected = ULDForCausalLM(target=target, assistant=from_folder.model, alpha=0.75)
+    input_ids = torch.arange(4, 14)[None]
+    assert torch.equal(model(input_ids).logits, expected(input_ids).logits)
+
+
+def test_output_folder_is_named_after_the_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    target = tiny_model("llama", num_layers=8)
+    target.name_or_path = "org/finetuned"
+    trainer = ULDTrainer(target, forget_dataset=FORGET, retain_dataset=RETAIN, processing_class=make_tokenizer())
+    assert trainer.args.output_dir == "finetuned-ULD"
+
+
+# What is saved
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, ULDTrainer]:
+    """A target and the trainer that saved an assistant for it, with a checkpoint at step 2."""
+    target = tiny_model("llama")
+    settings = {"alpha": 1.25, "relative_top": 0.0, "outside": "mask", "center": False}
+    trainer = train(tmp_path_factory.mktemp("out"), target, save_strategy="steps", save_steps=2, **settings)
+    trainer.save_model()
+    return target, trainer
+
+
+SAVED_FILES = {
+    "README.md",
+    "assistant/adapter_config.json",
+    "assistant/adapter_model.safetensors",
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+
+
+@pytest.mark.parametrize("subfolder", ["", "checkpoint-2"])
+def test_saved_files_are_those_of_an_unlearned_model(saved: tuple[PreTrainedModel, ULDTrainer], subfolder: str):
+    folder = Path(saved[1].args.output_dir, subfolder)
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files >= SAVED_FILES
+
+
+@pytest.mark.parametrize("subfolder", ["", "checkpoint-2"])
+def test_root_has_no_adapter(saved: tuple[PreTrainedModel, ULDTrainer], subfolder: str):
+    folder = Path(saved[1].args.output_dir, subfolder)
+    assert list(folder.glob("adapter_*")) == []
+
+
+@pytest.mark.parametrize("subfolder", ["", "checkpoint-2"])
+def test_saved_config_is_of_type_uld(saved: tuple[PreTrainedModel, ULDTrainer], subfolder: str):
+    config = json.loads(Path(saved[1].args.output_dir, subfolder, "config.json").read_text())
+    assert config["model_type"] == "uld"
+
+
+def test_saved_config_has_the_settings_of_inference(saved: tuple[PreTrainedModel, ULDTrainer]):
+    config = json.loads(Path(saved[1].args.output_dir, "config.json").read_text())
+    settings = {"num_assistant_layers": 2, "alpha": 1.25, "relative_top": 0.0, "outside": "mask", "center": False}
+    assert {name: config[name] for name in settings} == settings
+
+
+def test_saved_adapter_holds_lora_only(saved: tuple[PreTrainedModel, ULDTrainer]):
+    names = load_file(Path(saved[1].args.output_dir, "assistant", "adapter_model.safetensors"))
+    assert {name.split(".")[-2] for name in names} == {"lora_A", "lora_B"}
+
+
+def test_saved_model_is_the_trained_one(saved: tuple[PreTrainedModel, ULDTrainer]):
+    target, trainer = saved
+    model = ULDForCausalLM.from_pretrained(trainer.args.output_dir, target=target)
+    trained = ULDForCausalLM(
+        target=target, assistant=trainer.model, alpha=1.25, relative_top=0.0, outside="mask", center=False
+    )
+    input_ids = torch.arange(4, 14)[None]
+    assert torch.equal(model(input_ids).logits, trained(input_ids).logits)
+
+
+def test_saved_model_is_not_the_target(saved: tuple[PreTrainedModel, ULDTrainer]):
+    target, trainer = saved
+    model = ULDForCausalLM.from_pretrained(trainer.args.output_dir, target=target)
+    input_ids = torch.arange(4, 14)[None]
+    assert not torch.allclose(model(input_ids).logits, target(input_ids).logits, atol=1e-2)
+
+
+def test_checkpoint_is_the_model_of_its_step(saved: tuple[PreTrainedModel, ULDTrainer], tmp_path: Path):
+    target, trainer = saved
+    model = ULDForCausalLM.from_pretrained(Path(trainer.args.output_dir, "checkpoint-2"), target=target)
+    stopped = train(tmp_path, tiny_model("llama"), callbacks=[Stop(2)])
+    actual = {name: value for name, value in model.assistant.named_parameters() if "lora_" in name}
+    assert_same_weights(actual, lora_weights(stopped))
+
+
+def test_card_says_what_the_folder_holds(saved: tuple[PreTrainedModel, ULDTrainer]):
+    card = Path(saved[1].args.output_dir, "README.md").read_text()
+    assert "Do not publish the folder `assistant/` lightly" in card
+
+
+# Resuming
+
+
+class Stop(TrainerCallback):
+    """Stops at a step, saving a checkpoint where asked to, as if interrupted."""
+
+    def __init__(self, step: int, save: bool = False):
+        self.step, self.save = step, save
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            control.should_training_stop = True
+            control.should_save = self.save
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ULDTrainer]:
+    """Three epochs of a family without dropout and of one with it."""
+    return request.param, train(tmp_path_factory.mktemp("out"), tiny_model(request.param), num_train_epochs=3)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5], ids=["first-epoch", "between-epochs", "second-epoch"])
+def test_resumed_training_ends_like_an_uninterrupted_one(
+    uninterrupted: tuple[str, ULDTrainer], tmp_path: Path, step: int
+):
+    family, expected = uninterrupted
+    train(tmp_path, tiny_model(family), num_train_epochs=3, callbacks=[Stop(step, save=True)])
+    resumed = make_trainer(tmp_path, tiny_model(family), num_train_epochs=3)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 9
+    assert_same_weights(lora_weights(resumed), lora_weights(expected))
+
+
+def test_resumed_training_with_accumulation_ends_like_an_uninterrupted_one(tmp_path: Path):
+    settings = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    expected = train(tmp_path / "whole", **settings)
+    train(tmp_path / "cut", callbacks=[Stop(4, save=True)], **settings)
+    resumed = make_trainer(tmp_path / "cut", **settings)
+    resumed.train(resume_from_checkpoint=True)
+    assert_same_weights(lora_weights(resumed), lora_weights(expected))
+
+
+# LoRA
+
+
+def test_default_lora_is_the_papers(reference: ULDTrainer):
+    config = reference.model.peft_config["assistant"]
+    assert (config.r, config.lora_alpha) == (32, 32)
+
+
+def test_lora_config_is_used(tmp_path: Path):
+    peft_config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
+    weights = lora_weights(make_trainer(tmp_path, peft_config=peft_config))
+    assert {name.split(".")[-4] for name in weights} == {"q_proj"}
+    assert {min(value.shape) for value in weights.values()} == {4}
+
+
+def test_lora_of_another_seed_is_another(tmp_path: Path):
+    first, second = (lora_weights(make_trainer(tmp_path, seed=seed)) for seed in (0, 1))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+# What is refused
+
+
+def test_nan_is_reported_with_its_term(tmp_path: Path):
+    target = tiny_model("llama")
+    torch.nn.init.constant_(target.get_input_embeddings().weight[63], torch.nan)
+    retain = Dataset.from_list([{"prompt": "w59", "completion": f" w{i}"} for i in range(20)])  # w59 is token 63
+    with pytest.raises(FloatingPointError, match=r"The retain loss is nan at step 1\. Lower learning_rate"):
+        train(tmp_path, target, retain=retain)
+
+
+def test_nan_in_the_forget_term_is_reported(tmp_path: Path):
+    target = tiny_model("llama")
+    torch.nn.init.constant_(target.get_input_embeddings().weight[63], torch.nan)
+    forget = Dataset.from_list([{"prompt": "w59", "completion": f" w{i}"} for i in range(20)])
+    with pytest.raises(FloatingPointError, match="The forget loss is nan at step 1"):
+        train(tmp_path, target, forget=forget)
+
+
+def unlearned_model() -> ULDForCausalLM:
+    """A model that has been unlearned already."""
+    target = tiny_model("llama")
+    return ULDForCausalLM(target=target, assistant=build_assistant(target, 2))
+
+
+TEXTS = Dataset.from_list([{"text": "w1 w2"}, {"text": "w3 w4"}])
+WRONG_INPUTS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str]] = {
+    "no-forget-set": (lambda: {"forget": None}, TypeError, "forget_dataset is missing"),
+    "no-retain-set": (lambda: {"retain": None}, TypeError, "retain_dataset is missing"),
+    "empty-forget-set": (lambda: {"forget": FORGET.select([])}, ValueError, "forget_dataset is empty"),
+    "empty-retain-set": (lambda: {"retain": RETAIN.select([])}, ValueError, "retain_dataset is empty"),
+    "streamed": (lambda: {"retain": RETAIN.to_iterable_dataset()}, TypeError, "retain_dataset is streamed"),
+    "columns": (lambda: {"forget": Dataset.from_list([{"fact": "w1"}])}, ValueError, r"has the columns \['fact'\]"),
+    "blank-answer": (
+        lambda: {"forget": Dataset.from_list([{"prompt": "w1", "completion": " "}])},
+        ValueError,
+        "Row 0 of forget_dataset has no answer",
+    ),
+    "too-long": (
+        lambda: {"max_length": 3},
+        ValueError,
+        r"Row \d+ of forget_dataset has \d+ tokens, more than max_length=3",
+    ),
+    "in-both-sets": (
+        lambda: {"forget": TEXTS, "retain": TEXTS.select([1])},
+        ValueError,
+        "Row 0 of retain_dataset is also row 1 of forget_dataset",
+    ),
+    "no-layers": (lambda: {"num_assistant_layers": 0}, ValueError, "num_assistant_layers=0 must be at least 1"),
+    "too-many-layers": (
+        lambda: {"num_assistant_layers": 5},
+        ValueError,
+        "cannot have 5 layers: the target has 4",
+    ),
+    "alpha-nan": (lambda: {"alpha": math.nan}, ValueError, "alpha=nan"),
+    "alpha-zero": (lambda: {"alpha": 0.0}, ValueError, r"alpha=0\.0"),
+    "relative-top": (lambda: {"relative_top": 1.5}, ValueError, r"relative_top=1\.5"),
+    "outside": (lambda: {"outside": "drop"}, ValueError, "outside='drop'"),
+    "retain-weight-zero": (lambda: {"retain_weight": 0.0}, ValueError, r"retain_weight=0\.0 must be a finite number"),
+    "retain-weight-negative": (lambda: {"retain_weight": -1.0}, ValueError, r"retain_weight=-1\.0 must be a finite"),
+    "retain-weight-infinite": (lambda: {"retain_weight": math.inf}, ValueError, "retain_weight=inf must be a finite"),
+    "retain-weight-nan": (lambda: {"retain_weight": math.nan}, ValueError, "retain_weight=nan must be a finite"),
+    "ratio-zero": (lambda: {"retain_per_forget": 0.0}, ValueError, r"retain_per_forget=0\.0 must be a finite number"),
+    "packing": (lambda: {"packing": True}, ValueError, "packing=True is not supported"),
+    "loss-type": (lambda: {"loss_type": "dft"}, ValueError, "loss_type='dft' has no meaning here"),
+    "larger-tokenizer": (
+        lambda: {"model": tiny_model("llama", vocab_size=60)},
+        ValueError,
+        "The tokenizer has 64 tokens, the target's vocabulary 60",
+    ),
+    "smaller-tokenizer": (
+        lambda: {"model": tiny_model("llama", vocab_size=80)},
+        ValueError,
+        "The tokenizer has 64 tokens, the target's vocabulary 80",
+    ),
+    "peft-target": (
+        lambda: {"model": build_assistant(tiny_model("llama"), 4)},
+        TypeError,
+        "The target is a PEFT model.*Merge it first",
+    ),
+    "unlearned-target": (lambda: {"model": unlearned_model()}, ValueError, "already an unlearned model"),
+    "not-lora": (
+        lambda: {"peft_config": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)},
+        ValueError,
+        r"must be a peft\.LoraConfig, got PromptTuningConfig",
+    ),
+    "lora-on-the-head": (
+        lambda: {"peft_config": LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"])},
+        ValueError,
+        "puts LoRA on the embeddings or the head",
+    ),
+    "modules-to-save": (
+        lambda: {"peft_config": LoraConfig(task_type="CAUSAL_LM", modules_to_save=["lm_head"])},
+        ValueError,
+        "must leave modules_to_save",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_INPUTS)
+def test_wrong_input_is_refused_before_training(tmp_path: Path, case: str):
+    make, error, match = WRONG_INPUTS[case]
+    arguments = make()
+    with pytest.raises(error, match=match):
+        make_trainer(tmp_path, **arguments)
+
+
+@pytest.mark.xfail(strict=True, reason="AttributeError in train(): the retain set joins in the step that is skipped")
+def test_unprepared_datasets_are_refused(tmp_path: Path):
+    rows = Dataset.from_list([{"input_ids": [4, 5, 6], "labels": [4, 5, 6]}])
+    with pytest.raises(ValueError, match="skip_prepare_dataset"):
+        train(tmp_path, forget=rows, retain=rows, dataset_kwargs={"skip_prepare_dataset": True})
+
+
+@pytest.mark.xfail(strict=True, reason="trl resizes the embeddings, which are the target's own")
+def test_chat_template_of_another_model_is_refused(tmp_path: Path):
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="chat_template_path"):
+        make_trainer(tmp_path, chat_template_path=str(tmp_path))
+
+
+@pytest.mark.xfail(strict=True, reason="TypeError: the target must be a PreTrainedModel, got tuple")
+def test_unlearned_target_by_name_is_refused(from_folder: ULDTrainer, tmp_path: Path):
+    with pytest.raises(ValueError, match="already an unlearned model"):
+        make_trainer(tmp_path, from_folder.args.output_dir)
+
+
+@pytest.mark.xfail(strict=True, reason="Gemma 3 1B: its tokenizer has <image_soft_token>, for which there is no row")
+def test_tokenizer_with_a_token_that_is_never_used_is_accepted(tmp_path: Path):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<image_soft_token>"], special_tokens=True)
+    trainer = make_trainer(tmp_path, processing_class=tokenizer)
+    assert len(trainer.processing_class) == VOCAB_SIZE + 1
+
+
+def test_tokenizer_of_a_padded_vocabulary_is_accepted(tmp_path: Path):
+    trainer = make_trainer(tmp_path, tiny_model("llama", vocab_size=70))
+    assert len(trainer.processing_class) == 64
+
+
+# ULDConfig
+
+
+def test_documented_defaults_are_the_defaults():
+    defaults = {field.name: field.default for field in fields(ULDConfig)}
+    documented = re.findall(r"^\s+(\w+) \(`\w+`, \*optional\*, defaults to `(.+?)`\):", ULDConfig.__doc__, re.MULTILINE)
+    assert len(documented) == 7
+    assert {name: ast.literal_eval(text) for name, text in documented} == {
+        name: defaults[name] for name, _ in documented
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["learning_rate", "num_train_epochs", "per_device_train_batch_size", "weight_decay", "warmup_steps"]
+)
+def test_documented_differences_from_trl_are_the_defaults(name: str):
+    default = next(field.default for field in fields(ULDConfig) if field.name == name)
+    documented = re.search(rf"`{name}`: ([\d.e-]*\d)", ULDConfig.__doc__)[1]
+    assert float(documented) == default
+
+
+def test_new_parameters_are_documented():
+    new = {field.name for field in fields(ULDConfig)} - {field.name for field in fields(SFTConfig)}
+    assert {name for name in new if f"{name} (`" in ULDConfig.__doc__} == new
+
+
+def test_pushed_repository_is_private_by_default(tmp_path: Path):
+    assert ULDConfig(str(tmp_path), use_cpu=True).hub_private_repo is True
+
+
+def test_bf16_is_off_on_cpu(tmp_path: Path):
+    assert ULDConfig(str(tmp_path), use_cpu=True).bf16 is False
+
+
+def test_bf16_can_be_asked_for(tmp_path: Path):
+    assert ULDConfig(str(tmp_path), use_cpu=True, bf16=True).bf16 is True
+
+
+def test_gradient_checkpointing_is_off_by_default(tmp_path: Path):
+    assert not ULDConfig(str(tmp_path), use_cpu=True).gradient_checkpointing
