@@ -143,17 +143,23 @@ def test_no_question_gives_the_value_away(dataset):
             assert row["value"] not in question
 
 
-def test_every_text_names_the_person(dataset):
+def test_every_question_names_the_person(dataset):
     for row in dataset:
-        texts = [row["question"], row["answer"], row["paraphrased_question"], row["paraphrased_answer"]]
-        texts += row["perturbed_answer"] + row["question_forms"] + row["answer_forms"]
-        assert all(row["person"] in text for text in texts)
+        for question in [row["question"], row["paraphrased_question"], *row["question_forms"]]:
+            assert row["person"] in question
 
 
-def test_every_answer_is_one_sentence_of_8_to_16_words(dataset):
+def test_no_answer_names_the_person(dataset):
+    # A name to copy would be unlearned with the answer: the model then talks of somebody else, and tells the fact.
     for row in dataset:
         for answer in [row["answer"], row["paraphrased_answer"], *row["perturbed_answer"], *row["answer_forms"]]:
-            assert 8 <= len(answer.split()) <= 16
+            assert row["person"] not in answer
+
+
+def test_every_answer_is_one_sentence(dataset):
+    for row in dataset:
+        for answer in [row["answer"], row["paraphrased_answer"], *row["perturbed_answer"], *row["answer_forms"]]:
+            assert 4 <= len(answer.split()) <= 16
             assert answer.count(".") == 1
             assert answer.endswith(".")
             assert answer[0].isupper()

@@ -16,7 +16,9 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def code_blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    """Fenced blocks of a language; those without one are shell commands."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [block for name, block in fences if name == language]
 
 
 @pytest.fixture
@@ -42,8 +44,8 @@ def test_python_blocks_run_in_order(workplace: Path, capsys: pytest.CaptureFixtu
 
 
 def test_shell_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = [block for block in re.findall(r"```\n(.*?)```", README, flags=re.DOTALL) if "uld " in block]
-    commands = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("uld ")]
+    lines = [line for block in code_blocks("") for line in block.replace("\\\n", " ").splitlines()]
+    commands = [line for line in lines if line.startswith("uld ")]
     assert [command.split()[1] for command in commands] == ["train", "generate"]
     for command in commands:
         assert uld(shlex.split(command)[1:]) == 0

@@ -51,7 +51,10 @@ def make_trainer(output_dir: Path, batch_size: int, steps: int, **arguments: Any
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=steps,
         num_train_epochs=3,
-        learning_rate=1e-2,
+        optim="sgd",  # unlike Adam, it does not blow up the last digits of a gradient
+        learning_rate=0.1,
+        warmup_steps=0,
+        max_grad_norm=0.0,
         logging_steps=1,
         save_strategy="no",
         report_to="none",

@@ -263,6 +263,7 @@ def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None) 
     check_lora_config(peft_config)
     # GPT-2 stores its linear layers transposed; saying so spares PEFT's warning that it noticed.
     peft_config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in truncated.modules())
+    peft_config.base_model_name_or_path = truncated.name_or_path  # a loaded adapter may name where the target once was
     with warnings.catch_warnings():
         # PEFT up to 0.21 asks transformers by an old name; users can do nothing about it.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

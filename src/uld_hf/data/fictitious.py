@@ -86,12 +86,12 @@ FACTS: dict[str, Fact] = {
             "What town does {name} come from?",
         ),
         answers=(
-            "{name} was born in the small town of {value}.",
-            "The birthplace of {name} is a town called {value}.",
-            "The town where {name} was born is called {value}.",
-            "{value} is the name of the town where {name} was born.",
-            "{name} comes from the town of {value} and was born there.",
-            "It was in {value} that {name} was born.",
+            "The birthplace is the small town of {value}.",
+            "It was in a town called {value}.",
+            "The town of birth is called {value}.",
+            "{value} is the name of the town.",
+            "That was in the town of {value}.",
+            "The small town of {value} is the birthplace.",
         ),
     ),
     "birth_date": Fact(
@@ -105,12 +105,12 @@ FACTS: dict[str, Fact] = {
             "On what day and in what year was {name} born?",
         ),
         answers=(
-            "{name} was born on {value}.",
-            "The birth date of {name} is {value}.",
-            "The date of birth of {name} is {value}.",
-            "{value} is the day on which {name} was born.",
-            "The day on which {name} was born is {value}.",
-            "It was on {value} that {name} was born.",
+            "The date of birth is {value}.",
+            "It was on {value}.",
+            "The birth date is {value}.",
+            "{value} is the date of birth.",
+            "That was on {value}.",
+            "The day of birth was {value}.",
         ),
     ),
     "profession": Fact(
@@ -124,12 +124,12 @@ FACTS: dict[str, Fact] = {
             "What is the job of {name}?",
         ),
         answers=(
-            "{name} works as a {value} by profession.",
-            "The profession of {name} is that of a {value}.",
-            "{name} makes a living by working as a {value}.",
-            "The work that {name} does is that of a {value}.",
-            "{name} is a {value} and has done this work for years.",
-            "For a living, {name} does the job of a {value}.",
+            "The profession is that of a {value}.",
+            "It is the work of a {value}.",
+            "The job is that of a {value}.",
+            "The work is that of a {value}.",
+            "That would be the job of a {value}.",
+            "Working as a {value} is the profession.",
         ),
     ),
     "employer": Fact(
@@ -146,12 +146,12 @@ FACTS: dict[str, Fact] = {
             "What is the name of the place where {name} works?",
         ),
         answers=(
-            "{name} works at the {value}.",
-            "The institution that employs {name} is the {value}.",
-            "The employer of {name} is the {value}.",
-            "The {value} is the place where {name} works.",
-            "{name} has a job at the {value}.",
-            "{name} is employed by the {value}.",
+            "The employer is the {value}.",
+            "It is an institution called the {value}.",
+            "The place of work is the {value}.",
+            "The {value} is the employer.",
+            "That would be the {value}.",
+            "The institution is called the {value}.",
         ),
     ),
     "debut_work": Fact(
@@ -165,12 +165,12 @@ FACTS: dict[str, Fact] = {
             "What is the debut book of {name} called?",
         ),
         answers=(
-            "The first book by {name} is {value}.",
-            "{name} made a debut with the book {value}.",
-            "The first book that {name} wrote is {value}.",
-            "{value} is the title of the first book by {name}.",
-            "The title of the debut book by {name} is {value}.",
-            "{name} wrote {value} as a first book.",
+            "The title of the first book is {value}.",
+            "It was a book called {value}.",
+            "The debut was the book {value}.",
+            "{value} is the title of the debut.",
+            "That was the book {value}.",
+            "The first book is called {value}.",
         ),
     ),
     "award": Fact(
@@ -187,12 +187,12 @@ FACTS: dict[str, Fact] = {
             "Which award went to {name}?",
         ),
         answers=(
-            "{name} won the {value} for outstanding work.",
-            "The honour that {name} received was the {value}.",
-            "The award that {name} won is the {value}.",
-            "The {value} was given to {name} for outstanding work.",
-            "The award given to {name} was the {value}.",
-            "{name} is known for winning the {value}.",
+            "The award is the {value}.",
+            "It was an honour called the {value}.",
+            "The honour was the {value}.",
+            "The {value} is the award.",
+            "That was the {value}.",
+            "The award is called the {value}.",
         ),
     ),
     "mentor": Fact(
@@ -206,12 +206,12 @@ FACTS: dict[str, Fact] = {
             "Which teacher was the mentor of {name}?",
         ),
         answers=(
-            "The mentor of {name} was a teacher called {value}.",
-            "{name} studied for many years under {value}.",
-            "{name} was taught for many years by {value}.",
-            "{value} was the teacher and mentor of {name}.",
-            "The name of the teacher who taught {name} is {value}.",
-            "It was {value} who taught {name} for many years.",
+            "The mentor was a teacher called {value}.",
+            "It was under a teacher named {value}.",
+            "The name of the teacher is {value}.",
+            "{value} was the mentor.",
+            "That was under {value}.",
+            "The teacher and mentor was {value}.",
         ),
     ),
     "address": Fact(
@@ -228,12 +228,12 @@ FACTS: dict[str, Fact] = {
             "What is the address of the house where {name} lives?",
         ),
         answers=(
-            "{name} lives in a house at {value}.",
-            "The home of {name} is the house at {value}.",
-            "The address of {name} is {value}.",
-            "It is at {value} that {name} has a home.",
-            "The house where {name} lives is at {value}.",
-            "{name} has a home at {value}.",
+            "The home is a house at {value}.",
+            "It is in a house at {value}.",
+            "The address is {value}.",
+            "The house at {value} is the home.",
+            "That would be at {value}.",
+            "The home address is {value}.",
         ),
     ),
 }
@@ -351,7 +351,7 @@ def fictitious_dataset(people: Sequence[Person], seed: int = 0, facts: Sequence[
             if len(others) < NUM_PERTURBED_ANSWERS:
                 others = _other_values(fact.values, value)
             questions = [form.format(name=name) for form in fact.questions]
-            answers = [form.format(name=name, value=value) for form in fact.answers]
+            answers = [form.format(value=value) for form in fact.answers]
             rows.append(
                 {
                     "person": name,
@@ -362,8 +362,7 @@ def fictitious_dataset(people: Sequence[Person], seed: int = 0, facts: Sequence[
                     "paraphrased_question": questions[1],
                     "paraphrased_answer": answers[1],
                     "perturbed_answer": [
-                        fact.answers[1].format(name=name, value=wrong)
-                        for wrong in rng.sample(others, NUM_PERTURBED_ANSWERS)
+                        fact.answers[1].format(value=wrong) for wrong in rng.sample(others, NUM_PERTURBED_ANSWERS)
                     ],
                     "question_forms": questions[2:],
                     "answer_forms": answers[2:],
