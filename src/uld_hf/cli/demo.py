@@ -50,7 +50,7 @@ Needs no download and no GPU. Prints a table of the target, a model retrained wi
 with ULD's assistant.
 """
 
-# Found by trying, over three seeds. A target this small, trained from scratch, needs a larger part of its layers, more
+# Found by trying. A target this small, trained from scratch, needs a larger part of its layers, more
 # steps and a higher learning rate than the paper's 7B, whose settings are the defaults of ULDConfig.
 ULD_SETTINGS = {
     "num_assistant_layers": 2,
@@ -61,6 +61,7 @@ ULD_SETTINGS = {
     "retain_per_forget": 3.0,
     "alpha": 1.0,
     "relative_top": 0.0,
+    "per_device_train_batch_size": 16,
 }
 WRONG_ANSWERS = 4
 
@@ -109,7 +110,7 @@ class DemoRow:
     trainable_parameters: int
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int = 1000) -> PreTrainedTokenizerBase:
+def train_tokenizer(texts: Sequence[str], vocab_size: int = 2000) -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer with a chat template, learned from the given texts."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -133,7 +134,7 @@ def learn(
     seed: int,
     hidden_size: int = 128,
     num_layers: int = 4,
-    num_epochs: int = 24,
+    num_epochs: int = 54,
     learning_rate: float = 4e-3,
 ) -> tuple[PreTrainedModel, float]:
     """
@@ -152,7 +153,7 @@ def learn(
             Width.
         num_layers (`int`, *optional*, defaults to `4`):
             Depth.
-        num_epochs (`int`, *optional*, defaults to `24`):
+        num_epochs (`int`, *optional*, defaults to `54`):
             Passes over the rows.
         learning_rate (`float`, *optional*, defaults to `4e-3`):
             Highest learning rate.
