@@ -232,7 +232,7 @@ def check_lora_config(peft_config: PeftConfig) -> None:
             Configuration of the adapter.
 
     Raises:
-        ValueError: If it is not LoRA, or trains embeddings, head or biases, which the target shares.
+        ValueError: If it is not LoRA, trains embeddings, head or biases, or rewrites weights that the target shares.
     """
     if not isinstance(peft_config, LoraConfig):
         raise ValueError(f"The assistant's adapter must be a peft.LoraConfig, got {type(peft_config).__name__}.")
@@ -240,6 +240,11 @@ def check_lora_config(peft_config: PeftConfig) -> None:
         raise ValueError(
             "The assistant's LoraConfig must leave modules_to_save and trainable_token_indices empty and bias='none': "
             "the assistant shares its embeddings, head and biases with the target."
+        )
+    if peft_config.init_lora_weights not in (True, False, "gaussian", "orthogonal"):
+        raise ValueError(
+            f"init_lora_weights={peft_config.init_lora_weights!r} rewrites the base weights, which the target owns. "
+            "Leave it out, or use 'gaussian' or 'orthogonal'."
         )
 
 
@@ -263,7 +268,7 @@ def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None) 
     check_lora_config(peft_config)
     # GPT-2 stores its linear layers transposed; saying so spares PEFT's warning that it noticed.
     peft_config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in truncated.modules())
-    peft_config.base_model_name_or_path = truncated.name_or_path  # a loaded adapter may name where the target once was
+    peft_config.base_model_name_or_path = None  # PEFT fills it in; a loaded one may say where the target once was
     with warnings.catch_warnings():
         # PEFT up to 0.21 asks transformers by an old name; users can do nothing about it.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

@@ -20,6 +20,7 @@ import torch
 from accelerate.utils import align_module_device
 from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
@@ -38,7 +39,8 @@ def fingerprint_target(
     """
     Hash what an assistant depends on: the target's shape, its embeddings, norms and head, and its first layers.
 
-    Evenly spaced values of every tensor are rounded to bfloat16 before hashing, so bf16 and fp32 loads agree.
+    Evenly spaced values of every tensor are rounded to bfloat16 before hashing, so bf16 and fp32 loads agree. A
+    float16 load rounds differently and counts as another target.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -195,7 +197,11 @@ def load_assistant(
     config_file = cached_file(name_or_path, "adapter_config.json", subfolder=ADAPTER_NAME, **hub_kwargs)
     peft_config = PeftConfig.from_pretrained(os.path.dirname(config_file))
     check_lora_config(peft_config)
-    return attach_assistant(target, num_layers, peft_config, load_file(weights))
+    try:
+        state_dict = load_file(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged ({error}): download it or train the assistant again.") from error
+    return attach_assistant(target, num_layers, peft_config, state_dict)
 
 
 def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:

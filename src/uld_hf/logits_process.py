@@ -95,7 +95,10 @@ class ULDLogitsProcessor(LogitsProcessor):
             mask = mask.repeat_interleave(input_ids.shape[0] // mask.shape[0], dim=0)
             generated = mask.new_ones(input_ids.shape[0], input_ids.shape[1] - mask.shape[1])
             return torch.cat([mask, generated], dim=1)
-        pad_token_id = self.assistant.generation_config.pad_token_id
+        config = self.assistant.generation_config
+        pad_token_id = config.pad_token_id
+        if pad_token_id is None:  # generate() pads with the end token then
+            pad_token_id = config.eos_token_id[0] if isinstance(config.eos_token_id, list) else config.eos_token_id
         if pad_token_id is None:
             return torch.ones_like(input_ids)
         return (input_ids != pad_token_id).long().cummax(dim=1).values

@@ -250,9 +250,12 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
-    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, inputs_embeds: torch.FloatTensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """The target's own preparation: positions, masks and slicing are those of its family."""
-        return self.target.prepare_inputs_for_generation(input_ids, **kwargs)
+        # generate() looks for `inputs_embeds` in this signature to know that prompts may be given so.
+        return self.target.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     def _supports_logits_to_keep(self) -> bool:
         return self.target._supports_logits_to_keep()
