@@ -54,8 +54,10 @@ def center_logits(logits: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of the same shape: `log p + log V`.
     """
-    vocab_size = (logits != -torch.inf).sum(dim=-1, keepdim=True)
-    return torch.log_softmax(logits, dim=-1) + vocab_size.to(logits.dtype).log()
+    impossible = logits == -torch.inf
+    vocab_size = (~impossible).sum(dim=-1, keepdim=True)
+    centered = torch.log_softmax(logits, dim=-1) + vocab_size.to(logits.dtype).log()
+    return centered.masked_fill(impossible, -torch.inf)  # a row of nothing but -inf would be NaN
 
 
 def logit_difference(

@@ -59,7 +59,7 @@ ULD_SETTINGS = {
     "lr_scheduler_type": "cosine",
     "retain_weight": 3.0,
     "retain_per_forget": 3.0,
-    "alpha": 0.9,
+    "alpha": 1.0,
     "relative_top": 0.0,
     "per_device_train_batch_size": 16,
 }

@@ -73,8 +73,10 @@ def split_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def is_blank(completion: str | list[dict[str, Any]]) -> bool:
+def is_blank(completion: str | list[dict[str, Any]] | None) -> bool:
     """Whether a completion, plain or conversational, has no text."""
+    if completion is None:
+        return True
     if isinstance(completion, str):
         return not completion.strip()
     return not any((message["content"] or "").strip() for message in completion)
@@ -148,6 +150,12 @@ def split_long_rows(dataset: Dataset, max_length: int | None, name: str, splitta
         pieces: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
         for index, input_ids, labels in zip(indices, batch["input_ids"], batch["labels"], strict=True):
             length = len(input_ids)
+            if len(labels) != length:
+                raise ValueError(
+                    f"Row {index} of {name}_dataset has {length} tokens and {len(labels)} labels: give one label for each."
+                )
+            if length == 0:
+                raise ValueError(f"Row {index} of {name}_dataset has no answer: it has no tokens.")
             limit = max_length or length
             if length > limit and not splittable:
                 raise ValueError(

@@ -55,6 +55,21 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None
         )
 
 
+def count_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """
+    Number of forget and of retain tokens of a batch that count in the loss.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            A batch of [`DataCollatorForULD`].
+
+    Returns:
+        `torch.Tensor` of shape `(2,)`: Forget tokens, retain tokens.
+    """
+    counted, retain = batch["labels"][:, 1:] != -100, batch["retain_mask"][:, 1:]
+    return torch.stack([(counted & ~retain).sum(), (counted & retain).sum()])
+
+
 class ULDTrainer(SFTTrainer):
     """
     Trainer of ULD's assistant (paper section 3).
@@ -185,7 +200,7 @@ class ULDTrainer(SFTTrainer):
         prepared = {}
         for name, rows in (("forget", dataset), ("retain", self._retain_dataset)):
             # trl decides this once, from the first row; here the two sets may differ in format.
-            has_prompt = "completion" in rows.column_names
+            has_prompt = bool({"completion", "completion_mask"} & set(rows.column_names))
             self.completion_only_loss = has_prompt if args.completion_only_loss is None else args.completion_only_loss
             tokenized = super()._prepare_dataset(rows, processing_class, whole, False, formatting_func, name)
             splittable = not self.completion_only_loss and "input_ids" not in rows.column_names
@@ -218,10 +233,7 @@ class ULDTrainer(SFTTrainer):
         """Number of forget and of retain tokens in all micro-batches of an optimizer step, over all processes."""
         if not batch_samples:
             return None
-        counts = torch.zeros(2, dtype=torch.long, device=device)
-        for batch in batch_samples:
-            counted, retain = batch["labels"][:, 1:] != -100, batch["retain_mask"][:, 1:]
-            counts += torch.stack([(counted & ~retain).sum(), (counted & retain).sum()]).to(device)
+        counts = sum(count_tokens(batch).to(device) for batch in batch_samples)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             counts = self.accelerator.gather(counts[None]).sum(dim=0)
         return counts
@@ -252,7 +264,7 @@ class ULDTrainer(SFTTrainer):
         Raises:
             FloatingPointError: If a term is NaN or infinite.
         """
-        local = self._get_num_items_in_batch([inputs], inputs["labels"].device)
+        local = count_tokens(inputs)
         num_items = local if num_items_in_batch is None else num_items_in_batch
         outputs = model(**inputs, num_items=num_items)
         self._record(outputs, local, inputs)
