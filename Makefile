@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help setup demo test test-all lint clean
 
 help:
-	@echo "make demo   a small model learns invented people and forgets some of them (under 5 minutes)"
+	@echo "make demo   a small model learns invented people and forgets some of them"
 	@echo "make test   linter and tests"
 	@echo "make test-all   tests that train for minutes too"
 	@echo "make clean  remove the environment and what the demo wrote"

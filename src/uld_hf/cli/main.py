@@ -6,7 +6,7 @@ import sys
 
 # Help text and module of each command. A module is imported only when its command runs.
 COMMANDS = {
-    "demo": ("make a tiny language model learn invented people, then forget some of them (2 minutes)", "demo"),
+    "demo": ("make a tiny language model learn invented people, then forget some of them", "demo"),
     "train": ("train an assistant for your own model, forget set and retain set", "train"),
     "generate": ("answer a prompt with the target and with the unlearned model, side by side", "generate"),
 }

@@ -152,7 +152,7 @@ def split_long_rows(dataset: Dataset, max_length: int | None, name: str, splitta
             length = len(input_ids)
             if len(labels) != length:
                 raise ValueError(
-                    f"Row {index} of {name}_dataset has {length} tokens and {len(labels)} labels: give one label for each."
+                    f"Row {index} of {name}_dataset has {length} tokens and {len(labels)} labels: give one for each."
                 )
             if length == 0:
                 raise ValueError(f"Row {index} of {name}_dataset has no answer: it has no tokens.")

@@ -114,13 +114,13 @@ class ULDConfig(SFTConfig):
             raise ValueError("packing=True is not supported: forget and retain rows are balanced row by row.")
         if self.dataset_kwargs:
             raise ValueError(
-                f"dataset_kwargs={self.dataset_kwargs} is not supported (skip_prepare_dataset would leave out the retain "
-                "set). Pass tokenized rows as they are: they are not tokenized again."
+                f"dataset_kwargs={self.dataset_kwargs} is not supported (skip_prepare_dataset would leave out the "
+                "retain set). Pass tokenized rows as they are: they are not tokenized again."
             )
         if self.chat_template_path is not None:
             raise ValueError(
-                f"chat_template_path={self.chat_template_path!r} is not supported: it may resize the embeddings, which are "
-                "the target's own. Set processing_class.chat_template instead."
+                f"chat_template_path={self.chat_template_path!r} is not supported: it may resize the embeddings, which "
+                "are the target's own. Set processing_class.chat_template instead."
             )
         if self.loss_type != "nll":
             raise ValueError(f"loss_type={self.loss_type!r} has no meaning here: the loss is ULD's. Leave it out.")
