@@ -65,4 +65,4 @@ def test_shown_demo_output_has_the_form_of_the_real_one() -> None:
     header = format_table([DemoRow("target", 1.0, 1.0, 1.0, 1.0, 1.0, 0, 1.0, 1)]).splitlines()[:2]
     for line in header:
         assert line.rstrip() in shown
-    assert re.search(r"^target +100%", shown, flags=re.MULTILINE)
+    assert re.search(r"^target +\d+%", shown, flags=re.MULTILINE)
