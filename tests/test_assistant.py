@@ -1,6 +1,7 @@
 """The assistant: the target's own first layers and nothing else, on every family."""
 
 import copy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,14 @@ def test_the_given_lora_config_is_not_changed(target):
     before = copy.deepcopy(peft_config.to_dict())
     build_assistant(target, 2, peft_config)
     assert peft_config.to_dict() == before
+
+
+def test_building_warns_of_nothing(target, caplog, transformers_log):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        build_assistant(target, 2)
+    assert [str(warning.message) for warning in caught] == []
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4])

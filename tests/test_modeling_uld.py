@@ -799,7 +799,7 @@ def test_a_target_with_more_layers_is_refused(family, tmp_path):
 def test_a_target_that_was_finetuned_further_is_refused(tmp_path, name, what):
     save("llama", tmp_path)
     target = tiny_model("llama")
-    target.get_parameter(name).data.mul_(1.02)
+    target.get_parameter(name).data[1:].mul_(1.02)  # not all of it: a tensor is more than its first values
     with pytest.raises(ValueError, match=f"was trained on another target than .*: their {what} differ"):
         ULDForCausalLM.from_pretrained(tmp_path / "unlearned", target=target)
 

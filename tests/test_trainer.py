@@ -1,6 +1,7 @@
 """`ULDTrainer` at work: what it learns, what it leaves alone, what it saves, what it refuses."""
 
 import ast
+import copy
 import json
 import math
 import re
@@ -380,12 +381,19 @@ def test_flattened_rows_give_the_same_assistant(reference: ULDTrainer, tmp_path:
 
 def test_more_padding_gives_the_same_assistant(reference: ULDTrainer, tmp_path: Path):
     trainer = descend(tmp_path, pad_to_multiple_of=32)
+    assert first_batch(trainer)["input_ids"].shape == (8, 32)
     assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-3, atol=1e-5)
 
 
 def test_retain_weight_matters(reference: ULDTrainer, tmp_path: Path):
     weights = lora_weights(descend(tmp_path, retain_weight=1.0))
     assert any(not torch.allclose(weights[name], value) for name, value in lora_weights(reference).items())
+
+
+def test_copy_of_the_assistant_runs_the_copy(reference: ULDTrainer):
+    clone = copy.deepcopy(reference.model)
+    torch.nn.init.zeros_(clone.get_output_embeddings().weight)
+    assert clone(input_ids=torch.arange(5)[None]).logits.abs().max() == 0
 
 
 # A target given by name
@@ -589,6 +597,13 @@ def test_lora_config_is_used(tmp_path: Path):
     assert {min(value.shape) for value in weights.values()} == {4}
 
 
+def test_given_lora_config_is_not_changed(tmp_path: Path):
+    peft_config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
+    before = peft_config.to_dict()
+    make_trainer(tmp_path, peft_config=peft_config)
+    assert peft_config.to_dict() == before
+
+
 def test_lora_of_another_seed_is_another(tmp_path: Path):
     first, second = (lora_weights(make_trainer(tmp_path, seed=seed)) for seed in (0, 1))
     assert any(not torch.equal(first[name], second[name]) for name in first)
@@ -756,6 +771,14 @@ def test_documented_differences_from_trl_are_the_defaults(name: str):
 def test_new_parameters_are_documented():
     new = {field.name for field in fields(ULDConfig)} - {field.name for field in fields(SFTConfig)}
     assert {name for name in new if f"{name} (`" in ULDConfig.__doc__} == new
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("alpha", math.nan), ("relative_top", 1.5), ("outside", "drop")], ids=lambda value: str(value)
+)
+def test_settings_of_inference_are_checked_before_a_model_is_loaded(tmp_path: Path, name: str, value: Any):
+    with pytest.raises(ValueError, match=f"{name}={value!r}"):
+        ULDConfig(str(tmp_path), use_cpu=True, **{name: value})
 
 
 def test_pushed_repository_is_private_by_default(tmp_path: Path):
