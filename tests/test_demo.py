@@ -32,7 +32,7 @@ def test_augmentation_keeps_forget_and_retain_rows_apart() -> None:
     split = demo.split_people(dataset)
     forget, retain = demo.forget_and_retain_rows(split["forget"], split["retain"], seed=0)
     right = {row["completion"][0]["content"] for row in forget}
-    assert len(forget) == 3 * len(split["forget"])
+    assert len(forget) == 5 * len(split["forget"])
     assert len(retain) == len(split["retain"]) + demo.WRONG_ANSWERS * len(split["forget"])
     assert not right & {row["completion"][0]["content"] for row in retain}
 

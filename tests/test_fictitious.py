@@ -202,15 +202,20 @@ def test_perturbed_answers_have_the_words_of_the_paraphrase(dataset):
             assert wrong.removeprefix(before).removesuffix(after) in FACTS[row["fact"]].values
 
 
-def test_perturbed_answers_are_values_of_other_people(dataset):
+def test_perturbed_answers_are_nobodys_values(dataset):
     values = {}
     for row in dataset:
         values.setdefault(row["fact"], set()).add(row["value"])
     for row in dataset:
         before, after = row["paraphrased_answer"].split(row["value"])
-        assert {wrong.removeprefix(before).removesuffix(after) for wrong in row["perturbed_answer"]} < values[
-            row["fact"]
-        ]
+        wrong = {wrong.removeprefix(before).removesuffix(after) for wrong in row["perturbed_answer"]}
+        assert not wrong & values[row["fact"]]
+
+
+def test_perturbed_answers_are_there_when_every_value_is_somebodys():
+    for row in fictitious_dataset(invent_people(len(FACTS["profession"].values)), facts=["profession"]):
+        assert len(set(row["perturbed_answer"])) == 5
+        assert row["paraphrased_answer"] not in row["perturbed_answer"]
 
 
 def test_one_person_gets_perturbed_answers_too():

@@ -50,6 +50,7 @@ def reference_row(
     relative_top: float,
     outside: str,
     center: bool,
+    clamp: bool = False,
 ) -> list[float]:
     """The formula of one position, as the docstring of `logit_difference` says it, without tensors."""
     out = list(target)
@@ -60,7 +61,7 @@ def reference_row(
             log_sum = math.log(math.fsum(math.exp(assistant[v]) for v in both))
             shift = math.log(len(both)) - log_sum
         for v in both:
-            out[v] -= alpha * (assistant[v] + shift)
+            out[v] -= alpha * (max(assistant[v] + shift, 0.0) if clamp else assistant[v] + shift)
     best = max(target)
     for v in range(len(target)):
         if relative_top > 0 and target[v] < best + math.log(relative_top):
@@ -80,17 +81,32 @@ def random_logits(*shape: int, seed: int = 0, scale: float = 4.0) -> torch.Tenso
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
-@every_center
+@pytest.mark.parametrize(("center", "clamp"), [(True, False), (True, True), (False, False)])
 @every_outside
 @every_relative_top
 @few
 @given(tensors=possible_rows(3), alphas=st.lists(alphas_of_any_sign, min_size=1, max_size=2))
-def test_equals_the_sum_token_by_token(tensors, alphas, relative_top, outside, center):
+def test_equals_the_sum_token_by_token(tensors, alphas, relative_top, outside, center, clamp):
     target, assistants = tensors[0], tensors[1 : 1 + len(alphas)]
-    kwargs = {"relative_top": relative_top, "outside": outside, "center": center}
+    kwargs = {"relative_top": relative_top, "outside": outside, "center": center, "clamp": clamp}
     actual = logit_difference(target, assistants, alphas, **kwargs)
     expected = reference(target, assistants, alphas, **kwargs)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@few
+@given(tensors=possible_rows(2), alpha=st.floats(0.1, 3))
+def test_clamped_no_token_is_lifted(tensors, alpha):
+    target, assistant = tensors
+    assert (logit_difference(target, [assistant], [alpha], relative_top=0, clamp=True) <= target).all()
+
+
+def test_clamped_the_order_of_what_the_assistant_does_not_know_is_the_targets():
+    target = torch.tensor([[9.0, 4.0, 3.0, 2.0]])
+    assistant = torch.tensor([[20.0, -1.0, -9.0, -4.0]])
+    actual = logit_difference(target, [assistant], [10.0], relative_top=0, clamp=True)
+    assert actual[0, 1:].tolist() == [4.0, 3.0, 2.0]
+    assert actual[0, 0] < 2.0
 
 
 @every_center
@@ -371,6 +387,11 @@ def test_a_filter_out_of_range_is_refused(relative_top):
 def test_an_unknown_treatment_of_other_tokens_is_refused(outside):
     with pytest.raises(ValueError, match="must be 'keep' or 'mask'"):
         check_subtraction(0.75, 0.01, outside)
+
+
+def test_clamping_raw_logits_is_refused():
+    with pytest.raises(ValueError, match="clamp=True needs center=True"):
+        check_subtraction(0.75, 0.01, "keep", center=False, clamp=True)
 
 
 @pytest.mark.parametrize("settings", [(0.75, 0.01, "keep"), (-2, 0, "mask"), (1, 1, "keep"), (1e-6, 1.0, "mask")])

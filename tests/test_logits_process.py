@@ -165,6 +165,15 @@ def test_a_call_is_the_formula_in_log_probabilities(model):
 
 
 @torch.no_grad()
+def test_a_clamped_call_is_the_clamped_formula(model):
+    target = model.target(PROMPTS).logits[:, -1]
+    assistant = model.assistant(input_ids=PROMPTS).logits[:, -1]
+    expected = logit_difference(target, [assistant], [2.0], relative_top=0, clamp=True)
+    actual = ULDLogitsProcessor(model.assistant, alpha=2.0, relative_top=0, clamp=True)(PROMPTS, target)
+    torch.testing.assert_close(actual, expected.log_softmax(-1), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
 def test_log_probabilities_of_the_target_give_the_same_as_its_logits(model):
     logits = model.target(PROMPTS).logits[:, -1]
     from_logits = processor(model)(PROMPTS, logits)

@@ -38,6 +38,7 @@ SETTINGS = {
     "defaults": {},
     "no filter": {"relative_top": 0.0, "alpha": 1.5},
     "mask": {"relative_top": 0.2, "outside": "mask", "center": False},
+    "clamped": {"relative_top": 0.0, "alpha": 1.5, "clamp": True},
     "negative": {"relative_top": 0.1, "alpha": -0.7},
 }
 
@@ -63,6 +64,7 @@ def plain_logits(model: ULDForCausalLM, ids: torch.Tensor) -> torch.Tensor:
         relative_top=config.relative_top,
         outside=config.outside,
         center=config.center,
+        clamp=config.clamp,
     )
 
 
@@ -268,7 +270,7 @@ def test_forward_is_the_formula(family, settings):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("alpha", 1.25), ("relative_top", 0.5), ("outside", "mask"), ("center", False)]
+    ("name", "value"), [("alpha", 1.25), ("relative_top", 0.5), ("outside", "mask"), ("center", False), ("clamp", True)]
 )
 def test_settings_may_be_changed_on_a_loaded_model(model, name, value):
     before = model(PROMPTS).logits
@@ -651,7 +653,7 @@ def test_what_is_saved_gives_the_same_logits_to_the_bit(family, tmp_path):
 
 
 def test_all_settings_survive_saving(tmp_path):
-    settings = {"alpha": 0.6, "relative_top": 0.1, "outside": "mask", "center": False}
+    settings = {"alpha": 0.6, "relative_top": 0.1, "outside": "mask", "center": True, "clamp": True}
     save("llama", tmp_path, **settings)
     config = ULDForCausalLM.from_pretrained(tmp_path / "unlearned").config
     assert {name: getattr(config, name) for name in settings} == settings
@@ -708,7 +710,7 @@ def test_saving_does_not_change_the_model(tmp_path):
 
 def test_settings_may_be_given_to_from_pretrained(tmp_path):
     save("llama", tmp_path)
-    settings = {"alpha": -0.3, "relative_top": 0.0, "outside": "mask", "center": False}
+    settings = {"alpha": -0.3, "relative_top": 0.0, "outside": "mask", "center": True, "clamp": True}
     config = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", **settings).config
     assert {name: getattr(config, name) for name in settings} == settings
 

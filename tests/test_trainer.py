@@ -463,7 +463,7 @@ def test_output_folder_is_named_after_the_target(monkeypatch: pytest.MonkeyPatch
 def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[PreTrainedModel, ULDTrainer]:
     """A target and the trainer that saved an assistant for it, with a checkpoint at step 2."""
     target = tiny_model("llama")
-    settings = {"alpha": 1.25, "relative_top": 0.0, "outside": "mask", "center": False}
+    settings = {"alpha": 1.25, "relative_top": 0.0, "outside": "mask", "clamp": True}
     trainer = train(tmp_path_factory.mktemp("out"), target, save_strategy="steps", save_steps=2, **settings)
     trainer.save_model()
     return target, trainer
@@ -501,7 +501,7 @@ def test_saved_config_is_of_type_uld(saved: tuple[PreTrainedModel, ULDTrainer], 
 
 def test_saved_config_has_the_settings_of_inference(saved: tuple[PreTrainedModel, ULDTrainer]):
     config = json.loads(Path(saved[1].args.output_dir, "config.json").read_text())
-    settings = {"num_assistant_layers": 2, "alpha": 1.25, "relative_top": 0.0, "outside": "mask", "center": False}
+    settings = {"num_assistant_layers": 2, "alpha": 1.25, "relative_top": 0.0, "outside": "mask", "clamp": True}
     assert {name: config[name] for name in settings} == settings
 
 
@@ -514,7 +514,7 @@ def test_saved_model_is_the_trained_one(saved: tuple[PreTrainedModel, ULDTrainer
     target, trainer = saved
     model = ULDForCausalLM.from_pretrained(trainer.args.output_dir, target=target)
     trained = ULDForCausalLM(
-        target=target, assistant=trainer.model, alpha=1.25, relative_top=0.0, outside="mask", center=False
+        target=target, assistant=trainer.model, alpha=1.25, relative_top=0.0, outside="mask", clamp=True
     )
     input_ids = torch.arange(4, 14)[None]
     assert torch.equal(model(input_ids).logits, trained(input_ids).logits)

@@ -13,8 +13,8 @@ class ULDModelConfig(PreTrainedConfig):
     r"""
     Configuration of a [`ULDForCausalLM`]: which target, which assistant, and how the one is subtracted from the other.
 
-    The subtraction's settings (`alpha`, `relative_top`, `outside`, `center`) may be changed on a loaded model; they
-    are checked at every forward pass.
+    The subtraction's settings (`alpha`, `relative_top`, `outside`, `center`, `clamp`) may be changed on a loaded model;
+    they are checked at every forward pass.
 
     Args:
         target_config ([`~transformers.PreTrainedConfig`] or `dict[str, Any]`):
@@ -36,6 +36,8 @@ class ULDModelConfig(PreTrainedConfig):
             Tokens left out by `relative_top` keep the target's logits, or can't be chosen.
         center (`bool`, *optional*, defaults to `True`):
             Subtract the assistant's `log p + log V`, so that a uniform assistant changes nothing.
+        clamp (`bool`, *optional*, defaults to `False`):
+            Do not lift the tokens that the assistant finds less probable than a uniform guess (not in the paper).
 
     Raises:
         ValueError: If the assistant would have more layers than the target, or a setting of the subtraction is out of
@@ -55,6 +57,7 @@ class ULDModelConfig(PreTrainedConfig):
         relative_top: float = 0.01,
         outside: Outside = "keep",
         center: bool = True,
+        clamp: bool = False,
         **kwargs: Any,
     ):
         if isinstance(target_config, dict):
@@ -62,7 +65,7 @@ class ULDModelConfig(PreTrainedConfig):
         # transformers builds every config class once without arguments to find its defaults, so None must pass here.
         if target_config is not None:
             check_num_layers(num_assistant_layers, target_config)
-        check_subtraction(alpha, relative_top, outside)
+        check_subtraction(alpha, relative_top, outside, center, clamp)
         self.target_config = target_config
         self.target_name_or_path = target_name_or_path
         self.target_revision = target_revision
@@ -72,6 +75,7 @@ class ULDModelConfig(PreTrainedConfig):
         self.relative_top = relative_top
         self.outside = outside
         self.center = center
+        self.clamp = clamp
         super().__init__(**kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:

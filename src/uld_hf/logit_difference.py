@@ -14,7 +14,9 @@ import torch
 Outside = Literal["keep", "mask"]
 
 
-def check_subtraction(alpha: float, relative_top: float, outside: str) -> None:
+def check_subtraction(
+    alpha: float, relative_top: float, outside: str, center: bool = True, clamp: bool = False
+) -> None:
     """
     Refuse settings under which nothing would be subtracted, or something undefined would.
 
@@ -25,10 +27,14 @@ def check_subtraction(alpha: float, relative_top: float, outside: str) -> None:
             Threshold of the plausibility filter, relative to the most probable token.
         outside (`str`):
             What happens to the tokens that the filter leaves out.
+        center (`bool`, *optional*, defaults to `True`):
+            Whether the assistant's logits are centred.
+        clamp (`bool`, *optional*, defaults to `False`):
+            Whether they are then clamped at 0.
 
     Raises:
-        ValueError: If `alpha` is zero, infinite or NaN, if `relative_top` is not between 0 and 1, or if `outside` is
-            neither `"keep"` nor `"mask"`.
+        ValueError: If `alpha` is zero, infinite or NaN, if `relative_top` is not between 0 and 1, if `outside` is
+            neither `"keep"` nor `"mask"`, or if raw logits, which have no zero of their own, are to be clamped.
     """
     if not math.isfinite(alpha) or alpha == 0:
         raise ValueError(
@@ -39,6 +45,8 @@ def check_subtraction(alpha: float, relative_top: float, outside: str) -> None:
         raise ValueError(f"relative_top={relative_top} must lie between 0 (filter off) and 1, e.g. 0.01.")
     if outside not in ("keep", "mask"):
         raise ValueError(f"outside={outside!r} must be 'keep' or 'mask'.")
+    if clamp and not center:
+        raise ValueError("clamp=True needs center=True: 0 means a uniform guess only in centred logits.")
 
 
 def center_logits(logits: torch.Tensor) -> torch.Tensor:
@@ -68,6 +76,7 @@ def logit_difference(
     relative_top: float = 0.01,
     outside: Outside = "keep",
     center: bool = True,
+    clamp: bool = False,
 ) -> torch.Tensor:
     """
     Logits of the unlearned model: target - sum_i alpha_i * assistant_i (paper section 3.1 and 3.4).
@@ -89,6 +98,9 @@ def logit_difference(
         center (`bool`, *optional*, defaults to `True`):
             Subtract `log p + log V` instead of the raw logits, so that a uniform assistant changes nothing, with or
             without the filter. `False` is the paper's formula to the letter.
+        clamp (`bool`, *optional*, defaults to `False`):
+            Leave alone the tokens that the assistant finds less probable than a uniform guess, instead of lifting
+            them: what comes out is then the target's own next choice. Not in the paper; needs `center=True`.
 
     Returns:
         `torch.Tensor` of shape `(..., vocab_size)`, in float32 (float64 for float64 input). Tokens at which the
@@ -113,6 +125,8 @@ def logit_difference(
         assistant = logits.to(device=target.device, dtype=dtype).masked_fill(~possible, -torch.inf)
         if center:
             assistant = center_logits(assistant)
+            if clamp:
+                assistant = assistant.clamp(min=0)
         # A token that the assistant rules out is left to the target: -inf - (-inf) would be NaN.
         difference = difference - alpha * assistant.masked_fill(assistant == -torch.inf, 0.0)
 

@@ -45,6 +45,8 @@ class ULDLogitsProcessor(LogitsProcessor):
             What happens to the tokens outside of the filter.
         center (`bool`, *optional*, defaults to `True`):
             Whether a uniform assistant changes nothing.
+        clamp (`bool`, *optional*, defaults to `False`):
+            Whether tokens that the assistant finds improbable are left alone instead of lifted.
         attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
             Mask of the prompts. Defaults to masking leading pad tokens, which is wrong only where a prompt really
             begins with the pad token.
@@ -67,6 +69,7 @@ class ULDLogitsProcessor(LogitsProcessor):
         relative_top: float = 0.01,
         outside: Outside = "keep",
         center: bool = True,
+        clamp: bool = False,
         attention_mask: torch.LongTensor | None = None,
     ):
         if not isinstance(assistant, PeftModel) or ADAPTER_NAME not in assistant.peft_config:
@@ -74,12 +77,13 @@ class ULDLogitsProcessor(LogitsProcessor):
                 f"The assistant must be a PeftModel with an adapter named {ADAPTER_NAME!r} (ULDTrainer(...).model), "
                 f"got {type(assistant).__name__}."
             )
-        check_subtraction(alpha, relative_top, outside)
+        check_subtraction(alpha, relative_top, outside, center, clamp)
         self.assistant = assistant.eval()
         self.alpha = alpha
         self.relative_top = relative_top
         self.outside = outside
         self.center = center
+        self.clamp = clamp
         self.attention_mask = attention_mask
         self._tokens: torch.Tensor | None = None  # what the cache holds, with -1 for masked positions
         self._cache: Cache | None = None
@@ -162,6 +166,7 @@ class ULDLogitsProcessor(LogitsProcessor):
             relative_top=self.relative_top,
             outside=self.outside,
             center=self.center,
+            clamp=self.clamp,
         )
         # Beam search hands over log-probabilities and does not normalize again.
         return torch.log_softmax(difference, dim=-1)

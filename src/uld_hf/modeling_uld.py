@@ -56,6 +56,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             What happens to the tokens outside of the filter. Defaults to the configuration's, `"keep"`.
         center (`bool`, *optional*):
             Whether a uniform assistant changes nothing. Defaults to the configuration's, `True`.
+        clamp (`bool`, *optional*):
+            Whether tokens that the assistant finds improbable are left alone instead of lifted. Defaults to the
+            configuration's, `False`.
 
     Raises:
         ValueError: If the assistant was not trained on this target, or a setting is out of range.
@@ -80,6 +83,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         relative_top: float | None = None,
         outside: Outside | None = None,
         center: bool | None = None,
+        clamp: bool | None = None,
     ):
         if (target is None) != (assistant is None):
             missing = "target" if target is None else "assistant"
@@ -115,11 +119,17 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         config.target_config = copy.deepcopy(target.config)
         config.num_assistant_layers = num_layers
         config.target_name_or_path = config.target_name_or_path or target.name_or_path or None
-        settings = {"alpha": alpha, "relative_top": relative_top, "outside": outside, "center": center}
+        settings = {
+            "alpha": alpha,
+            "relative_top": relative_top,
+            "outside": outside,
+            "center": center,
+            "clamp": clamp,
+        }
         for name, value in settings.items():
             if value is not None:
                 setattr(config, name, value)
-        check_subtraction(config.alpha, config.relative_top, config.outside)
+        check_subtraction(config.alpha, config.relative_top, config.outside, config.center, config.clamp)
         config._attn_implementation = target.config._attn_implementation
 
         super().__init__(config)
@@ -210,7 +220,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 subtraction is out of range.
         """
         config = self.config
-        check_subtraction(config.alpha, config.relative_top, config.outside)
+        check_subtraction(config.alpha, config.relative_top, config.outside, config.center, config.clamp)
         refused = [name for name in ("output_hidden_states", "output_attentions", "cache") if kwargs.get(name)]
         if refused:
             raise ValueError(
@@ -242,6 +252,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             relative_top=config.relative_top,
             outside=config.outside,
             center=config.center,
+            clamp=config.clamp,
         )
         loss = None
         if labels is not None:
@@ -354,6 +365,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         relative_top: float | None = None,
         outside: Outside | None = None,
         center: bool | None = None,
+        clamp: bool | None = None,
         revision: str | None = None,
         token: bool | str | None = None,
         cache_dir: str | os.PathLike | None = None,
@@ -378,6 +390,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 What happens to the tokens outside of the filter, in place of the saved setting.
             center (`bool`, *optional*):
                 Whether a uniform assistant changes nothing, in place of the saved setting.
+            clamp (`bool`, *optional*):
+                Whether tokens that the assistant finds improbable are left alone, in place of the saved setting.
             revision (`str`, *optional*):
                 Revision of the unlearned model's repository. The target's own is in the configuration.
             token (`bool` or `str`, *optional*):
@@ -427,6 +441,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             relative_top=relative_top,
             outside=outside,
             center=center,
+            clamp=clamp,
         )
 
 

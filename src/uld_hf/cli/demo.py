@@ -54,13 +54,14 @@ with ULD's assistant.
 # steps and a higher learning rate than the paper's 7B, whose settings are the defaults of ULDConfig.
 ULD_SETTINGS = {
     "num_assistant_layers": 2,
-    "learning_rate": 5e-3,
-    "num_train_epochs": 20,
+    "learning_rate": 3e-3,
+    "num_train_epochs": 16,
     "lr_scheduler_type": "cosine",
     "retain_weight": 3.0,
     "retain_per_forget": 3.0,
-    "alpha": 1.0,
+    "alpha": 1.3,
     "relative_top": 0.0,
+    "clamp": True,
     "per_device_train_batch_size": 16,
 }
 WRONG_ANSWERS = 4
@@ -134,8 +135,8 @@ def learn(
     seed: int,
     hidden_size: int = 128,
     num_layers: int = 4,
-    num_epochs: int = 54,
-    learning_rate: float = 4e-3,
+    num_epochs: int = 30,
+    learning_rate: float = 2e-3,
 ) -> tuple[PreTrainedModel, float]:
     """
     Train a small Llama from scratch.
@@ -153,9 +154,9 @@ def learn(
             Width.
         num_layers (`int`, *optional*, defaults to `4`):
             Depth.
-        num_epochs (`int`, *optional*, defaults to `54`):
+        num_epochs (`int`, *optional*, defaults to `30`):
             Passes over the rows.
-        learning_rate (`float`, *optional*, defaults to `4e-3`):
+        learning_rate (`float`, *optional*, defaults to `2e-3`):
             Highest learning rate.
 
     Returns:
@@ -173,6 +174,8 @@ def learn(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         tie_word_embeddings=True,
+        # The default of 0.02 is meant for widths of thousands: facts are learned in half the steps with this.
+        initializer_range=hidden_size**-0.5,
     )
     trainer = SFTTrainer(
         AutoModelForCausalLM.from_config(config),
@@ -212,7 +215,7 @@ def training_options(seed: int) -> dict[str, object]:
 def forget_and_retain_rows(forget: Dataset, retain: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """The paper's augmentation: paraphrases are forgotten too, wrong answers to the same questions are retained."""
     columns = ["question", "answer"]
-    forget_rows = [forget.select_columns(columns), paraphrases(forget, per_row=2, seed=seed)]
+    forget_rows = [forget.select_columns(columns), paraphrases(forget, per_row=4, seed=seed)]
     retain_rows = [retain.select_columns(columns), wrong_answers(forget, per_row=WRONG_ANSWERS, seed=seed)]
     return (
         question_answer_to_prompt_completion(concatenate_datasets(forget_rows), conversational=True),

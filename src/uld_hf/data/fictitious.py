@@ -339,16 +339,16 @@ def fictitious_dataset(people: Sequence[Person], seed: int = 0, facts: Sequence[
         raise ValueError(f"Unknown facts {unknown}: use one or more of {list(FACTS)}.")
     rng = random.Random(seed)
     records = [asdict(person) for person in people]
-    known = {key: list(dict.fromkeys(record[key] for record in records)) for key in facts}
+    known = {key: {record[key] for record in records} for key in facts}
     rows = []
     for record in records:
         name = record["name"]
         for key in facts:
             fact = FACTS[key]
             value = record[key]
-            # Values of other people are the harder test, since the model has learned them. A few people have too few.
-            others = _other_values(known[key], value)
-            if len(others) < NUM_PERTURBED_ANSWERS:
+            # Nobody's values: to a model that never saw this person, wrong answers and the right one are then alike.
+            others = _other_values([wrong for wrong in fact.values if wrong not in known[key]], value)
+            if len(others) < NUM_PERTURBED_ANSWERS:  # hundreds of people use them up
                 others = _other_values(fact.values, value)
             questions = [form.format(name=name) for form in fact.questions]
             answers = [form.format(value=value) for form in fact.answers]

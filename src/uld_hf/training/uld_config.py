@@ -43,6 +43,8 @@ class ULDConfig(SFTConfig):
             Tokens left out by `relative_top` keep the target's logits (`"keep"`) or can't be chosen (`"mask"`).
         center (`bool`, *optional*, defaults to `True`):
             Subtract the assistant's `log p + log V`, so that a uniform assistant changes nothing.
+        clamp (`bool`, *optional*, defaults to `False`):
+            Do not lift the tokens that the assistant finds less probable than a uniform guess (not in the paper).
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
@@ -99,12 +101,16 @@ class ULDConfig(SFTConfig):
     center: bool = field(
         default=True, metadata={"help": "Center the assistant's logits, so that a uniform assistant changes nothing."}
     )
+    clamp: bool = field(
+        default=False,
+        metadata={"help": "At inference, do not lift the tokens that the assistant finds less probable than a guess."},
+    )
 
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = is_torch_bf16_gpu_available() and not self.fp16 and not self.use_cpu
         super().__post_init__()
-        check_subtraction(self.alpha, self.relative_top, self.outside)
+        check_subtraction(self.alpha, self.relative_top, self.outside, self.center, self.clamp)
         if self.num_assistant_layers < 1:
             raise ValueError(f"num_assistant_layers={self.num_assistant_layers} must be at least 1.")
         for name, value in (("retain_weight", self.retain_weight), ("retain_per_forget", self.retain_per_forget)):

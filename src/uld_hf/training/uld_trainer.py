@@ -163,6 +163,7 @@ class ULDTrainer(SFTTrainer):
             relative_top=args.relative_top,
             outside=args.outside,
             center=args.center,
+            clamp=args.clamp,
             architectures=["ULDForCausalLM"],
         )
 
