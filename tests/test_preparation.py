@@ -168,20 +168,17 @@ def test_tokenized_row_with_fewer_labels_is_refused(prepare: Prepare):
         prepare([{"input_ids": [8, 9], "labels": [8, 9]}, {"input_ids": [8, 9, 10], "labels": [9, 10]}])
 
 
-@pytest.mark.xfail(strict=True, reason="fails in the first step, in the embedding")
 def test_token_that_the_target_does_not_have_is_refused(prepare: Prepare):
     with pytest.raises(ValueError, match="Row 1 of forget_dataset has the token 64"):
         prepare([{"input_ids": [8, 9]}, {"input_ids": [8, 64]}])
 
 
-@pytest.mark.xfail(strict=True, reason="the chat template fails on the empty prompt")
 def test_conversation_that_begins_with_an_answer_is_refused(prepare: Prepare):
     messages = say(("user", "w6"), ("assistant", "w8"))
     with pytest.raises(ValueError, match="Row 1 of forget_dataset"):
         prepare([{"messages": messages}, {"messages": messages[1:]}])
 
 
-@pytest.mark.xfail(strict=True, reason="the turns are counted, not the rows")
 def test_long_conversation_is_named_by_its_row(prepare: Prepare):
     messages = say(("user", "w6"), ("assistant", "w8"))
     with pytest.raises(ValueError, match="Row 1 of forget_dataset has 18 tokens, more than max_length=12"):

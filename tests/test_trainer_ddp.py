@@ -160,9 +160,6 @@ def test_two_processes_log_what_one_logs(folder: Path, alone: Run, name: str):
     assert values == pytest.approx([entry[name] for entry in alone.logs], rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the sampler is not told the epoch: a resumed epoch repeats the first one's rows"
-)
 def test_resumed_processes_end_with_the_weights_of_one(folder: Path, alone: Run):
     run = Run.load(folder / "resumed-0")
     torch.testing.assert_close(run.weights, alone.weights, rtol=1e-3, atol=1e-5)

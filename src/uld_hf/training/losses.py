@@ -54,8 +54,11 @@ class _ChunkedTokenLosses(torch.autograd.Function):
         chunk_size: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         losses, correct, gradients = [], [], []
+        # Divided out until backward(): in a step of many tokens each one's own gradient is below float16's range.
+        ctx.scale = weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
+        weights_of_one = weights / ctx.scale
         for tile, label, retain, weight in zip(
-            *(tensor.split(chunk_size) for tensor in (hidden, labels, retain_mask, weights)), strict=True
+            *(tensor.split(chunk_size) for tensor in (hidden, labels, retain_mask, weights_of_one)), strict=True
         ):
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 tile = tile.detach().requires_grad_(ctx.needs_input_grad[0])
@@ -74,7 +77,8 @@ class _ChunkedTokenLosses(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor, *_) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad.to(gradient.dtype), None, None, None, None, None
+        # A float32 scalar does not change the tensor's dtype.
+        return gradient * (grad * ctx.scale), None, None, None, None, None
 
 
 @dataclass

@@ -10,6 +10,10 @@ from datasets import Dataset, IterableDataset
 from trl.data_utils import maybe_convert_to_chatml
 
 
+# Column with the number of the user's row, where one of them becomes several.
+ROW = "_row"
+
+
 def check_dataset(dataset: Dataset | IterableDataset | None, name: str, text_field: str) -> None:
     """
     Refuse a set that cannot be trained on, and say why.
@@ -106,10 +110,16 @@ def to_trainable_rows(dataset: Dataset, name: str, text_field: str) -> Dataset:
     if columns & {"messages", "conversations"}:
         rows = []
         for index, row in enumerate(dataset):
-            turns = split_turns(maybe_convert_to_chatml(row))
+            row = maybe_convert_to_chatml(row)
+            turns = split_turns(row)
             if not turns or any(is_blank(turn["completion"]) for turn in turns):
                 raise ValueError(f"Row {index} of {name}_dataset has no assistant message with text. Remove the row.")
-            rows += turns
+            if not turns[0]["prompt"]:
+                raise ValueError(
+                    f"Row {index} of {name}_dataset begins with an assistant message, which answers nothing. Put the "
+                    "user's message before it, or give its text as 'text'."
+                )
+            rows += [{**turn, ROW: index} for turn in turns]
         return Dataset.from_list(rows)
     if {"prompt", "completion"} <= columns:
         dataset = dataset.select_columns(["prompt", "completion"])
@@ -124,13 +134,37 @@ def to_trainable_rows(dataset: Dataset, name: str, text_field: str) -> Dataset:
     return dataset
 
 
+def check_tokens(dataset: Dataset, vocab_size: int, name: str) -> None:
+    """
+    Refuse tokens for which the target has no embedding.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Tokenized rows.
+        vocab_size (`int`):
+            Rows of the target's embedding.
+        name (`str`):
+            `"forget"` or `"retain"`, for the message.
+
+    Raises:
+        ValueError: If a row has such a token.
+    """
+    for index, row in enumerate(dataset):
+        largest = max(row["input_ids"], default=0)
+        if largest >= vocab_size:
+            raise ValueError(
+                f"Row {row.get(ROW, index)} of {name}_dataset has the token {largest}, and the target's embedding has "
+                f"{vocab_size} rows. Tokenize it with the target's own tokenizer."
+            )
+
+
 def split_long_rows(dataset: Dataset, max_length: int | None, name: str, splittable: bool) -> Dataset:
     """
     Cut documents longer than the context into consecutive pieces; refuse question-answer rows that are too long.
 
     Args:
         dataset ([`~datasets.Dataset`]):
-            Tokenized rows with `input_ids` and `labels`.
+            Tokenized rows with `input_ids` and `labels`, and optionally the number of the user's row.
         max_length (`int`, *optional*):
             Longest row, in tokens. `None` leaves the rows as they are.
         name (`str`):
@@ -147,6 +181,7 @@ def split_long_rows(dataset: Dataset, max_length: int | None, name: str, splitta
     """
 
     def split(batch: Mapping[str, list[list[int]]], indices: list[int]) -> dict[str, list[list[int]]]:
+        indices = batch.get(ROW, indices)
         pieces: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
         for index, input_ids, labels in zip(indices, batch["input_ids"], batch["labels"], strict=True):
             length = len(input_ids)

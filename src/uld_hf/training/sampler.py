@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class AlternatingSampler(Sampler[int]):
@@ -62,3 +63,22 @@ class AlternatingSampler(Sampler[int]):
         # Merged by rank: the i-th of n rows stands at (i + 1/2) / n of the epoch, so any stretch has both in ratio.
         ranked = [((i + 0.5) / len(rows), index) for rows in (forget, retain) for i, index in enumerate(rows)]
         return iter([index for _, index in sorted(ranked, key=lambda pair: pair[0])])
+
+
+class EpochCallback(TrainerCallback):
+    """
+    Tells the sampler the epoch. The trainer does not reach it through the wrappers of a resumed run on many processes.
+
+    Args:
+        sampler ([`AlternatingSampler`]):
+            The sampler.
+    """
+
+    def __init__(self, sampler: AlternatingSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """Before the epoch's first batch is drawn."""
+        self.sampler.set_epoch(int(state.epoch))

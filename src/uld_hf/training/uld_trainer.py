@@ -26,8 +26,8 @@ from ..configuration_uld import ULDModelConfig
 from ..hub import fingerprint_target, model_card, save_unlearned_model
 from .collator import DataCollatorForULD
 from .losses import add_uld_loss, check_head
-from .preparation import check_dataset, check_disjoint, split_long_rows, to_trainable_rows
-from .sampler import AlternatingSampler
+from .preparation import ROW, check_dataset, check_disjoint, check_tokens, split_long_rows, to_trainable_rows
+from .sampler import AlternatingSampler, EpochCallback
 from .uld_config import ULDConfig
 
 
@@ -46,12 +46,18 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None
             Rows of the target's embedding.
 
     Raises:
-        ValueError: If it has more tokens than the target, or far fewer.
+        ValueError: If it has more tokens than the target, or far fewer, or pads with a token that the target lacks.
     """
-    if not _LEAST_VOCABULARY_USE * vocab_size <= len(tokenizer) <= vocab_size:
+    # Tokens added without a row in the embedding are harmless where they are not used: Gemma 3 1B has one for images.
+    if not (_LEAST_VOCABULARY_USE * vocab_size <= len(tokenizer) and tokenizer.vocab_size <= vocab_size):
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, the target's vocabulary {vocab_size}: it belongs to another "
             "model. Pass the target's own as processing_class."
+        )
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= vocab_size:
+        raise ValueError(
+            f"The tokenizer pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, for which the target's "
+            f"embedding of {vocab_size} rows has none. Set tokenizer.pad_token to another, e.g. tokenizer.eos_token."
         )
 
 
@@ -135,10 +141,16 @@ class ULDTrainer(SFTTrainer):
         model_init_kwargs = dict(args.model_init_kwargs or {})
         revision = model_init_kwargs.get("revision")
         target_config = AutoConfig.from_pretrained(name, revision=revision) if isinstance(model, str) else model.config
+        if isinstance(target_config, ULDModelConfig):
+            raise ValueError(
+                f"{name} is already an unlearned model: pass the model it was made from, "
+                f"{target_config.target_name_or_path}."
+            )
         check_num_layers(args.num_assistant_layers, target_config)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, revision=revision)
-        check_tokenizer(processing_class, target_config.get_text_config(decoder=True).vocab_size)
+        self._vocab_size = target_config.get_text_config(decoder=True).vocab_size
+        check_tokenizer(processing_class, self._vocab_size)
         self._retain_dataset = to_trainable_rows(retain_dataset, "retain", args.dataset_text_field)
         forget_dataset = to_trainable_rows(forget_dataset, "forget", args.dataset_text_field)
 
@@ -205,11 +217,13 @@ class ULDTrainer(SFTTrainer):
             self.completion_only_loss = has_prompt if args.completion_only_loss is None else args.completion_only_loss
             tokenized = super()._prepare_dataset(rows, processing_class, whole, False, formatting_func, name)
             splittable = not self.completion_only_loss and "input_ids" not in rows.column_names
-            prepared[name] = split_long_rows(
-                tokenized.select_columns(["input_ids", "labels"]), args.max_length, name, splittable
-            )
+            columns = [column for column in ("input_ids", "labels", ROW) if column in tokenized.column_names]
+            tokenized = tokenized.select_columns(columns)
+            check_tokens(tokenized, self._vocab_size, name)
+            prepared[name] = split_long_rows(tokenized, args.max_length, name, splittable)
         check_disjoint(prepared["forget"], prepared["retain"])
-        self._num_forget_rows = len(prepared["forget"])
+        if dataset_name == "train":  # and not a set to evaluate
+            self._num_forget_rows = len(prepared["forget"])
         return concatenate_datasets(
             [
                 rows.add_column("is_retain", [name == "retain"] * len(rows)).with_format(None)
@@ -221,12 +235,15 @@ class ULDTrainer(SFTTrainer):
         self._signature_columns = ["input_ids", "labels", "is_retain"]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        return AlternatingSampler(
+        sampler = AlternatingSampler(
             num_forget=self._num_forget_rows,
             num_retain=len(self.train_dataset) - self._num_forget_rows,
             retain_per_forget=self.args.retain_per_forget,
             seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
         )
+        self.remove_callback(EpochCallback)
+        self.add_callback(EpochCallback(sampler))
+        return sampler
 
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
