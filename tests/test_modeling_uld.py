@@ -684,7 +684,7 @@ def test_the_saved_config_names_the_target_and_the_class(tmp_path):
     assert saved["model_type"] == "uld"
     assert saved["architectures"] == ["ULDForCausalLM"]
     assert saved["target_name_or_path"] == str(tmp_path / "target")
-    assert saved["num_assistant_layers"] == 2
+    assert saved["assistants"] == {"assistant": {"num_layers": 2, "alpha": 0.75}}
     assert set(saved["target_fingerprint"]) == {"config", "layers", "rest"}
 
 
@@ -834,8 +834,8 @@ def test_the_fingerprint_does_not_depend_on_the_precision_of_the_load(tmp_path, 
 
 @pytest.mark.parametrize("saved", [torch.bfloat16, torch.float32])
 def test_a_target_in_float16_is_refused_rather_than_mistaken(tmp_path, saved):
-    # Weights of the size that real ones have: the smallest of them lose bits in float16, so the hashes differ.
-    target = AutoModelForCausalLM.from_config(tiny_config("llama", hidden_size=128, intermediate_size=256)).to(saved)
+    target = tiny_model("llama").to(saved)
+    target.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1.23e-6  # of real weights, the smallest lose bits in float16
     target.save_pretrained(tmp_path / "target")
     ULDForCausalLM(target=target, assistant=build_assistant(target, 2)).save_pretrained(tmp_path / "unlearned")
     half = AutoModelForCausalLM.from_pretrained(tmp_path / "target", dtype=torch.float16)
@@ -915,7 +915,7 @@ def test_a_saved_config_with_half_a_fingerprint_is_refused(tmp_path):
 
 def test_a_saved_config_with_another_number_of_layers_is_refused(tmp_path):
     model = save("llama", tmp_path)
-    edit_json(tmp_path / "unlearned" / "config.json", num_assistant_layers=3)
+    edit_json(tmp_path / "unlearned" / "config.json", assistants={"assistant": {"num_layers": 3, "alpha": 0.75}})
     with pytest.raises(ValueError, match="their weights of the first layers differ"):
         ULDForCausalLM.from_pretrained(tmp_path / "unlearned", target=model.target)
 

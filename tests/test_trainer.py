@@ -500,7 +500,8 @@ def test_saved_config_is_of_type_uld(saved: tuple[PreTrainedModel, ULDTrainer], 
 
 def test_saved_config_has_the_settings_of_inference(saved: tuple[PreTrainedModel, ULDTrainer]):
     config = json.loads(Path(saved[1].args.output_dir, "config.json").read_text())
-    settings = {"num_assistant_layers": 2, "alpha": 1.25, "relative_top": 0.0, "outside": "mask", "clamp": True}
+    assistants = {"assistant": {"num_layers": 2, "alpha": 1.25}}
+    settings = {"assistants": assistants, "relative_top": 0.0, "outside": "mask", "clamp": True}
     assert {name: config[name] for name in settings} == settings
 
 
@@ -536,7 +537,7 @@ def test_checkpoint_is_the_model_of_its_step(saved: tuple[PreTrainedModel, ULDTr
 
 def test_card_says_what_the_folder_holds(saved: tuple[PreTrainedModel, ULDTrainer]):
     card = Path(saved[1].args.output_dir, "README.md").read_text()
-    assert "Do not publish the folder `assistant/` lightly" in card
+    assert "| `assistant/` | 2 | 1.25 |" in card
 
 
 # Resuming

@@ -248,7 +248,7 @@ def check_lora_config(peft_config: PeftConfig) -> None:
         )
 
 
-def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None) -> PeftModel:
+def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None, name: str = ADAPTER_NAME) -> PeftModel:
     """
     Put LoRA on a truncated model; its base is frozen.
 
@@ -257,9 +257,11 @@ def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None) 
             What [`truncate_model`] or [`load_truncated_model`] returned.
         peft_config ([`~peft.PeftConfig`], *optional*):
             A [`~peft.LoraConfig`]. Defaults to the paper's: rank 32, alpha 32, all linear layers but the head.
+        name (`str`, *optional*, defaults to `"assistant"`):
+            Name of the adapter.
 
     Returns:
-        [`~peft.PeftModel`]: The assistant, with one adapter named `"assistant"`.
+        [`~peft.PeftModel`]: The assistant, with one adapter of that name.
 
     Raises:
         ValueError: If the adapter is not LoRA, or would train the embeddings or the head.
@@ -272,7 +274,7 @@ def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None) 
     with warnings.catch_warnings():
         # PEFT up to 0.21 asks transformers by an old name; users can do nothing about it.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        assistant = get_peft_model(truncated, peft_config, adapter_name=ADAPTER_NAME)
+        assistant = get_peft_model(truncated, peft_config, adapter_name=name)
     shared = (truncated.get_input_embeddings(), truncated.get_output_embeddings())
     if any(isinstance(module, BaseTunerLayer) for module in shared):
         raise ValueError(

@@ -1,20 +1,62 @@
 """`ULDModelConfig`: everything a saved unlearned model says about itself."""
 
 import copy
+import re
 from typing import Any
 
+from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from .assistant import check_num_layers, select_layers
+from .assistant import ADAPTER_NAME, check_num_layers, select_layers
 from .logit_difference import Outside, check_subtraction
+
+
+def check_assistants(assistants: dict[str, dict[str, Any]], target_config: PreTrainedConfig | None) -> None:
+    """
+    Refuse a table of assistants that names none, or one that cannot be.
+
+    Args:
+        assistants (`dict[str, dict[str, Any]]`):
+            `"num_layers"` and `"alpha"` by name.
+        target_config ([`~transformers.PreTrainedConfig`], *optional*):
+            Configuration of the target.
+
+    Raises:
+        ValueError: If there is none, a name cannot be a folder's, or an entry is not a number of layers and a weight.
+    """
+    if not isinstance(assistants, dict) or not assistants:
+        raise ValueError(f"assistants={assistants!r} names no assistant: the output would be the target's own.")
+    for name, assistant in assistants.items():
+        check_name(name)
+        if not isinstance(assistant, dict) or set(assistant) != {"num_layers", "alpha"}:
+            raise ValueError(f"The entry of assistant {name!r} must have 'num_layers' and 'alpha', got {assistant!r}.")
+        # transformers builds every config class once without arguments to find its defaults, so None must pass here.
+        if target_config is not None:
+            check_num_layers(assistant["num_layers"], target_config)
+
+
+def check_name(name: str) -> None:
+    """
+    Refuse an assistant's name that cannot be the name of its folder, its PEFT adapter and its module.
+
+    Args:
+        name (`str`):
+            Name of an assistant.
+
+    Raises:
+        ValueError: If it has other characters than letters, digits, `-` and `_`.
+    """
+    # Of names like "keys", PyTorch's containers say that they are taken.
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in dir(nn.ModuleDict()):
+        raise ValueError(f"The assistant's name {name!r} must consist of letters, digits, '-' and '_'. Give name=.")
 
 
 class ULDModelConfig(PreTrainedConfig):
     r"""
     Configuration of a [`ULDForCausalLM`]: which target, which assistant, and how the one is subtracted from the other.
 
-    The subtraction's settings (`alpha`, `relative_top`, `outside`, `center`, `clamp`) may be changed on a loaded model;
-    they are checked at every forward pass.
+    The settings of the subtraction (`alpha`, `relative_top`, `outside`, `center`, `clamp`) may be changed on a loaded
+    model; they are checked at every forward pass. With several assistants, each has an `alpha` of its own.
 
     Args:
         target_config ([`~transformers.PreTrainedConfig`] or `dict[str, Any]`):
@@ -29,6 +71,8 @@ class ULDModelConfig(PreTrainedConfig):
             Number K of the target's first decoder layers that the assistant runs on.
         alpha (`float`, *optional*, defaults to `0.75`):
             Weight of the assistant's logits, which are subtracted (paper section 4.1: 0.75 on TOFU, 0.5 on books).
+        assistants (`dict[str, dict[str, Any]]`, *optional*):
+            `"num_layers"` and `"alpha"` of each assistant by name, in place of `num_assistant_layers` and `alpha`.
         relative_top (`float`, *optional*, defaults to `0.01`):
             Subtract only at tokens whose target probability is at least this fraction of the most probable token's;
             `0` subtracts everywhere.
@@ -54,6 +98,7 @@ class ULDModelConfig(PreTrainedConfig):
         target_fingerprint: dict[str, str] | None = None,
         num_assistant_layers: int = 8,
         alpha: float = 0.75,
+        assistants: dict[str, dict[str, Any]] | None = None,
         relative_top: float = 0.01,
         outside: Outside = "keep",
         center: bool = True,
@@ -62,32 +107,69 @@ class ULDModelConfig(PreTrainedConfig):
     ):
         if isinstance(target_config, dict):
             target_config = AutoConfig.for_model(**target_config)
-        # transformers builds every config class once without arguments to find its defaults, so None must pass here.
-        if target_config is not None:
-            check_num_layers(num_assistant_layers, target_config)
-        check_subtraction(alpha, relative_top, outside, center, clamp)
+        if assistants is None:
+            assistants = {ADAPTER_NAME: {"num_layers": num_assistant_layers, "alpha": alpha}}
+        check_assistants(assistants, target_config)
         self.target_config = target_config
         self.target_name_or_path = target_name_or_path
         self.target_revision = target_revision
         self.target_fingerprint = target_fingerprint
-        self.num_assistant_layers = num_assistant_layers
-        self.alpha = alpha
+        self.assistants = copy.deepcopy(assistants)
         self.relative_top = relative_top
         self.outside = outside
         self.center = center
         self.clamp = clamp
+        self.check()
         super().__init__(**kwargs)
+
+    def _only_assistant(self, setting: str) -> dict[str, Any]:
+        if len(self.assistants) != 1:
+            raise ValueError(
+                f"There are {len(self.assistants)} assistants, each with its own {setting}: {self.assistants}. Use "
+                "config.assistants, or set_alpha(name, alpha) on the model."
+            )
+        return next(iter(self.assistants.values()))
+
+    @property
+    def alpha(self) -> float:
+        """Weight of the only assistant."""
+        return self._only_assistant("alpha")["alpha"]
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        self._only_assistant("alpha")["alpha"] = alpha
+
+    @property
+    def num_assistant_layers(self) -> int:
+        """Number of layers K of the only assistant."""
+        return self._only_assistant("number of layers")["num_layers"]
+
+    @property
+    def most_assistant_layers(self) -> int:
+        """Number of layers that the assistants depend on: the K of the deepest."""
+        return max(assistant["num_layers"] for assistant in self.assistants.values())
+
+    def check(self) -> None:
+        """
+        Refuse settings under which nothing would be subtracted.
+
+        Raises:
+            ValueError: If a setting of the subtraction is out of range.
+        """
+        for assistant in self.assistants.values():
+            check_subtraction(assistant["alpha"], self.relative_top, self.outside, self.center, self.clamp)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """
-        The target's text config, with the assistant's layers after the target's own.
+        The target's text config, with every assistant's layers after the target's own.
 
         `generate()` builds its cache from this config: one ordinary cache holds the N layers of the target and the K
-        of the assistant, and is reordered, cropped, repeated and offloaded as any other.
+        of each assistant, and is reordered, cropped, repeated and offloaded as any other.
         """
         if self.target_config is None:
             return self
         text_config = copy.deepcopy(self.target_config.get_text_config(decoder=decoder, encoder=encoder))
-        layers = range(text_config.num_hidden_layers)
-        select_layers(text_config, [*layers, *layers[: self.num_assistant_layers]])
+        layers = list(range(text_config.num_hidden_layers))
+        of_assistants = [layer for assistant in self.assistants.values() for layer in layers[: assistant["num_layers"]]]
+        select_layers(text_config, layers + of_assistants)
         return text_config

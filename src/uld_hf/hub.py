@@ -3,8 +3,8 @@
     config.json                           model_type "uld", the target's id and fingerprint, K, alpha, ...
     generation_config.json
     README.md                             model card
-    assistant/adapter_config.json         the assistant's LoRA, in PEFT's own format
-    assistant/adapter_model.safetensors
+    assistant/adapter_config.json         the assistant's LoRA, in PEFT's own format; further assistants are in folders
+    assistant/adapter_model.safetensors   of their names
 
 There is never an `adapter_config.json` at the root: AutoModelForCausalLM would then ignore config.json and put the
 adapter on the first K layers of the whole target, which gives a model that *recites* what it should have forgotten.
@@ -13,6 +13,7 @@ adapter on the first K layers of the whole target, which gives a model that *rec
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from .assistant import ADAPTER_NAME, add_lora, check_lora_config, find_decoder_layers, truncate_model
+from .assistant import (
+    ADAPTER_NAME,
+    add_lora,
+    check_lora_config,
+    check_num_layers,
+    find_decoder_layers,
+    shares_tensors,
+    truncate_model,
+)
 from .configuration_uld import ULDModelConfig
 
 
@@ -127,7 +136,11 @@ def check_fingerprint(
 
 
 def attach_assistant(
-    target: PreTrainedModel, num_layers: int, peft_config: PeftConfig, state_dict: dict[str, torch.Tensor]
+    target: PreTrainedModel,
+    num_layers: int,
+    peft_config: PeftConfig,
+    state_dict: dict[str, torch.Tensor],
+    name: str = ADAPTER_NAME,
 ) -> PeftModel:
     """
     Put an assistant's trained LoRA weights on a target's own first layers.
@@ -141,6 +154,8 @@ def attach_assistant(
             The adapter's configuration.
         state_dict (`dict[str, torch.Tensor]`):
             The adapter's weights, named as in PEFT's files.
+        name (`str`, *optional*, defaults to `"assistant"`):
+            Name of the assistant.
 
     Returns:
         [`~peft.PeftModel`]: The assistant, frozen.
@@ -153,8 +168,8 @@ def attach_assistant(
         raise ValueError(
             f"The assistant's weights {broken[:3]} hold NaN or infinite values: train or download it again."
         )
-    assistant = add_lora(truncate_model(target, num_layers), peft_config)
-    expected = get_peft_model_state_dict(assistant, adapter_name=ADAPTER_NAME)
+    assistant = add_lora(truncate_model(target, num_layers), peft_config, name)
+    expected = get_peft_model_state_dict(assistant, adapter_name=name)
     wrong = {
         name
         for name in expected.keys() | state_dict.keys()
@@ -165,12 +180,82 @@ def attach_assistant(
             f"{len(wrong)} of the assistant's weights are missing or do not fit {num_layers} layers of the target, "
             f"e.g. {sorted(wrong)[:3]}: it was trained on another target, or the files are damaged."
         )
-    set_peft_model_state_dict(assistant, state_dict, adapter_name=ADAPTER_NAME)
+    set_peft_model_state_dict(assistant, state_dict, adapter_name=name)
     return assistant.requires_grad_(False).eval()
 
 
+def check_saved_target(config: ULDModelConfig, target: PreTrainedModel, name: str) -> None:
+    """
+    Refuse a target other than the one that saved assistants were trained on.
+
+    Args:
+        config ([`ULDModelConfig`]):
+            The saved configuration.
+        target ([`~transformers.PreTrainedModel`]):
+            The target at hand.
+        name (`str`):
+            Where the configuration was saved, for the message.
+
+    Raises:
+        ValueError: If the fingerprint is missing or differs, or the target has too few layers.
+    """
+    if not config.target_fingerprint:
+        raise ValueError(
+            f"{name} has no target_fingerprint in its config.json, so nothing says which target its assistant belongs "
+            "to. Save the model again with save_pretrained."
+        )
+    num_layers = config.most_assistant_layers
+    check_num_layers(num_layers, target.config)
+    check_fingerprint(config.target_fingerprint, fingerprint_target(target, num_layers), name, target.name_or_path)
+
+
+def adopt_assistant(target: PreTrainedModel, name: str, assistant: PeftModel) -> PeftModel:
+    """
+    The assistant itself if it is made of the target's tensors, else its LoRA weights on them.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]):
+            The target.
+        name (`str`):
+            Name of the assistant.
+        assistant ([`~peft.PeftModel`]):
+            A trained assistant.
+
+    Returns:
+        [`~peft.PeftModel`]: The assistant, with one adapter named `name`.
+
+    Raises:
+        TypeError: If it is not a PEFT model.
+        ValueError: If it has several adapters, or was trained on another target.
+    """
+    if not isinstance(assistant, PeftModel):
+        raise TypeError(f"The assistant must be a PeftModel (see build_assistant), got {type(assistant).__name__}.")
+    adapters = list(assistant.peft_config)
+    if adapters not in ([ADAPTER_NAME], [name]):
+        raise ValueError(
+            f"The assistant must have one adapter named {ADAPTER_NAME!r}, got {adapters}: use build_assistant or "
+            "ULDTrainer."
+        )
+    num_layers = assistant.config.get_text_config(decoder=True).num_hidden_layers
+    check_num_layers(num_layers, target.config)
+    shared = shares_tensors(assistant, target)
+    if not shared:  # trained on a copy, or on a load of the first K layers alone
+        base = assistant.get_base_model()
+        expected = fingerprint_target(base, num_layers, target_config=target.config)
+        check_fingerprint(expected, fingerprint_target(target, num_layers), base.name_or_path, target.name_or_path)
+    if shared and adapters == [name]:
+        return assistant
+    state_dict = get_peft_model_state_dict(assistant, adapter_name=adapters[0], save_embedding_layers=False)
+    return attach_assistant(target, num_layers, assistant.peft_config[adapters[0]], state_dict, name)
+
+
 def load_assistant(
-    name_or_path: str | os.PathLike, target: PreTrainedModel, num_layers: int, **hub_kwargs: Any
+    name_or_path: str | os.PathLike,
+    target: PreTrainedModel,
+    num_layers: int,
+    saved_name: str = ADAPTER_NAME,
+    name: str | None = None,
+    **hub_kwargs: Any,
 ) -> PeftModel:
     """
     Load a saved assistant onto its target.
@@ -182,6 +267,10 @@ def load_assistant(
             The target that the assistant was trained on.
         num_layers (`int`):
             Number of decoder layers K of the assistant.
+        saved_name (`str`, *optional*, defaults to `"assistant"`):
+            Name under which it was saved: its folder.
+        name (`str`, *optional*):
+            Name that it gets. Defaults to the saved one.
         **hub_kwargs:
             `revision`, `token`, `cache_dir`, ... of the assistant's repository.
 
@@ -193,15 +282,15 @@ def load_assistant(
         ValueError: If it does not fit the target.
     """
     # safetensors only: a pickled adapter could run code.
-    weights = cached_file(name_or_path, "adapter_model.safetensors", subfolder=ADAPTER_NAME, **hub_kwargs)
-    config_file = cached_file(name_or_path, "adapter_config.json", subfolder=ADAPTER_NAME, **hub_kwargs)
+    weights = cached_file(name_or_path, "adapter_model.safetensors", subfolder=saved_name, **hub_kwargs)
+    config_file = cached_file(name_or_path, "adapter_config.json", subfolder=saved_name, **hub_kwargs)
     peft_config = PeftConfig.from_pretrained(os.path.dirname(config_file))
     check_lora_config(peft_config)
     try:
         state_dict = load_file(weights)
     except SafetensorError as error:
         raise ValueError(f"{weights} is damaged ({error}): download it or train the assistant again.") from error
-    return attach_assistant(target, num_layers, peft_config, state_dict)
+    return attach_assistant(target, num_layers, peft_config, state_dict, name or saved_name)
 
 
 def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
@@ -256,17 +345,25 @@ def model_card(config: ULDModelConfig) -> ModelCard:
         tags=["unlearning", "uld", "arxiv:2406.08607"],
         base_model=target if on_hub else None,
     )
+    rows = "\n".join(
+        f"| `{name}/` | {assistant['num_layers']} | {assistant['alpha']} |"
+        for name, assistant in config.assistants.items()
+    )
     return ModelCard(f"""---
 {data.to_yaml()}
 ---
 
 # Unlearned model (ULD)
 
-The target `{target if on_hub else "(a local model)"}` with an assistant that knows what it must forget. Output is
-target logits - {config.alpha} * assistant logits ("Unlearning from Logit Difference", arXiv 2406.08607); the assistant
-is LoRA on the target's first {config.num_assistant_layers} layers.
+The target `{target if on_hub else "(a local model)"}` with assistants that know what it must forget. Output is the
+target's logits minus alpha times each assistant's ("Unlearning from Logit Difference", arXiv 2406.08607); an assistant
+is LoRA on the target's first layers.
 
-**Do not publish the folder `assistant/` lightly: it is a concentrated copy of what was to be forgotten.** The target's
+| assistant | layers | alpha |
+|---|---|---|
+{rows}
+
+**Do not publish an assistant's folder lightly: it is a concentrated copy of what was to be forgotten.** The target's
 own weights are unchanged and still hold it too.
 
 ```python
@@ -298,24 +395,24 @@ def check_layout(folder: Path) -> None:
 def save_unlearned_model(
     save_directory: str | os.PathLike,
     config: ULDModelConfig,
-    assistant: PeftModel,
+    assistants: Mapping[str, PeftModel],
     generation_config: GenerationConfig,
     state_dict: dict[str, torch.Tensor] | None = None,
 ) -> None:
     """
-    Write an unlearned model: its configuration and its assistant's LoRA. The target is referred to, not copied.
+    Write an unlearned model: its configuration and its assistants' LoRA. The target is referred to, not copied.
 
     Args:
         save_directory (`str` or `os.PathLike`):
             Folder to write to; made if absent.
         config ([`ULDModelConfig`]):
             Configuration to save.
-        assistant ([`~peft.PeftModel`]):
-            The assistant.
+        assistants (`Mapping[str, PeftModel]`):
+            The assistants by name.
         generation_config ([`~transformers.GenerationConfig`]):
             The target's generation defaults.
         state_dict (`dict[str, torch.Tensor]`, *optional*):
-            The assistant's gathered weights, where they are sharded over processes.
+            Gathered weights of the only assistant, where they are sharded over processes.
 
     Raises:
         ValueError: If the folder holds an `adapter_config.json`.
@@ -325,9 +422,8 @@ def save_unlearned_model(
     # config.json comes last: nothing can be loaded without it, so a save cut off half-way is not taken for whole.
     (folder / "config.json").unlink(missing_ok=True)
     # An adapter whose name is not "default" is written to a subfolder of that name.
-    assistant.save_pretrained(
-        folder, selected_adapters=[ADAPTER_NAME], save_embedding_layers=False, state_dict=state_dict
-    )
+    for name, assistant in assistants.items():
+        assistant.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False, state_dict=state_dict)
     generation_config.save_pretrained(folder)
     model_card(config).save(folder / "README.md")
     config.save_pretrained(folder)

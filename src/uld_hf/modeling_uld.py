@@ -1,13 +1,15 @@
-"""`ULDForCausalLM`: a target and its assistant as one causal language model for `generate()` and `pipeline()`."""
+"""`ULDForCausalLM`: a target and its assistants as one causal language model for `generate()` and `pipeline()`."""
 
 import copy
 import os
 import tempfile
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from typing import Any, Self
 
 import torch
 from huggingface_hub import HfApi
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftModel
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -18,13 +20,14 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .assistant import ADAPTER_NAME, build_assistant, check_num_layers, check_target, shares_tensors
-from .configuration_uld import ULDModelConfig
+from .assistant import ADAPTER_NAME, add_lora, check_target, truncate_model
+from .configuration_uld import ULDModelConfig, check_assistants, check_name
 from .hub import (
-    attach_assistant,
-    check_fingerprint,
+    adopt_assistant,
+    check_saved_target,
     fingerprint_target,
     load_assistant,
     load_target,
@@ -33,9 +36,33 @@ from .hub import (
 from .logit_difference import Outside, check_subtraction, logit_difference
 
 
+logger = logging.get_logger(__name__)
+
+
+def check_known(name: str, assistants: Iterable[str]) -> str:
+    """
+    Refuse the name of an assistant that is not there.
+
+    Args:
+        name (`str`):
+            Name of an assistant.
+        assistants (`Iterable[str]`):
+            Names of those that are.
+
+    Returns:
+        `str`: The name.
+
+    Raises:
+        ValueError: If it is not one of them.
+    """
+    if name not in assistants:
+        raise ValueError(f"There is no assistant {name!r}, only {list(assistants)}.")
+    return name
+
+
 class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     """
-    The unlearned model: the target's logits minus `alpha` times the assistant's (paper section 3.1).
+    The unlearned model: the target's logits minus `alpha` times each assistant's (paper section 3.1).
 
     It is an ordinary causal language model to `generate()`, `pipeline()` and evaluation code, and inference only:
     train the assistant with [`ULDTrainer`]. The assistant holds the target's own tensors and costs its LoRA only.
@@ -46,10 +73,10 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             needed with `target` and `assistant`.
         target ([`~transformers.PreTrainedModel`], *optional*):
             The model that must forget.
-        assistant ([`~peft.PeftModel`], *optional*):
-            The trained assistant: `ULDTrainer(...).model`, or a result of [`build_assistant`].
-        alpha (`float`, *optional*):
-            Weight of the assistant's logits. Defaults to the configuration's, 0.75.
+        assistant ([`~peft.PeftModel`] or `Mapping[str, PeftModel]`, *optional*):
+            The trained assistant: `ULDTrainer(...).model`, or a result of [`build_assistant`]. Several by name.
+        alpha (`float` or `Mapping[str, float]`, *optional*):
+            Weight of the assistants' logits, of all or by name. Defaults to the configuration's, 0.75.
         relative_top (`float`, *optional*):
             Plausibility filter. Defaults to the configuration's, 0.01; `0` turns it off.
         outside (`"keep"` or `"mask"`, *optional*):
@@ -78,8 +105,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         config: ULDModelConfig | None = None,
         *,
         target: PreTrainedModel | None = None,
-        assistant: PeftModel | None = None,
-        alpha: float | None = None,
+        assistant: PeftModel | Mapping[str, PeftModel] | None = None,
+        alpha: float | Mapping[str, float] | None = None,
         relative_top: float | None = None,
         outside: Outside | None = None,
         center: bool | None = None,
@@ -92,85 +119,204 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             if config is None or config.target_config is None:
                 raise ValueError("ULDForCausalLM needs a target and an assistant, or a config with a target_config.")
             target = AutoModelForCausalLM.from_config(config.target_config)
-            assistant = build_assistant(target, config.num_assistant_layers)
+            assistant = {
+                name: add_lora(truncate_model(target, entry["num_layers"]), name=name)
+                for name, entry in config.assistants.items()
+            }
         check_target(target)
-        if not isinstance(assistant, PeftModel):
-            raise TypeError(f"The assistant must be a PeftModel (see build_assistant), got {type(assistant).__name__}.")
-        num_layers = assistant.config.get_text_config(decoder=True).num_hidden_layers
-        if list(assistant.peft_config) != [ADAPTER_NAME]:
-            raise ValueError(
-                f"The assistant must have one adapter named {ADAPTER_NAME!r}, got {list(assistant.peft_config)}: use "
-                "build_assistant or ULDTrainer."
-            )
-        check_num_layers(num_layers, target.config)
-        if not shares_tensors(assistant, target):  # trained on a copy, or on a load of the first K layers alone
-            base = assistant.get_base_model()
-            expected = fingerprint_target(base, num_layers, target_config=target.config)
-            check_fingerprint(expected, fingerprint_target(target, num_layers), base.name_or_path, target.name_or_path)
-            assistant = attach_assistant(
-                target,
-                num_layers,
-                assistant.peft_config[ADAPTER_NAME],
-                get_peft_model_state_dict(assistant, adapter_name=ADAPTER_NAME, save_embedding_layers=False),
-            )
+        given = assistant if isinstance(assistant, Mapping) else {ADAPTER_NAME: assistant}
+        for name in given:
+            check_name(name)
+        assistants = {name: adopt_assistant(target, name, given[name]) for name in given}
 
         config = ULDModelConfig() if config is None else copy.deepcopy(config)
         # A copy, because the composite's attention setter would write through to the target's own configuration.
         config.target_config = copy.deepcopy(target.config)
-        config.num_assistant_layers = num_layers
-        config.target_name_or_path = config.target_name_or_path or target.name_or_path or None
-        settings = {
-            "alpha": alpha,
-            "relative_top": relative_top,
-            "outside": outside,
-            "center": center,
-            "clamp": clamp,
+        saved = config.assistants
+        config.assistants = {
+            name: {
+                "num_layers": assistant.config.get_text_config(decoder=True).num_hidden_layers,
+                "alpha": saved[name]["alpha"] if name in saved else ULDModelConfig().alpha,
+            }
+            for name, assistant in assistants.items()
         }
+        config.target_name_or_path = config.target_name_or_path or target.name_or_path or None
+        if alpha is not None:
+            alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
+            for name in alphas:
+                config.assistants[check_known(name, assistants)]["alpha"] = alphas[name]
+        settings = {"relative_top": relative_top, "outside": outside, "center": center, "clamp": clamp}
         for name, value in settings.items():
             if value is not None:
                 setattr(config, name, value)
-        check_subtraction(config.alpha, config.relative_top, config.outside, config.center, config.clamp)
+        check_assistants(config.assistants, config.target_config)
+        config.check()
         config._attn_implementation = target.config._attn_implementation
 
         super().__init__(config)
         self.target = target
-        self.assistant = assistant
+        self.assistants = nn.ModuleDict(assistants)
         self.generation_config = copy.deepcopy(target.generation_config)
         self._is_stateful = target._is_stateful
         self._can_compile_fullgraph = target._can_compile_fullgraph
         self.eval()
 
-    def split_cache(self, cache: Cache) -> tuple[Cache, Cache]:
+    @property
+    def assistant(self) -> PeftModel:
+        """The only assistant; with several, use `assistants[name]`."""
+        if len(self.assistants) != 1:
+            raise ValueError(
+                f"There are {len(self.assistants)} assistants: use model.assistants[name], one of "
+                f"{list(self.assistants)}."
+            )
+        return next(iter(self.assistants.values()))
+
+    def add_assistant(
+        self,
+        assistant: str | os.PathLike | PeftModel,
+        *,
+        name: str | None = None,
+        alpha: float | None = None,
+        revision: str | None = None,
+        token: bool | str | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+    ) -> str:
         """
-        Views of one cache: the target's layers, and the assistant's after them.
+        Forget something more: subtract another assistant of the same target as well.
+
+        Caches of earlier calls do not hold its layers and can't be continued.
+
+        Args:
+            assistant (`str`, `os.PathLike` or [`~peft.PeftModel`]):
+                Hub id or folder of a saved unlearned model with one assistant; or a trained assistant.
+            name (`str`, *optional*):
+                Name of the assistant here. Defaults to the last part of the hub id or folder.
+            alpha (`float`, *optional*):
+                Weight of its logits. Defaults to the saved one, or 0.75.
+            revision (`str`, *optional*):
+                Revision of its repository.
+            token (`bool` or `str`, *optional*):
+                Hub token.
+            cache_dir (`str` or `os.PathLike`, *optional*):
+                Cache of downloads.
+            local_files_only (`bool`, *optional*, defaults to `False`):
+                Do not ask the Hub.
+
+        Returns:
+            `str`: Its name, for [`~ULDForCausalLM.set_alpha`] and [`~ULDForCausalLM.remove_assistant`].
+
+        Raises:
+            OSError: If there is no assistant at that place.
+            ValueError: If it was trained on another target, there is one of that name already, or a setting is out of
+                range.
+        """
+        if name is None:
+            if isinstance(assistant, PeftModel):
+                raise ValueError("An assistant given as a PeftModel needs a name=, e.g. 'forget-bob'.")
+            name = os.path.basename(os.path.abspath(assistant))
+        check_name(name)
+        if name in self.assistants:
+            raise ValueError(f"There is an assistant {name!r} already: remove it first, or give another name=.")
+        entry = {"alpha": ULDModelConfig().alpha}
+        if isinstance(assistant, PeftModel):
+            adopted = adopt_assistant(self.target, name, assistant)
+        else:
+            hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+            saved = ULDModelConfig.from_pretrained(assistant, revision=revision, **hub_kwargs)
+            (saved_name,) = saved.assistants if len(saved.assistants) == 1 else (None,)
+            if saved_name is None:
+                raise ValueError(
+                    f"{assistant} holds {len(saved.assistants)} assistants, {list(saved.assistants)}: load it with "
+                    "from_pretrained and add the one assistant to it."
+                )
+            check_saved_target(saved, self.target, str(assistant))
+            entry = saved.assistants[saved_name]
+            for setting in ("relative_top", "outside", "center", "clamp"):
+                if vars(saved)[setting] != vars(self.config)[setting]:
+                    logger.warning(
+                        f"{assistant} was saved with {setting}={vars(saved)[setting]!r}, this model subtracts with "
+                        f"{setting}={vars(self.config)[setting]!r}: its alpha may not fit."
+                    )
+            adopted = load_assistant(
+                assistant, self.target, entry["num_layers"], saved_name, name, revision=revision, **hub_kwargs
+            )
+        entry = {
+            "num_layers": adopted.config.get_text_config(decoder=True).num_hidden_layers,
+            "alpha": entry["alpha"] if alpha is None else alpha,
+        }
+        check_subtraction(entry["alpha"], 0.0, "keep")
+        self.assistants[name] = adopted.eval()
+        self.config.assistants[name] = entry
+        return name
+
+    def set_alpha(self, name: str, alpha: float) -> None:
+        """
+        Change the weight of one assistant.
+
+        Args:
+            name (`str`):
+                Name of the assistant.
+            alpha (`float`):
+                Weight of its logits.
+
+        Raises:
+            ValueError: If there is no such assistant, or `alpha` would subtract nothing.
+        """
+        check_known(name, self.assistants)
+        check_subtraction(alpha, 0.0, "keep")
+        self.config.assistants[name]["alpha"] = alpha
+
+    def remove_assistant(self, name: str) -> None:
+        """
+        Take back a deletion: what this assistant made the model forget comes out again.
+
+        Args:
+            name (`str`):
+                Name of the assistant.
+
+        Raises:
+            ValueError: If there is no such assistant, or it is the last one.
+        """
+        check_known(name, self.assistants)
+        if len(self.assistants) == 1:
+            raise ValueError(
+                f"{name!r} is the only assistant: without it the output would be the target's own. For that, call "
+                "model.target."
+            )
+        del self.assistants[name], self.config.assistants[name]
+
+    def split_cache(self, cache: Cache) -> list[Cache]:
+        """
+        Views of one cache: the target's layers, and each assistant's after them.
 
         Args:
             cache ([`~transformers.Cache`]):
                 A cache of N + K layers, as `generate()` and `DynamicCache(config=model.config)` build it.
 
         Returns:
-            `tuple[Cache, Cache]`: Two caches that hold the same layer objects.
+            `list[Cache]`: The target's and the assistants' caches, which hold the same layer objects.
 
         Raises:
             ValueError: If the cache was built for another model, or is of a kind that cannot be split.
         """
         num_target = self.config.target_config.get_text_config(decoder=True).num_hidden_layers
-        num_layers = num_target + self.config.num_assistant_layers
+        sizes = [num_target, *(entry["num_layers"] for entry in self.config.assistants.values())]
         if not isinstance(cache, Cache) or cache.offloading:
             raise ValueError(
                 f"past_key_values of type {type(cache).__name__} (offloading, continuous batching) are not supported: "
                 "the assistant would have no cache of its own. Use a DynamicCache, StaticCache or QuantizedCache."
             )
         if cache.layer_class_to_replicate is not None:  # grows layer by layer: grow it now
-            while len(cache.layers) < num_layers:
+            while len(cache.layers) < sum(sizes):
                 cache.layers.append(cache.layer_class_to_replicate())
-        if len(cache.layers) != num_layers:
+        if len(cache.layers) != sum(sizes):
             raise ValueError(
                 f"past_key_values has {len(cache.layers)} layers, but the unlearned model has "
-                f"{num_target} + {self.config.num_assistant_layers}. Build it from the unlearned model: "
-                "DynamicCache(config=model.config)."
+                f"{' + '.join(map(str, sizes))}. Build it from the unlearned model: DynamicCache(config=model.config)."
             )
-        return Cache(layers=cache.layers[:num_target]), Cache(layers=cache.layers[num_target:])
+        ends = list(accumulate(sizes))
+        return [Cache(layers=cache.layers[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
     @can_return_tuple
     def forward(
@@ -220,7 +366,12 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 subtraction is out of range.
         """
         config = self.config
-        check_subtraction(config.alpha, config.relative_top, config.outside, config.center, config.clamp)
+        config.check()
+        if list(config.assistants) != list(self.assistants):
+            raise ValueError(
+                f"config.assistants names {list(config.assistants)}, the model has {list(self.assistants)}: use "
+                "add_assistant and remove_assistant."
+            )
         refused = [name for name in ("output_hidden_states", "output_attentions", "cache") if kwargs.get(name)]
         if refused:
             raise ValueError(
@@ -231,7 +382,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache = self.target.config.get_text_config(decoder=True).use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=config)
-        target_cache, assistant_cache = (None, None) if past_key_values is None else self.split_cache(past_key_values)
+        caches = [None] * (1 + len(self.assistants)) if past_key_values is None else self.split_cache(past_key_values)
 
         inputs = {
             "input_ids": input_ids,
@@ -243,12 +394,15 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         }
         if self._supports_logits_to_keep():
             inputs["logits_to_keep"] = logits_to_keep
-        target_logits = self.target(past_key_values=target_cache, **inputs).logits
-        assistant_logits = self.assistant(past_key_values=assistant_cache, **inputs).logits
+        target_logits = self.target(past_key_values=caches[0], **inputs).logits
+        assistant_logits = [
+            assistant(past_key_values=cache, **inputs).logits
+            for assistant, cache in zip(self.assistants.values(), caches[1:], strict=True)
+        ]
         logits = logit_difference(
             target_logits,
-            [assistant_logits],
-            [config.alpha],
+            assistant_logits,
+            [entry["alpha"] for entry in config.assistants.values()],
             relative_top=config.relative_top,
             outside=config.outside,
             center=config.center,
@@ -290,7 +444,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """
-        Save the configuration and the assistant's LoRA; the target is referred to by its name, not copied.
+        Save the configuration and the assistants' LoRA; the target is referred to by its name, not copied.
 
         Args:
             save_directory (`str` or `os.PathLike`):
@@ -306,8 +460,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         """
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
-        config.target_fingerprint = fingerprint_target(self.target, config.num_assistant_layers)
-        save_unlearned_model(save_directory, config, self.assistant, self.generation_config)
+        config.target_fingerprint = fingerprint_target(self.target, config.most_assistant_layers)
+        save_unlearned_model(save_directory, config, dict(self.assistants.items()), self.generation_config)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
 
@@ -361,7 +515,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         *,
         config: ULDModelConfig | None = None,
         target: PreTrainedModel | None = None,
-        alpha: float | None = None,
+        alpha: float | Mapping[str, float] | None = None,
         relative_top: float | None = None,
         outside: Outside | None = None,
         center: bool | None = None,
@@ -382,8 +536,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Configuration, in place of the saved one.
             target ([`~transformers.PreTrainedModel`], *optional*):
                 The target, already loaded. Defaults to loading the one that the configuration names.
-            alpha (`float`, *optional*):
-                Weight of the assistant's logits, in place of the saved one.
+            alpha (`float` or `Mapping[str, float]`, *optional*):
+                Weight of the assistants' logits, of all or by name, in place of the saved ones.
             relative_top (`float`, *optional*):
                 Plausibility filter, in place of the saved one.
             outside (`"keep"` or `"mask"`, *optional*):
@@ -414,25 +568,18 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         if config is None:
             config = ULDModelConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **hub_kwargs)
-        if not config.target_fingerprint:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} has no target_fingerprint in its config.json, so nothing says which "
-                "target its assistant belongs to. Save the model again with save_pretrained."
-            )
         if target is None:
             target = load_target(config, **hub_kwargs, **target_kwargs)
         elif target_kwargs:
             raise ValueError(f"{sorted(target_kwargs)} say how to load the target, but target= is already loaded.")
         check_target(target)
-        num_layers = config.num_assistant_layers
-        check_num_layers(num_layers, target.config)
-        check_fingerprint(
-            config.target_fingerprint,
-            fingerprint_target(target, num_layers),
-            str(pretrained_model_name_or_path),
-            target.name_or_path,
-        )
-        assistant = load_assistant(pretrained_model_name_or_path, target, num_layers, revision=revision, **hub_kwargs)
+        check_saved_target(config, target, str(pretrained_model_name_or_path))
+        assistant = {
+            name: load_assistant(
+                pretrained_model_name_or_path, target, entry["num_layers"], name, revision=revision, **hub_kwargs
+            )
+            for name, entry in config.assistants.items()
+        }
         return cls(
             config,
             target=target,

@@ -21,7 +21,7 @@ from transformers import (
 )
 from trl import SFTTrainer
 
-from ..assistant import add_lora, build_assistant, check_num_layers, load_truncated_model
+from ..assistant import ADAPTER_NAME, add_lora, build_assistant, check_num_layers, load_truncated_model
 from ..configuration_uld import ULDModelConfig
 from ..hub import fingerprint_target, model_card, save_unlearned_model
 from .collator import DataCollatorForULD
@@ -331,4 +331,6 @@ class ULDTrainer(SFTTrainer):
         generation_config = self.model.get_base_model().generation_config
         self.processing_class.save_pretrained(output_dir)
         torch.save(self.args, os.path.join(output_dir, "training_args.bin"))
-        save_unlearned_model(output_dir, self.model_config, self.model, generation_config, state_dict=state_dict)
+        save_unlearned_model(
+            output_dir, self.model_config, {ADAPTER_NAME: self.model}, generation_config, state_dict=state_dict
+        )
