@@ -3,7 +3,7 @@
 import copy
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, Self
 
@@ -16,14 +16,20 @@ from transformers import (
     AutoModelForCausalLM,
     Cache,
     DynamicCache,
+    GenerationConfig,
     GenerationMixin,
+    LogitsProcessorList,
     PreTrainedModel,
+    StoppingCriteriaList,
 )
+from transformers.generation.streamers import BaseStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .assistant import ADAPTER_NAME, add_lora, check_target, truncate_model
+from .block_checking import can_check_blocks, generate_in_blocks
 from .configuration_uld import ULDModelConfig, check_assistants, check_name
 from .hub import (
     adopt_assistant,
@@ -37,6 +43,8 @@ from .logit_difference import Outside, check_subtraction, logit_difference
 
 
 logger = logging.get_logger(__name__)
+
+EXECUTIONS = ("two passes", "blocks")
 
 
 def check_known(name: str, assistants: Iterable[str]) -> str:
@@ -66,6 +74,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
     It is an ordinary causal language model to `generate()`, `pipeline()` and evaluation code, and inference only:
     train the assistant with [`ULDTrainer`]. The assistant holds the target's own tensors and costs its LoRA only.
+
+    `generate()` runs target and assistants for every token (`model.execution = "two passes"`). With `model.execution =
+    "blocks"`, greedy decoding and sampling let the target draft up to `model.max_block_size` tokens, which the
+    assistants then check in one pass: the same text, near the target's own speed where it has nothing to do with the
+    forget set. Beam search, static and quantized caches take two passes all the same.
 
     Args:
         config ([`ULDModelConfig`], *optional*):
@@ -157,6 +170,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         self.target = target
         self.assistants = nn.ModuleDict(assistants)
         self.generation_config = copy.deepcopy(target.generation_config)
+        # How generate() decodes, see the class docstring. Settings of a running model, not of a saved one.
+        self.execution = "two passes"
+        self.max_block_size = 8
         self._is_stateful = target._is_stateful
         self._can_compile_fullgraph = target._can_compile_fullgraph
         self.eval()
@@ -399,7 +415,47 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             assistant(past_key_values=cache, **inputs).logits
             for assistant, cache in zip(self.assistants.values(), caches[1:], strict=True)
         ]
-        logits = logit_difference(
+        logits = self.subtract(target_logits, assistant_logits)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _sample(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: BaseStreamer | None = None,
+        **model_kwargs: Any,
+    ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
+        """The loop of `generate()` for greedy decoding and sampling."""
+        arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
+        if self.execution not in EXECUTIONS:
+            raise ValueError(f"execution={self.execution!r} must be one of {EXECUTIONS}.")
+        if self.execution == "blocks" and not synced_gpus and can_check_blocks(generation_config, model_kwargs):
+            return generate_in_blocks(self, *arguments, streamer, **model_kwargs)
+        return super()._sample(*arguments, synced_gpus=synced_gpus, streamer=streamer, **model_kwargs)
+
+    def subtract(self, target_logits: torch.Tensor, assistant_logits: Sequence[torch.Tensor]) -> torch.Tensor:
+        """
+        The formula with this model's settings, see [`logit_difference`].
+
+        Args:
+            target_logits (`torch.Tensor` of shape `(..., vocab_size)`):
+                The target's logits.
+            assistant_logits (`Sequence[torch.Tensor]`, each of the shape of `target_logits`):
+                Logits of each assistant.
+
+        Returns:
+            `torch.Tensor` of shape `(..., vocab_size)`: The unlearned model's logits.
+        """
+        config = self.config
+        return logit_difference(
             target_logits,
             assistant_logits,
             [entry["alpha"] for entry in config.assistants.values()],
@@ -408,12 +464,6 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             center=config.center,
             clamp=config.clamp,
         )
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
-            )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.LongTensor, inputs_embeds: torch.FloatTensor | None = None, **kwargs: Any
