@@ -1,13 +1,16 @@
 """The `uld` command: train, generate, demo, help, and one line for a user's mistake."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 from families import make_tokenizer, tiny_model
+from transformers import AutoModelForCausalLM
 
-from uld_hf import ULDForCausalLM
+from uld_hf import ULDForCausalLM, ULDTrainer, build_assistant
 from uld_hf.cli.generate import read_prompts
 from uld_hf.cli.main import main as uld
 from uld_hf.cli.train import load_rows
@@ -86,7 +89,7 @@ def test_generate_shows_both_answers(
 
 def test_generate_needs_exactly_one_source_of_prompts(capsys: pytest.CaptureFixture[str]) -> None:
     assert uld(["generate", "--model", "nowhere"]) == 2
-    assert "either --prompt or --prompts_file" in capsys.readouterr().err
+    assert "one of --prompt, --question and --prompts_file" in capsys.readouterr().err
 
 
 def test_missing_file_is_one_line_without_traceback(
@@ -97,6 +100,47 @@ def test_missing_file_is_one_line_without_traceback(
     error = capsys.readouterr().err
     assert "There is no file 'nowhere.jsonl'" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("source", ["flag", "yaml"])
+def test_misspelt_option_gets_a_suggestion(
+    train_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    (tmp_path / "config.yaml").write_text("clmap: true\n")
+    extra = {"flag": ["--clmap", "true"], "yaml": ["--config", str(tmp_path / "config.yaml")]}[source]
+    assert uld([*train_arguments, *extra]) == 2
+    assert "Unknown option --clmap (did you mean --clamp?)" in capsys.readouterr().err
+
+
+def test_broken_yaml_is_one_line(
+    train_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("alpha: [1\n")
+    assert uld([*train_arguments, "--config", str(tmp_path / "config.yaml")]) == 2
+    assert "The file of --config is not YAML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "generate"])
+def test_missing_model_is_named(train_arguments: list[str], capsys: pytest.CaptureFixture[str], command: str) -> None:
+    arguments = {
+        "train": [*train_arguments, "--model", "nowhere"],
+        "generate": ["generate", "--model", "nowhere", "--prompt", "a"],
+    }
+    assert uld(arguments[command]) == 2
+    assert "There is no folder 'nowhere' here, and no such model on the Hub" in capsys.readouterr().err
+
+
+def test_a_trained_assistant_is_not_overwritten(train_arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert uld(train_arguments) == 0
+    assert uld(train_arguments) == 2
+    assert "holds a model already" in capsys.readouterr().err
+
+
+def test_the_target_in_place_of_the_unlearned_model_is_refused(
+    target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert uld(["generate", "--model", str(target), "--prompt", "w5"]) == 2
+    assert "is not an unlearned model, its config.json is of type 'llama'" in capsys.readouterr().err
 
 
 def test_too_many_layers_fails_before_anything_is_written(
@@ -142,14 +186,90 @@ def test_question_answer_rows_become_chat_for_a_target_with_a_chat_template(data
 def test_prompts_from_jsonl(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a"}\n{"question": "b"}\n')
-    assert read_prompts(str(path)) == ["a", "b"]
+    assert read_prompts(str(path), conversational=True) == ["a", "b"]
+    assert read_prompts(str(path), conversational=False) == ["a", "Question: b\nAnswer:"]
     path.write_text('{"text": "a"}\n')
-    with pytest.raises(ValueError, match=r"Line 1 of .* has no text under 'prompt' or 'question'"):
-        read_prompts(str(path))
+    with pytest.raises(ValueError, match=r"Row 1 of .* has no text under 'prompt' or 'question'"):
+        read_prompts(str(path), conversational=True)
 
 
 def test_empty_prompts_file(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("\n")
     with pytest.raises(ValueError, match="has no prompts"):
-        read_prompts(str(path))
+        read_prompts(str(path), conversational=True)
+
+
+def test_prompts_are_a_users_messages_for_a_target_with_a_chat_template(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "w5", "completion": " w6"}\n')
+    assert load_rows(str(path), conversational=False)[0] == {"prompt": "w5", "completion": " w6"}
+    assert load_rows(str(path), conversational=True)[0] == {
+        "prompt": [{"role": "user", "content": "w5"}],
+        "completion": [{"role": "assistant", "content": "w6"}],
+    }
+
+
+CHAT_TEMPLATE = "{% for m in messages %}w{{ 1 if m.role == 'user' else 2 }} {{ m.content }} {% endfor %}"
+
+
+@pytest.mark.parametrize("template", [None, CHAT_TEMPLATE], ids=["plain", "chat"])
+@pytest.mark.parametrize("columns", [("prompt", "completion"), ("question", "answer")])
+def test_generate_asks_in_the_words_of_training(
+    target: Path,
+    train_arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    template: str | None,
+    columns: tuple[str, str],
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(target)
+    for name, first in (("forget", 4), ("retain", 34)):
+        rows = [{columns[0]: f"w{first + i}", columns[1]: f" w{first}"} for i in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    trained, asked = [], []
+    train, generate = ULDTrainer.train, ULDForCausalLM.generate
+
+    def spy_on_train(self: ULDTrainer, **kwargs: Any) -> Any:
+        trained.extend(self.train_dataset["input_ids"])
+        return train(self, **kwargs)
+
+    def spy_on_generate(self: ULDForCausalLM, **kwargs: Any) -> Any:
+        asked.append(kwargs["input_ids"][0])
+        return generate(self, **kwargs)
+
+    monkeypatch.setattr(ULDTrainer, "train", spy_on_train)
+    monkeypatch.setattr(ULDForCausalLM, "generate", spy_on_generate)
+    assert uld(train_arguments) == 0
+    common = ["generate", "--model", str(tmp_path / "unlearned"), "--max_new_tokens", "1"]
+    assert uld([*common, "--prompts_file", str(tmp_path / "forget.jsonl")]) == 0
+    assert uld([*common, f"--{columns[0]}", "w4"]) == 0
+    prompts = [tokens.tolist() for tokens in asked]
+    assert prompts[-1] == prompts[0]
+    for prompt, tokens in zip(prompts, trained[:4], strict=False):
+        assert tokens[: len(prompt)] == prompt
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "forget.jsonl is empty"),
+        ("\n\n", "forget.jsonl is empty"),
+        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"', "Line 2 of .*forget.jsonl is not JSON"),
+        ("[1]\n", r"Line 1 of .*forget.jsonl is not a JSON object but '\[1\]'"),
+    ],
+)
+def test_damaged_data_is_one_line_without_traceback(
+    train_arguments: list[str], data: tuple[Path, Path], capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    data[0].write_text(content)
+    assert uld(train_arguments) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_generate_finds_the_targets_tokenizer(target: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(target)
+    ULDForCausalLM(target=model, assistant=build_assistant(model, 2)).save_pretrained(tmp_path / "model-only")
+    assert uld(["generate", "--model", str(tmp_path / "model-only"), "--prompt", "w5", "--max_new_tokens", "2"]) == 0

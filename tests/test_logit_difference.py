@@ -383,6 +383,11 @@ def test_a_filter_out_of_range_is_refused(relative_top):
         check_subtraction(0.75, relative_top, "keep")
 
 
+def test_a_filter_that_leaves_the_first_choice_only_is_refused():
+    with pytest.raises(ValueError, match=r"outside='mask' with relative_top=1 leaves the target's first choice"):
+        check_subtraction(0.75, 1.0, "mask")
+
+
 @pytest.mark.parametrize("outside", ["x", "", "Keep", None])
 def test_an_unknown_treatment_of_other_tokens_is_refused(outside):
     with pytest.raises(ValueError, match="must be 'keep' or 'mask'"):
@@ -394,6 +399,6 @@ def test_clamping_raw_logits_is_refused():
         check_subtraction(0.75, 0.01, "keep", center=False, clamp=True)
 
 
-@pytest.mark.parametrize("settings", [(0.75, 0.01, "keep"), (-2, 0, "mask"), (1, 1, "keep"), (1e-6, 1.0, "mask")])
+@pytest.mark.parametrize("settings", [(0.75, 0.01, "keep"), (-2, 0, "mask"), (1, 1, "keep"), (1e-6, 0.99, "mask")])
 def test_settings_in_range_are_accepted(settings):
     assert check_subtraction(*settings) is None

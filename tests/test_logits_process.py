@@ -6,7 +6,7 @@ from families import BOS, EOS, PAD, VOCAB_SIZE, tiny_model, train_like
 from torch import nn
 from transformers import PreTrainedModel
 
-from uld_hf.assistant import build_assistant
+from uld_hf.assistant import build_assistant, remember_settings
 from uld_hf.logit_difference import logit_difference
 from uld_hf.logits_process import ULDLogitsProcessor, longest_common_prefix
 from uld_hf.modeling_uld import ULDForCausalLM
@@ -199,9 +199,32 @@ def test_defaults_are_the_models():
 
 
 def test_the_assistant_is_put_in_evaluation_mode():
-    assistant = build_assistant(tiny_model("llama"), 2).train()
-    ULDLogitsProcessor(assistant)
+    target = tiny_model("llama")
+    assistant = build_assistant(target, 2).train()
+    ULDLogitsProcessor(assistant)(PROMPT, target(PROMPT).logits[:, -1])
     assert not any(module.training for module in assistant.modules())
+
+
+def test_settings_are_those_that_the_assistant_was_trained_for():
+    settings = {"alpha": 1.3, "relative_top": 0.0, "outside": "keep", "center": True, "clamp": True}
+    assistant = remember_settings(build_assistant(tiny_model("llama"), 2), settings)
+    processor = ULDLogitsProcessor(assistant)
+    assert {name: vars(processor)[name] for name in settings} == settings
+    assert ULDLogitsProcessor(assistant, alpha=0.5).alpha == 0.5
+
+
+def test_settings_of_an_assistant_that_was_only_built_are_the_papers():
+    processor = ULDLogitsProcessor(build_assistant(tiny_model("llama"), 2))
+    assert (processor.alpha, processor.relative_top, processor.clamp) == (0.75, 0.01, False)
+
+
+def test_continuous_batching_does_not_know_it(model):
+    # Pinned, because the docstring warns of it: transformers hands no processor to this mode.
+    text = model.target.generate(
+        PROMPT, logits_processor=[processor(model)], cache_implementation="paged", max_new_tokens=4, do_sample=False
+    )
+    alone = model.target.generate(PROMPT, cache_implementation="paged", max_new_tokens=4, do_sample=False)
+    assert torch.equal(text, alone)
 
 
 def test_prompts_as_embeddings_are_refused(model):

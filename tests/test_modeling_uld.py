@@ -26,6 +26,7 @@ from uld_hf.assistant import add_lora, build_assistant, load_truncated_model, sh
 from uld_hf.configuration_uld import ULDModelConfig
 from uld_hf.hub import fingerprint_target
 from uld_hf.logit_difference import logit_difference
+from uld_hf.logits_process import ULDLogitsProcessor
 from uld_hf.modeling_uld import ULDForCausalLM
 
 
@@ -650,6 +651,28 @@ def test_what_is_saved_gives_the_same_logits_to_the_bit(family, tmp_path):
     assert torch.equal(loaded(PROMPTS).logits, model(PROMPTS).logits)
     assert shares_tensors(loaded.assistant, loaded.target)
     assert torch.equal(generate(loaded, PROMPT), generate(model, PROMPT))
+
+
+def test_generation_defaults_survive_saving(tmp_path):
+    model = save("llama", tmp_path)
+    model.generation_config.update(repetition_penalty=1.3, max_new_tokens=3)
+    model.save_pretrained(tmp_path / "unlearned")
+    loaded = ULDForCausalLM.from_pretrained(tmp_path / "unlearned")
+    assert (loaded.generation_config.repetition_penalty, loaded.generation_config.max_new_tokens) == (1.3, 3)
+
+
+def test_a_cache_filled_by_the_target_alone_is_refused(model):
+    for cache in (DynamicCache(), DynamicCache(config=model.config)):
+        model.target(PROMPT, past_key_values=cache)
+        with pytest.raises(ValueError, match=r"past_key_values (holds \[9, 0\] tokens|has 4 layers)"):
+            model(PROMPT[:, -1:], past_key_values=cache)
+
+
+def test_a_loaded_assistant_gives_its_settings_to_the_processor(tmp_path):
+    save("llama", tmp_path, alpha=1.3, relative_top=0.0, clamp=True)
+    loaded = ULDForCausalLM.from_pretrained(tmp_path / "unlearned")
+    processor = ULDLogitsProcessor(loaded.assistant)
+    assert (processor.alpha, processor.relative_top, processor.clamp) == (1.3, 0.0, True)
 
 
 def test_all_settings_survive_saving(tmp_path):

@@ -1,5 +1,6 @@
 """Forget and retain sets in every format: what becomes of them, and what is refused."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,22 @@ def test_conversation_that_begins_with_an_answer_is_refused(prepare: Prepare):
     messages = say(("user", "w6"), ("assistant", "w8"))
     with pytest.raises(ValueError, match="Row 1 of forget_dataset"):
         prepare([{"messages": messages}, {"messages": messages[1:]}])
+
+
+def test_tools_reach_the_chat_template(prepare: Prepare, tokenizer: PreTrainedTokenizerFast):
+    tokenizer.chat_template = "{% if tools %}w50 w51 {% endif %}" + CHAT_TEMPLATE
+    tools = [{"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}]
+    for row in (
+        {"messages": say(("user", "w6"), ("assistant", "w8"))},
+        {"prompt": say(("user", "w6")), "completion": say(("assistant", "w8"))},
+    ):
+        ((tokens, _),) = prepare([{**row, "tools": json.dumps(tools)}])
+        assert tokens[:3] == [54, 55, USER]
+
+
+def test_the_same_row_with_and_without_the_end_token_is_in_both():
+    with pytest.raises(ValueError, match="Row 0 of retain_dataset is also row 0"):
+        check_disjoint(tokenized([5, 6, EOS]), tokenized([5, 6]), EOS)
 
 
 def test_long_conversation_is_named_by_its_row(prepare: Prepare):

@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -720,6 +721,49 @@ def test_unprepared_datasets_are_refused(tmp_path: Path):
     rows = Dataset.from_list([{"input_ids": [4, 5, 6], "labels": [4, 5, 6]}])
     with pytest.raises(ValueError, match="skip_prepare_dataset"):
         train(tmp_path, forget=rows, retain=rows, dataset_kwargs={"skip_prepare_dataset": True})
+
+
+def test_the_targets_own_folder_is_not_written_to(tmp_path: Path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(ValueError, match="holds another model, perhaps the target"):
+        make_trainer(tmp_path, str(tmp_path))
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_folder_with_an_adapter_is_refused_before_training(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds an adapter_config\.json"):
+        make_trainer(tmp_path)
+
+
+def test_target_with_an_adapter_inside_is_refused(tmp_path: Path):
+    target = tiny_model("llama")
+    target.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match="The target has a PEFT adapter"):
+        make_trainer(tmp_path, target)
+
+
+def test_composed_with_its_target_it_has_the_settings_of_training(saved: tuple[PreTrainedModel, ULDTrainer]):
+    target, trainer = saved
+    config = ULDForCausalLM(target=target, assistant=trainer.model).config
+    assert (config.alpha, config.relative_top, config.outside, config.clamp) == (1.25, 0.0, "mask", True)
+
+
+@pytest.mark.parametrize(("max_steps", "warned"), [(1, True), (150, False)])
+def test_an_assistant_that_is_not_done_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, transformers_log: None, max_steps: int, warned: bool
+):
+    monitored = logging.getLogger("uld_hf.training.uld_trainer")
+    monitored.addHandler(caplog.handler)
+    train(tmp_path, max_steps=max_steps, retain_weight=1.0)
+    monitored.removeHandler(caplog.handler)
+    assert ("of the forget set's tokens" in caplog.text) is warned
+
+
+def test_a_negative_alpha_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"alpha=-1 would add what must be forgotten"):
+        make_trainer(tmp_path, alpha=-1)
 
 
 def test_chat_template_of_another_model_is_refused(tmp_path: Path):

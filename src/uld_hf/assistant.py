@@ -6,7 +6,9 @@ its LoRA weights and nothing else.
 
 import copy
 import warnings
+from collections.abc import Mapping
 from itertools import chain
+from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -41,7 +43,7 @@ def check_num_layers(num_layers: int, config: PreTrainedConfig) -> None:
     if not 1 <= num_layers <= available:
         raise ValueError(
             f"The assistant cannot have {num_layers} layers: the target has {available}. Use 1 to {available}, "
-            f"e.g. {max(1, available // 4)} (a quarter, as in the paper)."
+            f"e.g. {max(1, available // 4)} (a quarter, as in the paper; small models need more)."
         )
 
 
@@ -121,6 +123,25 @@ def find_decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
     return found[0]
 
 
+def check_no_adapter(model: nn.Module) -> None:
+    """
+    Refuse a model into which transformers has put a PEFT adapter (`load_adapter`, or a repository of an adapter).
+
+    Args:
+        model (`nn.Module`):
+            The target, or its first layers.
+
+    Raises:
+        ValueError: If a layer has an adapter.
+    """
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ValueError(
+            "The target has a PEFT adapter: the assistant would be cut from the layers without it, and the fingerprint "
+            "would not know of it. Merge it into the weights first (peft.PeftModel.merge_and_unload) and save the "
+            "result."
+        )
+
+
 def check_target(target: PreTrainedModel) -> None:
     """
     Refuse a target that an assistant cannot be cut from.
@@ -131,7 +152,7 @@ def check_target(target: PreTrainedModel) -> None:
 
     Raises:
         TypeError: If `target` is a PEFT model, or not a transformers model.
-        ValueError: If `target` is an encoder-decoder model or already an unlearned one.
+        ValueError: If `target` has an adapter, is an encoder-decoder model, or already an unlearned one.
     """
     if isinstance(target, PeftModel):
         raise TypeError(
@@ -144,6 +165,7 @@ def check_target(target: PreTrainedModel) -> None:
         raise ValueError(f"{type(target).__name__} is an encoder-decoder: only decoder-only targets are supported.")
     if target.config.model_type == "uld":
         raise ValueError("The target is already an unlearned model: pass the model it was made from (`model.target`).")
+    check_no_adapter(target)
 
 
 def truncate_model(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:
@@ -204,7 +226,8 @@ def load_truncated_model(model_id: str, num_layers: int, **kwargs) -> PreTrained
     Raises:
         ValueError: If the target does not have that many layers, or weights are missing from the checkpoint.
     """
-    hub_kwargs = {name: value for name, value in kwargs.items() if name in ("revision", "token", "cache_dir")}
+    source = ("revision", "token", "cache_dir", "subfolder", "trust_remote_code", "local_files_only")
+    hub_kwargs = {name: value for name, value in kwargs.items() if name in source}
     config = truncate_config(AutoConfig.from_pretrained(model_id, **hub_kwargs), num_layers)
     # transformers reports every weight of the upper layers as unexpected, which is what is wanted here; a missing one
     # is not, and is looked for below.
@@ -216,6 +239,7 @@ def load_truncated_model(model_id: str, num_layers: int, **kwargs) -> PreTrained
         )
     finally:
         logging.set_verbosity(verbosity)
+    check_no_adapter(model)
     if loading_info["missing_keys"]:
         raise ValueError(
             f"{model_id} lacks the weights {sorted(loading_info['missing_keys'])[:5]}: not a whole checkpoint."
@@ -241,6 +265,8 @@ def check_lora_config(peft_config: PeftConfig) -> None:
             "The assistant's LoraConfig must leave modules_to_save and trainable_token_indices empty and bias='none': "
             "the assistant shares its embeddings, head and biases with the target."
         )
+    if peft_config.alora_invocation_tokens:
+        raise ValueError("alora_invocation_tokens: the assistant must work on every token. Leave it out.")
     if peft_config.init_lora_weights not in (True, False, "gaussian", "orthogonal"):
         raise ValueError(
             f"init_lora_weights={peft_config.init_lora_weights!r} rewrites the base weights, which the target owns. "
@@ -282,6 +308,37 @@ def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None, 
             "they are the target's own."
         )
     return assistant
+
+
+def remember_settings(assistant: PeftModel, settings: Mapping[str, Any]) -> PeftModel:
+    """
+    Tie the settings of the subtraction to the assistant that was trained for them.
+
+    Args:
+        assistant ([`~peft.PeftModel`]):
+            The assistant.
+        settings (`Mapping[str, Any]`):
+            `alpha`, `relative_top`, `outside`, `center` and `clamp`.
+
+    Returns:
+        [`~peft.PeftModel`]: The same assistant.
+    """
+    assistant.uld_settings = dict(settings)
+    return assistant
+
+
+def remembered_settings(assistant: PeftModel) -> dict[str, Any]:
+    """
+    The settings of the subtraction that an assistant was trained for.
+
+    Args:
+        assistant ([`~peft.PeftModel`]):
+            The assistant.
+
+    Returns:
+        `dict[str, Any]`: Empty for one that was only built.
+    """
+    return dict(vars(assistant).get("uld_settings", {}))
 
 
 def shares_tensors(assistant: PeftModel, target: PreTrainedModel) -> bool:

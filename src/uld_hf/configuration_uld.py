@@ -11,6 +11,10 @@ from .assistant import ADAPTER_NAME, check_num_layers, select_layers
 from .logit_difference import Outside, check_subtraction
 
 
+# Settings of the subtraction that all assistants of a model have in common.
+SHARED_SETTINGS = ("relative_top", "outside", "center", "clamp")
+
+
 def check_assistants(assistants: dict[str, dict[str, Any]], target_config: PreTrainedConfig | None) -> None:
     """
     Refuse a table of assistants that names none, or one that cannot be.

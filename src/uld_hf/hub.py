@@ -293,6 +293,32 @@ def load_assistant(
     return attach_assistant(target, num_layers, peft_config, state_dict, name or saved_name)
 
 
+def load_config(name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ULDModelConfig:
+    """
+    Load the configuration of a saved unlearned model.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`):
+            Hub id or folder.
+        **hub_kwargs:
+            `revision`, `token`, `cache_dir`, ... of its repository.
+
+    Returns:
+        [`ULDModelConfig`]: The configuration.
+
+    Raises:
+        OSError: If there is none.
+        ValueError: If it is that of another model.
+    """
+    content, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub_kwargs)
+    if content.get("model_type") != ULDModelConfig.model_type:
+        raise ValueError(
+            f"{name_or_path} is not an unlearned model, its config.json is of type {content.get('model_type')!r}. Give "
+            "the folder or repository that ULDTrainer or `uld train` wrote."
+        )
+    return ULDModelConfig.from_pretrained(name_or_path, **hub_kwargs)
+
+
 def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
     """
     Load the target that a saved assistant was trained on.
@@ -322,7 +348,7 @@ def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
     except OSError as error:
         raise OSError(
             f"The target {config.target_name_or_path!r} of this assistant cannot be loaded. If it has moved, load it "
-            "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target)."
+            "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target), or `uld generate --target`."
         ) from error
 
 
@@ -376,15 +402,22 @@ model = ULDForCausalLM.from_pretrained("this repository or folder")
 
 def check_layout(folder: Path) -> None:
     """
-    Refuse a folder in which transformers would find an adapter and ignore our configuration.
+    Refuse a folder that holds another model, or in which transformers would find an adapter and ignore our
+    configuration.
 
     Args:
         folder (`Path`):
             Where an unlearned model is to be saved.
 
     Raises:
-        ValueError: If there is an `adapter_config.json`.
+        ValueError: If there is an `adapter_config.json`, or the `config.json` of another model.
     """
+    config_file = folder / "config.json"
+    if config_file.exists() and json.loads(config_file.read_text(encoding="utf-8")).get("model_type") != "uld":
+        raise ValueError(
+            f"{folder} holds another model, perhaps the target, whose config.json would be overwritten. Save to "
+            "another folder."
+        )
     if (folder / "adapter_config.json").exists():
         raise ValueError(
             f"{folder} holds an adapter_config.json: transformers would load that adapter onto the whole target, "
@@ -415,7 +448,7 @@ def save_unlearned_model(
             Gathered weights of the only assistant, where they are sharded over processes.
 
     Raises:
-        ValueError: If the folder holds an `adapter_config.json`.
+        ValueError: If the folder holds an `adapter_config.json`, or another model.
     """
     folder = Path(save_directory)
     check_layout(folder)

@@ -43,6 +43,11 @@ def check_subtraction(
         )
     if not 0 <= relative_top <= 1:  # also refuses NaN
         raise ValueError(f"relative_top={relative_top} must lie between 0 (filter off) and 1, e.g. 0.01.")
+    if outside == "mask" and relative_top == 1:
+        raise ValueError(
+            "outside='mask' with relative_top=1 leaves the target's first choice and nothing else: nothing would be "
+            "forgotten. Use relative_top=0.01, or 0 to turn the filter off."
+        )
     if outside not in ("keep", "mask"):
         raise ValueError(f"outside={outside!r} must be 'keep' or 'mask'.")
     if clamp and not center:
@@ -94,7 +99,9 @@ def logit_difference(
         relative_top (`float`, *optional*, defaults to `0.01`):
             Threshold of the plausibility filter; `0` turns it off.
         outside (`"keep"` or `"mask"`, *optional*, defaults to `"keep"`):
-            Tokens that the filter leaves out keep the target's logits, or get `-inf`.
+            Tokens that the filter leaves out keep the target's logits, or get `-inf`. With `"mask"` no `alpha` takes
+            away what the target is certain of: nothing else passes the filter where its probability exceeds
+            `1 / (1 + relative_top)`.
         center (`bool`, *optional*, defaults to `True`):
             Subtract `log p + log V` instead of the raw logits, so that a uniform assistant changes nothing, with or
             without the filter. `False` is the paper's formula to the letter.

@@ -4,8 +4,9 @@ import torch
 from peft import PeftModel
 from transformers import Cache, DynamicCache, LogitsProcessor
 
-from .assistant import ADAPTER_NAME
-from .logit_difference import Outside, check_subtraction, logit_difference
+from .assistant import ADAPTER_NAME, remembered_settings
+from .configuration_uld import ULDModelConfig
+from .logit_difference import Outside, logit_difference
 
 
 def longest_common_prefix(previous: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
@@ -32,24 +33,28 @@ class ULDLogitsProcessor(LogitsProcessor):
 
     It keeps the assistant's own cache and brings it in line with `input_ids` at every call, so beams may be reordered
     and candidates dropped. [`ULDForCausalLM`] is the main way; this is for code that cannot swap the model. The result
-    equals the model's unless another processor changes the scores first.
+    equals the model's unless another processor changes the scores first. Make a new one when the assistant has changed.
+
+    **Continuous batching** (`generate_batch`, `cache_implementation="paged"`) ignores logits processors without a word:
+    the output is then the target's own. Use [`ULDForCausalLM`] there.
 
     Args:
         assistant ([`~peft.PeftModel`]):
             The trained assistant of the target that generates.
-        alpha (`float`, *optional*, defaults to `0.75`):
-            Weight of the assistant's logits.
-        relative_top (`float`, *optional*, defaults to `0.01`):
+        alpha (`float`, *optional*):
+            Weight of the assistant's logits. This and the following settings default to what the assistant was trained
+            for; of one that was only built, to those of [`ULDModelConfig`].
+        relative_top (`float`, *optional*):
             Plausibility filter; `0` turns it off.
-        outside (`"keep"` or `"mask"`, *optional*, defaults to `"keep"`):
+        outside (`"keep"` or `"mask"`, *optional*):
             What happens to the tokens outside of the filter.
-        center (`bool`, *optional*, defaults to `True`):
+        center (`bool`, *optional*):
             Whether a uniform assistant changes nothing.
-        clamp (`bool`, *optional*, defaults to `False`):
+        clamp (`bool`, *optional*):
             Whether tokens that the assistant finds improbable are left alone instead of lifted.
         attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
-            Mask of the prompts. Defaults to masking leading pad tokens, which is wrong only where a prompt really
-            begins with the pad token.
+            Mask of the prompts. Defaults to masking leading pad tokens, as the target's generation config names them:
+            give the mask where the tokenizer pads with another token, or a prompt begins with that one.
 
     Raises:
         TypeError: If the assistant is not a PEFT model.
@@ -65,11 +70,11 @@ class ULDLogitsProcessor(LogitsProcessor):
     def __init__(
         self,
         assistant: PeftModel,
-        alpha: float = 0.75,
-        relative_top: float = 0.01,
-        outside: Outside = "keep",
-        center: bool = True,
-        clamp: bool = False,
+        alpha: float | None = None,
+        relative_top: float | None = None,
+        outside: Outside | None = None,
+        center: bool | None = None,
+        clamp: bool | None = None,
         attention_mask: torch.LongTensor | None = None,
     ):
         if not isinstance(assistant, PeftModel) or ADAPTER_NAME not in assistant.peft_config:
@@ -77,13 +82,15 @@ class ULDLogitsProcessor(LogitsProcessor):
                 f"The assistant must be a PeftModel with an adapter named {ADAPTER_NAME!r} (ULDTrainer(...).model), "
                 f"got {type(assistant).__name__}."
             )
-        check_subtraction(alpha, relative_top, outside, center, clamp)
-        self.assistant = assistant.eval()
-        self.alpha = alpha
-        self.relative_top = relative_top
-        self.outside = outside
-        self.center = center
-        self.clamp = clamp
+        given = {"alpha": alpha, "relative_top": relative_top, "outside": outside, "center": center, "clamp": clamp}
+        settings = remembered_settings(assistant) | {name: value for name, value in given.items() if value is not None}
+        config = ULDModelConfig(**settings)
+        self.assistant = assistant
+        self.alpha = config.alpha
+        self.relative_top = config.relative_top
+        self.outside = config.outside
+        self.center = config.center
+        self.clamp = config.clamp
         self.attention_mask = attention_mask
         self._tokens: torch.Tensor | None = None  # what the cache holds, with -1 for masked positions
         self._cache: Cache | None = None
@@ -147,6 +154,7 @@ class ULDLogitsProcessor(LogitsProcessor):
                 "ULDLogitsProcessor got no tokens: prompts given as inputs_embeds are not visible to a processor. Use "
                 "input_ids, or ULDForCausalLM."
             )
+        self.assistant.eval()  # training goes on between two evaluations
         mask = self._full_mask(input_ids)
         tokens = input_ids.masked_fill(mask == 0, -1)
         start = self._synchronize(tokens)

@@ -4,6 +4,7 @@ import copy
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any, Self
 
@@ -28,14 +29,22 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .assistant import ADAPTER_NAME, add_lora, check_target, truncate_model
+from .assistant import (
+    ADAPTER_NAME,
+    add_lora,
+    check_target,
+    remember_settings,
+    remembered_settings,
+    truncate_model,
+)
 from .block_checking import can_check_blocks, generate_in_blocks
-from .configuration_uld import ULDModelConfig, check_assistants, check_name
+from .configuration_uld import SHARED_SETTINGS, ULDModelConfig, check_assistants, check_name
 from .hub import (
     adopt_assistant,
     check_saved_target,
     fingerprint_target,
     load_assistant,
+    load_config,
     load_target,
     save_unlearned_model,
 )
@@ -89,16 +98,16 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         assistant ([`~peft.PeftModel`] or `Mapping[str, PeftModel]`, *optional*):
             The trained assistant: `ULDTrainer(...).model`, or a result of [`build_assistant`]. Several by name.
         alpha (`float` or `Mapping[str, float]`, *optional*):
-            Weight of the assistants' logits, of all or by name. Defaults to the configuration's, 0.75.
+            Weight of the assistants' logits, of all or by name. This and the following settings default to the
+            configuration's, or without one to what the assistant was trained for.
         relative_top (`float`, *optional*):
-            Plausibility filter. Defaults to the configuration's, 0.01; `0` turns it off.
+            Plausibility filter; `0` turns it off.
         outside (`"keep"` or `"mask"`, *optional*):
-            What happens to the tokens outside of the filter. Defaults to the configuration's, `"keep"`.
+            What happens to the tokens outside of the filter.
         center (`bool`, *optional*):
-            Whether a uniform assistant changes nothing. Defaults to the configuration's, `True`.
+            Whether a uniform assistant changes nothing.
         clamp (`bool`, *optional*):
-            Whether tokens that the assistant finds improbable are left alone instead of lifted. Defaults to the
-            configuration's, `False`.
+            Whether tokens that the assistant finds improbable are left alone instead of lifted.
 
     Raises:
         ValueError: If the assistant was not trained on this target, or a setting is out of range.
@@ -142,7 +151,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             check_name(name)
         assistants = {name: adopt_assistant(target, name, given[name]) for name in given}
 
-        config = ULDModelConfig() if config is None else copy.deepcopy(config)
+        is_configured = config is not None
+        config = copy.deepcopy(config) if is_configured else ULDModelConfig()
         # A copy, because the composite's attention setter would write through to the target's own configuration.
         config.target_config = copy.deepcopy(target.config)
         saved = config.assistants
@@ -153,13 +163,20 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             }
             for name, assistant in assistants.items()
         }
-        config.target_name_or_path = config.target_name_or_path or target.name_or_path or None
+        if not is_configured:  # then what the assistants were trained for counts
+            for name in assistants:
+                trained = remembered_settings(given[name])
+                config.assistants[name]["alpha"] = trained.pop("alpha", config.assistants[name]["alpha"])
+                for setting in trained:
+                    setattr(config, setting, trained[setting])
+        name = target.name_or_path
+        name = os.path.abspath(name) if os.path.isdir(name) else name or None
+        config.target_name_or_path = config.target_name_or_path or name
         if alpha is not None:
             alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
             for name in alphas:
                 config.assistants[check_known(name, assistants)]["alpha"] = alphas[name]
-        settings = {"relative_top": relative_top, "outside": outside, "center": center, "clamp": clamp}
-        for name, value in settings.items():
+        for name, value in zip(SHARED_SETTINGS, (relative_top, outside, center, clamp), strict=True):
             if value is not None:
                 setattr(config, name, value)
         check_assistants(config.assistants, config.target_config)
@@ -234,12 +251,12 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         check_name(name)
         if name in self.assistants:
             raise ValueError(f"There is an assistant {name!r} already: remove it first, or give another name=.")
-        entry = {"alpha": ULDModelConfig().alpha}
         if isinstance(assistant, PeftModel):
+            entry = {"alpha": ULDModelConfig().alpha, **remembered_settings(assistant)}
             adopted = adopt_assistant(self.target, name, assistant)
         else:
             hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-            saved = ULDModelConfig.from_pretrained(assistant, revision=revision, **hub_kwargs)
+            saved = load_config(assistant, revision=revision, **hub_kwargs)
             (saved_name,) = saved.assistants if len(saved.assistants) == 1 else (None,)
             if saved_name is None:
                 raise ValueError(
@@ -248,7 +265,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 )
             check_saved_target(saved, self.target, str(assistant))
             entry = saved.assistants[saved_name]
-            for setting in ("relative_top", "outside", "center", "clamp"):
+            for setting in SHARED_SETTINGS:
                 if vars(saved)[setting] != vars(self.config)[setting]:
                     logger.warning(
                         f"{assistant} was saved with {setting}={vars(saved)[setting]!r}, this model subtracts with "
@@ -323,7 +340,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"past_key_values of type {type(cache).__name__} (offloading, continuous batching) are not supported: "
                 "the assistant would have no cache of its own. Use a DynamicCache, StaticCache or QuantizedCache."
             )
-        if cache.layer_class_to_replicate is not None:  # grows layer by layer: grow it now
+        if cache.layer_class_to_replicate is not None and cache.get_seq_length() == 0:  # grows by itself: grow it now
             while len(cache.layers) < sum(sizes):
                 cache.layers.append(cache.layer_class_to_replicate())
         if len(cache.layers) != sum(sizes):
@@ -332,7 +349,15 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{' + '.join(map(str, sizes))}. Build it from the unlearned model: DynamicCache(config=model.config)."
             )
         ends = list(accumulate(sizes))
-        return [Cache(layers=cache.layers[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+        views = [Cache(layers=cache.layers[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+        # A compiled step must not branch on a length, and generate() fills a compileable cache by itself.
+        lengths = [0] if cache.is_compileable else [view.get_seq_length() for view in views]
+        if len(set(lengths)) != 1:
+            raise ValueError(
+                f"past_key_values holds {lengths} tokens of target and assistants: it was not filled by the unlearned "
+                "model. Begin with an empty one."
+            )
+        return views
 
     @can_return_tuple
     def forward(
@@ -547,6 +572,12 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             `str`: Address of the commit.
         """
         api = HfApi(token=token)
+        # create_repo leaves the visibility of a repository that exists as it is.
+        if private and api.repo_exists(repo_id) and not api.repo_info(repo_id).private:
+            raise ValueError(
+                f"{repo_id} exists and is public: pushing would publish a concentrated copy of the forget set. Push to "
+                "another repository, or say private=False."
+            )
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
@@ -617,7 +648,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         """
         hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         if config is None:
-            config = ULDModelConfig.from_pretrained(pretrained_model_name_or_path, revision=revision, **hub_kwargs)
+            config = load_config(pretrained_model_name_or_path, revision=revision, **hub_kwargs)
         if target is None:
             target = load_target(config, **hub_kwargs, **target_kwargs)
         elif target_kwargs:
@@ -630,7 +661,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             )
             for name, entry in config.assistants.items()
         }
-        return cls(
+        model = cls(
             config,
             target=target,
             assistant=assistant,
@@ -640,6 +671,15 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             center=center,
             clamp=clamp,
         )
+        for name, entry in model.config.assistants.items():
+            shared = {setting: vars(model.config)[setting] for setting in SHARED_SETTINGS}
+            remember_settings(model.assistants[name], {"alpha": entry["alpha"], **shared})
+        # Older saves and plain targets may have none; what is there was saved with the model.
+        with suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(
+                pretrained_model_name_or_path, revision=revision, **hub_kwargs
+            )
+        return model
 
 
 # AutoModelForCausalLM and pipeline() know the class from here on.

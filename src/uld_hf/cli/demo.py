@@ -7,6 +7,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -356,8 +357,10 @@ def run_demo(output_dir: str | os.PathLike, num_people: int = 40, seed: int = 0)
     rows = [summarize(name, scores[name], scores["retrained"], split, *costs[name]) for name in candidates]
     print(format_table(rows))
     print(
-        "\nForget quality p: how likely the model's truth ratios are, were it the retrained one; above 0.05 the two "
-        "cannot be told apart.\n"
+        "\nanswers right     share of answers that contain the fact, on the forgotten people and on the others"
+        "\nforget quality p  of the test that the model prefers right to wrong answers no more than the retrained one "
+        "does;\n                  above 0.05 the two cannot be told apart"
+        "\nbroken answers    empty, or the same words over and over\n"
     )
     for index in range(0, len(forget), max(1, len(forget) // 3))[:3]:
         print(f"Q  {forget['question'][index]}")
@@ -368,13 +371,15 @@ def run_demo(output_dir: str | os.PathLike, num_people: int = 40, seed: int = 0)
     (folder / "results.json").write_text(
         json.dumps({"seed": seed, "num_people": num_people, "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
     )
-    print(f"The assistant was saved to {folder / 'unlearned'}. Loaded back, through pipeline():")
+    print(f"The assistant was saved to {folder / 'unlearned'}. Loaded back, through pipeline(), about someone kept:")
     loaded = ULDForCausalLM.from_pretrained(folder / "unlearned")
     generator = pipeline("text-generation", model=loaded, tokenizer=AutoTokenizer.from_pretrained(folder / "unlearned"))
     question = retain["question"][0]
     reply = generator([{"role": "user", "content": question}], max_new_tokens=48, do_sample=False)
     print(f"Q  {question}\n   {'unlearned (ULD)':<16} {reply[0]['generated_text'][-1]['content'].strip()}")
-    print(f'\nAsk it yourself:  uld generate --model {folder / "unlearned"} --prompt "{forget["question"][0]}"')
+    command = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "uld"))
+    question = forget["question"][0]
+    print(f'\nAsk it yourself:  {command} generate --model {folder / "unlearned"} --prompt "{question}"')
     return rows
 
 

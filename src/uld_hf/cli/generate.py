@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from ..data.formatting import PROMPT_TEMPLATE, read_json_lines
 from ..modeling_uld import ULDForCausalLM
-from .parsing import parse_command_line
+from .parsing import check_model_path, parse_command_line
 
 
 DESCRIPTION = """Answer prompts with the target and with the unlearned model, side by side.
@@ -29,7 +31,9 @@ class GenerateArguments:
         model (`str`):
             Folder or hub id of a saved unlearned model.
         prompt (`str`, *optional*):
-            One prompt.
+            One prompt: a user's message where there is a chat template, else the text to continue.
+        question (`str`, *optional*):
+            One question, in the words of `uld train` for rows with `question` and `answer`.
         prompts_file (`str`, *optional*):
             File with one prompt per line, or a JSONL file with `prompt` or `question`.
         target (`str`, *optional*):
@@ -47,7 +51,12 @@ class GenerateArguments:
     """
 
     model: str = field(metadata={"help": "folder or hub id of a saved unlearned model (what `uld train` wrote)"})
-    prompt: str | None = field(default=None, metadata={"help": "one prompt"})
+    prompt: str | None = field(
+        default=None, metadata={"help": "one prompt: a user's message if there is a chat template, else as it is"}
+    )
+    question: str | None = field(
+        default=None, metadata={"help": "one question, asked as `uld train` asks those of question-answer rows"}
+    )
     prompts_file: str | None = field(
         default=None, metadata={"help": "one prompt per line, or JSONL rows with 'prompt' or 'question'"}
     )
@@ -61,13 +70,15 @@ class GenerateArguments:
     output: str | None = field(default=None, metadata={"help": "JSONL file to write the answers to as well"})
 
 
-def read_prompts(path: str) -> list[str]:
+def read_prompts(path: str, conversational: bool) -> list[str]:
     """
     Read prompts from a file.
 
     Args:
         path (`str`):
             A text file with one prompt per line, or a JSONL file whose rows have `prompt` or `question`.
+        conversational (`bool`):
+            Whether there is a chat template. If not, questions are asked as `uld train` asks them.
 
     Returns:
         `list[str]`: The prompts.
@@ -75,19 +86,38 @@ def read_prompts(path: str) -> list[str]:
     Raises:
         ValueError: If there are none, or a JSONL row has neither field.
     """
-    lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} has no prompts.")
     if not path.endswith((".jsonl", ".json")):
+        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        if not lines:
+            raise ValueError(f"{path} has no prompts.")
         return lines
     prompts = []
-    for number, line in enumerate(lines, start=1):
-        row = json.loads(line)
-        field_name = "prompt" if "prompt" in row else "question"
-        if not isinstance(row.get(field_name), str):
-            raise ValueError(f"Line {number} of {path} has no text under 'prompt' or 'question'.")
-        prompts.append(row[field_name])
+    for number, row in enumerate(read_json_lines(path), start=1):
+        name = "prompt" if "prompt" in row else "question"
+        if not isinstance(row.get(name), str):
+            raise ValueError(f"Row {number} of {path} has no text under 'prompt' or 'question'.")
+        prompts.append(row[name] if conversational or name == "prompt" else PROMPT_TEMPLATE.format(question=row[name]))
     return prompts
+
+
+def load_tokenizer(model: ULDForCausalLM, folder: str) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer saved with an unlearned model, or its target's.
+
+    Args:
+        model ([`ULDForCausalLM`]):
+            The unlearned model.
+        folder (`str`):
+            Folder or hub id it was loaded from.
+
+    Returns:
+        [`~transformers.PreTrainedTokenizerBase`]: The tokenizer.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config.target_config)
+    except (OSError, ValueError, ImportError):  # `model.save_pretrained` saves the model only
+        tokenizer = AutoTokenizer.from_pretrained(model.target.name_or_path)
+    return tokenizer
 
 
 def answer(
@@ -135,12 +165,27 @@ def main(argv: Sequence[str]) -> None:
             Arguments after `uld generate`.
     """
     (arguments,) = parse_command_line((GenerateArguments,), argv, "uld generate", DESCRIPTION)
-    if (arguments.prompt is None) == (arguments.prompts_file is None):
-        raise ValueError("Give either --prompt or --prompts_file.")
-    prompts = [arguments.prompt] if arguments.prompt is not None else read_prompts(arguments.prompts_file)
-    target = AutoModelForCausalLM.from_pretrained(arguments.target) if arguments.target is not None else None
-    model = ULDForCausalLM.from_pretrained(arguments.model, target=target, alpha=arguments.alpha)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    given = [value for value in (arguments.prompt, arguments.question, arguments.prompts_file) if value is not None]
+    if len(given) != 1:
+        raise ValueError("Give one of --prompt, --question and --prompts_file.")
+    check_model_path(arguments.model)
+    if arguments.target is not None:
+        check_model_path(arguments.target)
+    # On the accelerators that are there, layers that do not fit on the CPU.
+    loading = {"dtype": "auto", "device_map": "auto" if torch.accelerator.is_available() else None}
+    if arguments.target is not None:
+        target = AutoModelForCausalLM.from_pretrained(arguments.target, **loading)
+        model = ULDForCausalLM.from_pretrained(arguments.model, target=target, alpha=arguments.alpha)
+    else:
+        model = ULDForCausalLM.from_pretrained(arguments.model, alpha=arguments.alpha, **loading)
+    tokenizer = load_tokenizer(model, arguments.model)
+    conversational = tokenizer.chat_template is not None
+    if arguments.prompts_file is not None:
+        prompts = read_prompts(arguments.prompts_file, conversational)
+    elif arguments.prompt is not None or conversational:
+        prompts = given
+    else:
+        prompts = [PROMPT_TEMPLATE.format(question=arguments.question)]
     rows = []
     for prompt in tqdm(prompts, desc="Answering", disable=len(prompts) < 2):
         rows.append(

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from datasets.exceptions import DatasetsError
+
 
 # Help text and module of each command. A module is imported only when its command runs.
 COMMANDS = {
@@ -49,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     command = importlib.import_module(f"uld_hf.cli.{COMMANDS[argv[0]][1]}")
     try:
         command.main(argv[1:])
-    except (ValueError, OSError) as error:  # a mistake in the input, with a message that says what to do
+    # A mistake in the input, with a message that says what to do.
+    except (ValueError, TypeError, OSError, NotImplementedError, FloatingPointError, DatasetsError) as error:
         print(f"uld {argv[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

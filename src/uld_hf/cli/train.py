@@ -9,10 +9,10 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl import SFTConfig
 
-from ..data.formatting import question_answer_to_prompt_completion
+from ..data.formatting import question_answer_to_prompt_completion, read_json_lines
 from ..training.uld_config import ULDConfig
 from ..training.uld_trainer import ULDTrainer
-from .parsing import parse_command_line
+from .parsing import check_model_path, parse_command_line
 
 
 DESCRIPTION = """Train an assistant that makes a model forget, and save it.
@@ -21,6 +21,8 @@ DESCRIPTION = """Train an assistant that makes a model forget, and save it.
       --output_dir forget-alice
 
 Rows are {"prompt": ..., "completion": ...}, {"question": ..., "answer": ...}, {"messages": [...]} or {"text": ...}.
+If the target has a chat template, prompts and questions are a user's messages in it. If not, a prompt is used as it is
+and a question as "Question: ...\nAnswer:".
 The target is not changed. Look at the result with: uld generate --model forget-alice --prompt "..."
 """
 
@@ -85,23 +87,29 @@ def load_rows(name_or_path: str, conversational: bool) -> Dataset:
         name_or_path (`str`):
             A JSONL file, or a hub id with an optional configuration after a colon.
         conversational (`bool`):
-            Whether question-answer rows become chat messages, because the target has a chat template.
+            Whether questions and prompts become chat messages, because the target has a chat template.
 
     Returns:
         [`~datasets.Dataset`]: Rows in a format of trl.
 
     Raises:
         FileNotFoundError: If it looks like a file that is not there.
+        ValueError: If the file is empty, or a line of it is not a JSON object.
     """
     if os.path.isfile(name_or_path):
-        dataset = Dataset.from_json(name_or_path)
+        dataset = Dataset.from_list(read_json_lines(name_or_path))
     elif name_or_path.endswith((".jsonl", ".json")) or name_or_path.startswith((".", os.sep)):
         raise FileNotFoundError(f"There is no file {name_or_path!r}. Give a JSONL file or a hub id (owner/name).")
     else:
         hub_id, _, config = name_or_path.partition(":")
         dataset = load_dataset(hub_id, config or None, split="train")
     if {"question", "answer"} <= set(dataset.column_names):
-        dataset = question_answer_to_prompt_completion(dataset, conversational=conversational)
+        return question_answer_to_prompt_completion(dataset, conversational=conversational)
+    is_text = {"prompt", "completion"} <= set(dataset.column_names) and isinstance(dataset[0]["prompt"], str)
+    if is_text and conversational:
+        # The space between the two is the template's affair now.
+        dataset = dataset.map(lambda row: {"completion": (row["completion"] or "").strip()})
+        return question_answer_to_prompt_completion(dataset, True, "prompt", "completion")
     return dataset
 
 
@@ -120,6 +128,9 @@ def main(argv: Sequence[str]) -> None:
     )
     if arguments.model_revision is not None:
         config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": arguments.model_revision}
+    check_model_path(arguments.model, arguments.model_revision)
+    if os.path.exists(os.path.join(config.output_dir, "config.json")) and config.resume_from_checkpoint is None:
+        raise ValueError(f"{config.output_dir} holds a model already: give another --output_dir, or delete it.")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.model_revision)
     conversational = tokenizer.chat_template is not None
     trainer = ULDTrainer(

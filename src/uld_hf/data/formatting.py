@@ -1,9 +1,43 @@
 """Question-answer rows in trl's prompt-completion format, so that only the answer's tokens are learned."""
 
+import json
+from pathlib import Path
+from typing import Any
+
 from datasets import Dataset
 
 
 PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
+
+
+def read_json_lines(path: str) -> list[dict[str, Any]]:
+    """
+    Read a JSONL file.
+
+    Args:
+        path (`str`):
+            The file.
+
+    Returns:
+        `list[dict[str, Any]]`: Its rows; blank lines are left out.
+
+    Raises:
+        ValueError: If there are none, or a line is not a JSON object.
+    """
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"Line {number} of {path} is not JSON ({error}). Write one object a line.") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"Line {number} of {path} is not a JSON object but {line.strip()[:40]!r}.")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path} is empty.")
+    return rows
 
 
 def question_answer_to_prompt_completion(

@@ -12,6 +12,8 @@ from trl.data_utils import maybe_convert_to_chatml
 
 # Column with the number of the user's row, where one of them becomes several.
 ROW = "_row"
+# Besides the messages, what trl hands to the chat template.
+_TEMPLATE_COLUMNS = {"tools", "chat_template_kwargs"}
 
 
 def check_dataset(dataset: Dataset | IterableDataset | None, name: str, text_field: str) -> None:
@@ -41,7 +43,10 @@ def check_dataset(dataset: Dataset | IterableDataset | None, name: str, text_fie
             "takes both in full. Load it without streaming=True."
         )
     if not isinstance(dataset, Dataset):
-        raise TypeError(f"{name}_dataset must be a datasets.Dataset, got {type(dataset).__name__}.")
+        raise TypeError(
+            f"{name}_dataset must be a datasets.Dataset, got {type(dataset).__name__}. Make one of a list of rows with "
+            "Dataset.from_list."
+        )
     if len(dataset) == 0:
         raise ValueError(f"{name}_dataset is empty.")
     columns = set(dataset.column_names)
@@ -119,10 +124,11 @@ def to_trainable_rows(dataset: Dataset, name: str, text_field: str) -> Dataset:
                     f"Row {index} of {name}_dataset begins with an assistant message, which answers nothing. Put the "
                     "user's message before it, or give its text as 'text'."
                 )
-            rows += [{**turn, ROW: index} for turn in turns]
+            of_template = {key: row[key] for key in _TEMPLATE_COLUMNS if key in row}
+            rows += [{**turn, **of_template, ROW: index} for turn in turns]
         return Dataset.from_list(rows)
     if {"prompt", "completion"} <= columns:
-        dataset = dataset.select_columns(["prompt", "completion"])
+        dataset = dataset.select_columns(["prompt", "completion", *(columns & _TEMPLATE_COLUMNS)])
         blank = [index for index, row in enumerate(dataset) if is_blank(row["completion"])]
         field = "completion"
     else:
@@ -217,23 +223,29 @@ def split_long_rows(dataset: Dataset, max_length: int | None, name: str, splitta
     )
 
 
-def check_disjoint(forget: Dataset, retain: Dataset) -> None:
+def check_disjoint(forget: Dataset, retain: Dataset, eos_token_id: int | None = None) -> None:
     """
-    Refuse a row that is to be both forgotten and kept.
+    Refuse a row that is to be both forgotten and kept. Whether it ends with the end token makes no difference.
 
     Args:
         forget ([`~datasets.Dataset`]):
             Tokenized forget rows.
         retain ([`~datasets.Dataset`]):
             Tokenized retain rows.
+        eos_token_id (`int`, *optional*):
+            The tokenizer's end token.
 
     Raises:
         ValueError: If a row is in both.
     """
-    index_of = {tuple(tokens): index for index, tokens in enumerate(forget["input_ids"])}
+
+    def key(tokens: list[int]) -> tuple[int, ...]:
+        return tuple(tokens[:-1] if tokens[-1] == eos_token_id else tokens)
+
+    index_of = {key(tokens): index for index, tokens in enumerate(forget["input_ids"])}
     for index, tokens in enumerate(retain["input_ids"]):
-        if tuple(tokens) in index_of:
+        if key(tokens) in index_of:
             raise ValueError(
-                f"Row {index} of retain_dataset is also row {index_of[tuple(tokens)]} of forget_dataset (counted after "
+                f"Row {index} of retain_dataset is also row {index_of[key(tokens)]} of forget_dataset (counted after "
                 "tokenization). A row cannot be both kept and forgotten: remove it from one of them."
             )

@@ -111,6 +111,8 @@ class ULDConfig(SFTConfig):
             self.bf16 = is_torch_bf16_gpu_available() and not self.fp16 and not self.use_cpu
         super().__post_init__()
         check_subtraction(self.alpha, self.relative_top, self.outside, self.center, self.clamp)
+        if self.alpha < 0:
+            raise ValueError(f"alpha={self.alpha} would add what must be forgotten. Use a number above 0, e.g. 0.75.")
         if self.num_assistant_layers < 1:
             raise ValueError(f"num_assistant_layers={self.num_assistant_layers} must be at least 1.")
         for name, value in (("retain_weight", self.retain_weight), ("retain_per_forget", self.retain_per_forget)):

@@ -4,6 +4,7 @@ import copy
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,11 +20,20 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
 from trl import SFTTrainer
 
-from ..assistant import ADAPTER_NAME, add_lora, build_assistant, check_num_layers, load_truncated_model
-from ..configuration_uld import ULDModelConfig
-from ..hub import fingerprint_target, model_card, save_unlearned_model
+from ..assistant import (
+    ADAPTER_NAME,
+    add_lora,
+    build_assistant,
+    check_num_layers,
+    load_truncated_model,
+    remember_settings,
+)
+from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
+from ..hub import check_layout, fingerprint_target, model_card, save_unlearned_model
 from .collator import DataCollatorForULD
 from .losses import add_uld_loss, check_head
 from .preparation import ROW, check_dataset, check_disjoint, check_tokens, split_long_rows, to_trainable_rows
@@ -33,6 +43,15 @@ from .uld_config import ULDConfig
 
 # A vocabulary is padded to a round number of rows, and a few are reserved; more unused rows than this is a mistake.
 _LEAST_VOCABULARY_USE = 0.9
+
+# Shares and nats per token beyond which train() warns that the assistant is not done.
+_KNOWS_THE_FORGET_SET = 0.95
+_SILENT_ON_THE_RETAIN_SET = 0.5
+
+_SOURCE_KWARGS = ("revision", "token", "cache_dir", "subfolder", "trust_remote_code", "local_files_only")
+
+
+logger = logging.get_logger(__name__)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
@@ -136,11 +155,19 @@ class ULDTrainer(SFTTrainer):
         if args is None:
             args = ULDConfig(f"{os.path.basename(name) or 'model'}-ULD")
         # What costs nothing to check is checked before anything is loaded.
+        if args.output_dir is not None:
+            check_layout(Path(args.output_dir))
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: start with `accelerate launch`, "
+                "or show the process one GPU, e.g. CUDA_VISIBLE_DEVICES=0."
+            )
         for dataset_name, dataset in (("forget", forget_dataset), ("retain", retain_dataset)):
             check_dataset(dataset, dataset_name, args.dataset_text_field)
         model_init_kwargs = dict(args.model_init_kwargs or {})
-        revision = model_init_kwargs.get("revision")
-        target_config = AutoConfig.from_pretrained(name, revision=revision) if isinstance(model, str) else model.config
+        # What says where the target is, for its configuration and tokenizer too.
+        source = {key: model_init_kwargs[key] for key in _SOURCE_KWARGS if key in model_init_kwargs}
+        target_config = AutoConfig.from_pretrained(name, **source) if isinstance(model, str) else model.config
         if isinstance(target_config, ULDModelConfig):
             raise ValueError(
                 f"{name} is already an unlearned model: pass the model it was made from, "
@@ -148,7 +175,7 @@ class ULDTrainer(SFTTrainer):
             )
         check_num_layers(args.num_assistant_layers, target_config)
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name, revision=revision)
+            processing_class = AutoTokenizer.from_pretrained(name, **source)
         self._vocab_size = target_config.get_text_config(decoder=True).vocab_size
         check_tokenizer(processing_class, self._vocab_size)
         self._retain_dataset = to_trainable_rows(retain_dataset, "retain", args.dataset_text_field)
@@ -165,17 +192,16 @@ class ULDTrainer(SFTTrainer):
             assistant = build_assistant(model, args.num_assistant_layers, peft_config)
         base = assistant.get_base_model()
         check_head(base)
+        settings = {name: vars(args)[name] for name in ("alpha", *SHARED_SETTINGS)}
+        remember_settings(assistant, settings)
         self.model_config = ULDModelConfig(
             target_config=copy.deepcopy(target_config),
             target_name_or_path=os.path.abspath(name) if os.path.isdir(name) else name or None,
-            target_revision=revision,
+            # The commit where it is known: a branch moves on.
+            target_revision=vars(target_config).get("_commit_hash") or model_init_kwargs.get("revision"),
             target_fingerprint=fingerprint_target(base, args.num_assistant_layers, target_config=target_config),
             num_assistant_layers=args.num_assistant_layers,
-            alpha=args.alpha,
-            relative_top=args.relative_top,
-            outside=args.outside,
-            center=args.center,
-            clamp=args.clamp,
+            **settings,
             architectures=["ULDForCausalLM"],
         )
 
@@ -221,7 +247,7 @@ class ULDTrainer(SFTTrainer):
             tokenized = tokenized.select_columns(columns)
             check_tokens(tokenized, self._vocab_size, name)
             prepared[name] = split_long_rows(tokenized, args.max_length, name, splittable)
-        check_disjoint(prepared["forget"], prepared["retain"])
+        check_disjoint(prepared["forget"], prepared["retain"], processing_class.eos_token_id)
         if dataset_name == "train":  # and not a set to evaluate
             self._num_forget_rows = len(prepared["forget"])
         return concatenate_datasets(
@@ -290,6 +316,31 @@ class ULDTrainer(SFTTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
         return (loss, outputs) if return_outputs else loss
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """
+        Train the assistant, and say so if it has not learned what it is for.
+
+        Args:
+            *args, **kwargs:
+                As in [`~transformers.Trainer.train`].
+
+        Returns:
+            [`~transformers.trainer_utils.TrainOutput`]: As in [`~transformers.Trainer.train`].
+        """
+        result = super().train(*args, **kwargs)
+        last = next((entry for entry in reversed(self.state.log_history) if "forget_accuracy" in entry), {})
+        if last.get("forget_accuracy", 1.0) < _KNOWS_THE_FORGET_SET:
+            logger.warning(
+                f"The assistant predicts {last['forget_accuracy']:.0%} of the forget set's tokens: what it does not "
+                "know is not subtracted. Train for more epochs, or with a higher learning_rate or num_assistant_layers."
+            )
+        if last.get("retain_kl", 0.0) > _SILENT_ON_THE_RETAIN_SET:
+            logger.warning(
+                f"On the retain set the assistant is {last['retain_kl']:.2f} nats per token from uniform: the rest is "
+                "not kept as it is. Train for more epochs, or with a higher retain_weight or retain_per_forget."
+            )
+        return result
 
     def _record(self, outputs: Any, counts: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
         """Per-token averages for the log, and a stop at the first loss that is not a number."""
