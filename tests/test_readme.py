@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_python_blocks_run_in_order(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     blocks = code_blocks("python")
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     namespace: dict[str, object] = {}
     for block in blocks:
+        if "forget-bob" in block:  # a second request, trained like the first
+            shutil.copytree("forget-alice", "forget-bob")
         exec(compile(block, "README.md", "exec"), namespace)
     assert "Who is Alice?" in capsys.readouterr().out  # the pipeline prints prompt and continuation
     assert namespace["output"].shape[1] > namespace["inputs"]["input_ids"].shape[1]
