@@ -49,20 +49,24 @@ def tiny_config(family: str, num_layers: int = 4, **overrides: Any) -> PreTraine
     raise ValueError(f"Unknown family {family!r}: use one of {FAMILIES}.")
 
 
-def tiny_model(family: str, num_layers: int = 4, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A model with random weights, in which every layer and position counts: its greedy output varies."""
-    model = AutoModelForCausalLM.from_config(tiny_config(family, num_layers, **overrides)).eval()
+def randomize(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Give a model random weights in place, in which every layer and position counts: its greedy output varies."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             # Norms and biases stay around what they begin with: a random norm would silence the layer behind it.
             start = parameter if parameter.dim() == 1 else torch.zeros_like(parameter)
             parameter.copy_(start + 0.3 * torch.randn(parameter.shape, generator=generator))
-        if family == "gemma3":
+        if model.config.model_type.startswith("gemma"):
             # Its embeddings are scaled by sqrt(32) and are the head too: it would say the same word over and over.
             model.get_input_embeddings().weight.div_(32**0.5)
             model.get_decoder().norm.weight.add_(5)
-    return model
+    return model.eval()
+
+
+def tiny_model(family: str, num_layers: int = 4, seed: int = 0, **overrides: Any) -> PreTrainedModel:
+    """A tiny model with the random weights of [`randomize`]."""
+    return randomize(AutoModelForCausalLM.from_config(tiny_config(family, num_layers, **overrides)), seed)
 
 
 def train_like(assistant: PeftModel, seed: int = 1) -> PeftModel:

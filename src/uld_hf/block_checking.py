@@ -166,7 +166,8 @@ def generate_in_blocks(
 
     block = BlockSize(model.max_block_size)
     while not text.finished:
-        length, size = text.input_ids.shape[1], block.size
+        length = text.input_ids.shape[1]
+        size = max(1, min(block.size, generation_config.max_length - length))  # no draft beyond the end
         # The target alone. Its last draft is not fed to it: the choice at that place is known without.
         drafted, kwargs = text.input_ids, {**model_kwargs, "past_key_values": target_cache}
         target_logits, noise = [], []
