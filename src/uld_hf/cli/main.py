@@ -10,6 +10,8 @@ from datasets.exceptions import DatasetsError
 COMMANDS = {
     "demo": ("make a tiny language model learn invented people, then forget some of them", "demo"),
     "train": ("train an assistant for your own model, forget set and retain set", "train"),
+    "serve": ("serve an unlearned model with the API of OpenAI", "serve"),
+    "lm_eval": ("run lm-evaluation-harness, on unlearned models too", "lm_eval"),
     "generate": ("answer a prompt with the target and with the unlearned model, side by side", "generate"),
 }
 
@@ -52,7 +54,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         command.main(argv[1:])
     # A mistake in the input, with a message that says what to do.
-    except (ValueError, TypeError, OSError, NotImplementedError, FloatingPointError, DatasetsError) as error:
+    except (
+        ValueError,
+        TypeError,
+        OSError,
+        ImportError,
+        NotImplementedError,
+        FloatingPointError,
+        DatasetsError,
+    ) as error:
         print(f"uld {argv[0]}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,0 +1,111 @@
+"""`uld serve`: a real server on loopback, asked by OpenAI's client."""
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from families import make_tokenizer, tiny_model, train_like
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from uld_hf import ULDForCausalLM, build_assistant
+from uld_hf.cli.main import main as uld
+from uld_hf.cli.serve import build_parser, start_server
+
+
+openai = pytest.importorskip("openai", reason="needs uld_hf[serve]")
+pytest.importorskip("fastapi", reason="needs uld_hf[serve]")
+
+MESSAGES = [{"role": "user", "content": "w5 w6 w7"}]
+GREEDY = {"max_tokens": 6, "temperature": 0}
+CHAT_TEMPLATE = (
+    "{% for m in messages %}w{{ 1 if m.role == 'user' else 2 }} {{ m.content }} {% endfor %}"
+    "{% if add_generation_prompt %}w2 {% endif %}"
+)
+
+
+class Served(NamedTuple):
+    """A running server, and the model that it serves."""
+
+    client: "openai.OpenAI"
+    name: str
+    model: ULDForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+
+    def say(self, model: AutoModelForCausalLM, messages: list[dict[str, str]] = MESSAGES) -> str:
+        """What `generate()` of a model answers."""
+        inputs = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        text = model.generate(**inputs, max_new_tokens=GREEDY["max_tokens"], do_sample=False)
+        return self.tokenizer.decode(text[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+    def chat(self, messages: list[dict[str, str]] = MESSAGES, model: str | None = None) -> str:
+        """What the server answers."""
+        answer = self.client.chat.completions.create(model=model or self.name, messages=messages, **GREEDY)
+        return answer.choices[0].message.content
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tiny_model("llama").save_pretrained(folder / "target")
+    target = AutoModelForCausalLM.from_pretrained(folder / "target")
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), alpha=1.0, relative_top=0)
+    for name in ("target", "unlearned"):
+        tokenizer.save_pretrained(folder / name)
+    model.save_pretrained(folder / "unlearned")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    arguments = ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    server = start_server(build_parser().parse_args([str(folder / "unlearned"), *arguments]), non_blocking=True)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=8)
+    yield Served(client, str(folder / "unlearned"), model, tokenizer)
+    server.kill_server()
+
+
+def test_chat_is_what_generate_says(served: Served):
+    assert served.chat() == served.say(served.model)
+    assert served.chat() != served.say(served.model.target)
+
+
+def test_completion_is_what_generate_says(served: Served):
+    answer = served.client.completions.create(model=served.name, prompt="w5 w6 w7", **GREEDY).choices[0].text
+    inputs = served.tokenizer("w5 w6 w7", return_tensors="pt")["input_ids"]
+    text = served.model.generate(inputs, max_new_tokens=GREEDY["max_tokens"], do_sample=False)
+    assert answer.strip() == served.tokenizer.decode(text[0, inputs.shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_streamed_chat_is_the_same(served: Served):
+    stream = served.client.chat.completions.create(model=served.name, messages=MESSAGES, stream=True, **GREEDY)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    assert text == served.say(served.model)
+
+
+def test_eight_clients_at_once_get_their_own_answers(served: Served):
+    questions = [[{"role": "user", "content": f"w{i} w{i + 9}"}] for i in range(8)]
+    expected = [served.say(served.model, question) for question in questions]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(served.chat, questions)) == expected
+    assert len(set(expected)) > 1
+
+
+def test_the_target_cannot_be_asked_for_by_name(served: Served):
+    with pytest.raises(openai.BadRequestError):
+        served.chat(model=str(Path(served.name).parent / "target"))
+
+
+def test_a_target_is_not_served_by_mistake(served: Served, capsys: pytest.CaptureFixture[str]):
+    assert uld(["serve", str(Path(served.name).parent / "target")]) == 2
+    assert "is not an unlearned model" in capsys.readouterr().err
+
+
+def test_a_missing_model_is_named(capsys: pytest.CaptureFixture[str]):
+    assert uld(["serve", "nowhere"]) == 2
+    assert "There is no folder 'nowhere' here" in capsys.readouterr().err
