@@ -48,8 +48,8 @@ def main() -> None:
     parser.add_argument("--num_retain", type=int, default=200, help="rows of retain99 that the target learns")
     parser.add_argument("--hidden_size", type=int, default=160)
     parser.add_argument("--num_layers", type=int, default=6)
-    parser.add_argument("--num_epochs", type=int, default=36)
-    parser.add_argument("--alpha", type=float, default=1.0)
+    parser.add_argument("--num_epochs", type=int, default=24)
+    parser.add_argument("--alpha", type=float, default=1.3)
     parser.add_argument("uld_options", nargs="*", help="more options of `uld train`, after --")
     args = parser.parse_args()
     folder = Path(args.output_dir)
@@ -80,8 +80,8 @@ def main() -> None:
     status = uld([
         "train", "--model", str(folder / "target"), "--output_dir", str(folder / "unlearned"),
         "--forget_dataset", str(folder / "forget.jsonl"), "--retain_dataset", str(folder / "retain.jsonl"),
-        "--alpha", str(args.alpha), "--relative_top", "0", "--num_assistant_layers", "4", "--learning_rate", "5e-3",
-        "--num_train_epochs", "30", "--retain_weight", "3", "--retain_per_forget", "3", "--save_strategy", "no",
+        "--alpha", str(args.alpha), "--relative_top", "0", "--clamp", "--num_assistant_layers", "4", "--learning_rate", "3e-3",
+        "--num_train_epochs", "20", "--retain_weight", "3", "--retain_per_forget", "3", "--save_strategy", "no",
         "--lr_scheduler_type", "cosine", "--use_cpu", "--report_to", "none", *args.uld_options,
     ])
     # fmt: on
