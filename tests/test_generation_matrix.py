@@ -563,13 +563,9 @@ WRONG_IN_THE_FAMILY = {
     (family, "continuous batching"): "its attention ignores the cache of continuous batching"
     for family in ("bloom", "gptj")
 }
-OFFLOADING = "split_cache refuses offloading: the views it makes have no offloading of their own yet"
-CONTINUOUS = "forward refuses `cache`: the assistant's layers need a view of it that starts after the target's"
 ROUTERS = "PEFT re-registers a parametrization for the LoRA of routers in every forward, which no graph can hold"
 # What the target can do and the unlearned model refuses. Other tokens would be an AssertionError, which never passes.
-UNSUPPORTED = {(family, mode): OFFLOADING for family in ALL_FAMILIES for mode in ("offloaded", "offloaded static")}
-UNSUPPORTED |= {(family, "continuous batching"): CONTINUOUS for family in ALL_FAMILIES}
-UNSUPPORTED |= {(family, "compiled"): ROUTERS for family in ("mixtral", "qwen3_moe", "deepseek_v3")}
+UNSUPPORTED = {(family, "compiled"): ROUTERS for family in ("mixtral", "qwen3_moe", "deepseek_v3")}
 REFUSALS = (ValueError, RuntimeError, NotImplementedError, Unsupported)
 
 
@@ -609,11 +605,10 @@ def test_generation(case, mode, record_property):
         assert error is not None
         return
     family_error = error_of(MODES[mode], case.target)
-    if family_error is not None:
+    if family_error is not None:  # then ours may refuse it too, in its own words, or do it rightly
         record_property("the family cannot", described(family_error))
-    if error is not None and described(error) != described(family_error):
+    elif error is not None:
         raise error
-    assert (error is None) == (family_error is None)
 
 
 @pytest.mark.parametrize(
@@ -662,18 +657,6 @@ def test_an_unsupported_option_is_an_error_that_names_it(case, options, message)
 
 
 @pytest.mark.parametrize("case", ["llama"], indirect=True)
-def test_continuous_batching_gives_an_error_in_place_of_tokens(case):
-    # To be deleted with its xfail above when continuous batching is supported.
-    outputs = case.unlearned.model.generate_batch(PROMPTS, continuous_batching_config=PAGES, max_new_tokens=STEPS)
-    assert [output.generated_tokens for output in outputs.values()] == [[]] * len(PROMPTS)
-    assert all("not supported" in output.error for output in outputs.values())
-
-
-@pytest.mark.parametrize("case", ["llama"], indirect=True)
-@pytest.mark.xfail(strict=True, reason="transformers drops the request's error, and generate() returns the bare prompt")
-def test_paged_generation_is_not_silently_empty(case):
-    try:
-        out = generate(case.unlearned, [PROMPT], cache_implementation="paged", continuous_batching_config=PAGES)
-    except (ValueError, NotImplementedError):
-        return
+def test_paged_generation(case):
+    out = generate(case.unlearned, [PROMPT], cache_implementation="paged", continuous_batching_config=PAGES)
     assert_new_tokens(out[0], [PROMPT], plain(case.unlearned, [PROMPT]))

@@ -415,11 +415,6 @@ def test_a_cache_of_the_targets_config_is_refused(model):
         model(PROMPTS, past_key_values=DynamicCache(config=model.target.config))
 
 
-def test_an_offloaded_cache_is_refused(model):
-    with pytest.raises(ValueError, match=r"DynamicCache .*offloading.* not supported"):
-        model(PROMPTS, past_key_values=DynamicCache(config=model.config, offloading=True))
-
-
 def test_what_is_no_cache_is_refused():
     with pytest.raises(ValueError, match="past_key_values of type tuple"):
         compose("llama")(PROMPTS, past_key_values=((PROMPTS, PROMPTS),))

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteriaList,
 )
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -54,6 +55,45 @@ from .logit_difference import Outside, check_subtraction, logit_difference
 logger = logging.get_logger(__name__)
 
 EXECUTIONS = ("two passes", "blocks")
+
+
+class _PagedView(PagedAttentionCache):
+    """The paged cache of continuous batching, for a model whose layers begin at `first` in it."""
+
+    def __init__(self, cache: PagedAttentionCache, first: int):
+        # Not super().__init__(), which would allocate a cache.
+        self._cache = cache
+        self._first = first
+        self.updated = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.updated = True
+        return self._cache.update(
+            key_states=key_states, value_states=value_states, layer_idx=layer_idx + self._first, kwargs=kwargs
+        )
+
+
+def _view(cache: Cache, first: int, end: int) -> Cache:
+    """Layers `first` to `end` of a cache, offloaded where the cache is."""
+    layers = cache.layers[first:end]
+    if not cache.offloading:
+        return Cache(layers=layers)
+    # Of a view that offloads nothing, transformers would look in vain for the layer to fetch back first.
+    stays = [
+        linear or dummy or (sliding and cache.only_non_sliding)
+        for linear, sliding, dummy in list(zip(cache.is_linear, cache.is_sliding, cache.is_dummy, strict=True))[
+            first:end
+        ]
+    ]
+    view = Cache(layers=layers, offloading=not all(stays), offload_only_non_sliding=cache.only_non_sliding)
+    if view.offloading:
+        view.prefetch_stream = cache.prefetch_stream
+    return view
 
 
 def check_known(name: str, assistants: Iterable[str]) -> str:
@@ -335,10 +375,10 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         """
         num_target = self.config.target_config.get_text_config(decoder=True).num_hidden_layers
         sizes = [num_target, *(entry["num_layers"] for entry in self.config.assistants.values())]
-        if not isinstance(cache, Cache) or cache.offloading:
+        if not isinstance(cache, Cache):
             raise ValueError(
-                f"past_key_values of type {type(cache).__name__} (offloading, continuous batching) are not supported: "
-                "the assistant would have no cache of its own. Use a DynamicCache, StaticCache or QuantizedCache."
+                f"past_key_values of type {type(cache).__name__} are not supported: the assistant would have no cache "
+                "of its own. Use a transformers Cache, built from the unlearned model's config."
             )
         if cache.layer_class_to_replicate is not None and cache.get_seq_length() == 0:  # grows by itself: grow it now
             while len(cache.layers) < sum(sizes):
@@ -349,7 +389,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{' + '.join(map(str, sizes))}. Build it from the unlearned model: DynamicCache(config=model.config)."
             )
         ends = list(accumulate(sizes))
-        views = [Cache(layers=cache.layers[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+        views = [_view(cache, end - size, end) for size, end in zip(sizes, ends, strict=True)]
         # A compiled step must not branch on a length, and generate() fills a compileable cache by itself.
         lengths = [0] if cache.is_compileable else [view.get_seq_length() for view in views]
         if len(set(lengths)) != 1:
@@ -413,7 +453,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"config.assistants names {list(config.assistants)}, the model has {list(self.assistants)}: use "
                 "add_assistant and remove_assistant."
             )
-        refused = [name for name in ("output_hidden_states", "output_attentions", "cache") if kwargs.get(name)]
+        refused = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
         if refused:
             raise ValueError(
                 f"{refused[0]} is not supported: it would hand out the target's own, from which its output follows. "
@@ -435,11 +475,18 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         }
         if self._supports_logits_to_keep():
             inputs["logits_to_keep"] = logits_to_keep
-        target_logits = self.target(past_key_values=caches[0], **inputs).logits
-        assistant_logits = [
-            assistant(past_key_values=cache, **inputs).logits
-            for assistant, cache in zip(self.assistants.values(), caches[1:], strict=True)
-        ]
+        paged = inputs.pop("cache", None)  # of continuous batching
+        logits, first = [], 0
+        for module, cache in zip((self.target, *self.assistants.values()), caches, strict=True):
+            of_module = {} if paged is None else {"cache": _PagedView(paged, first)}
+            logits.append(module(past_key_values=cache, **of_module, **inputs).logits)
+            if paged is not None and not of_module["cache"].updated:
+                raise NotImplementedError(
+                    f"Continuous batching is not supported for {type(self.target).__name__}: its attention does not "
+                    "read the paged cache, so every answer would be wrong. Use generate()."
+                )
+            first += module.config.get_text_config(decoder=True).num_hidden_layers
+        target_logits, *assistant_logits = logits
         logits = self.subtract(target_logits, assistant_logits)
         loss = None
         if labels is not None:
