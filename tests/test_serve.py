@@ -49,8 +49,8 @@ class Served(NamedTuple):
         return answer.choices[0].message.content
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+@pytest.fixture(scope="module", params=[[], ["--continuous_batching"]], ids=["one by one", "continuous batching"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     tokenizer = make_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -63,7 +63,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    arguments = ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port), *request.param]
     server = start_server(build_parser().parse_args([str(folder / "unlearned"), *arguments]), non_blocking=True)
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=8)
     yield Served(client, str(folder / "unlearned"), model, tokenizer)

@@ -29,6 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="device, e.g. cuda:0 or cpu (default: auto)")
     parser.add_argument("--dtype", default="auto", help="dtype of the target, e.g. bfloat16 (default: as saved)")
     parser.add_argument("--attn_implementation", help="attention of the target, e.g. flash_attention_2")
+    parser.add_argument(
+        "--continuous_batching", action="store_true", help="answer the requests of many clients in shared batches"
+    )
     parser.add_argument("--log_level", default="warning", help="info, warning, ... (default: warning)")
     return parser
 
@@ -65,6 +68,7 @@ def start_server(arguments: argparse.Namespace, non_blocking: bool = False) -> "
         device=arguments.device,
         dtype=arguments.dtype,
         attn_implementation=arguments.attn_implementation,
+        continuous_batching=arguments.continuous_batching,
         host=arguments.host,
         port=arguments.port,
         log_level=arguments.log_level,
