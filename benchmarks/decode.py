@@ -106,6 +106,7 @@ def modes(
         "target": stock(target),
         "separate copy": released_way(target, merged, alpha),
         "two passes": stock(model, "two passes"),
+        "lockstep": stock(model, "lockstep"),
         "blocks": stock(model, "blocks"),
         "processor": processor,
     }

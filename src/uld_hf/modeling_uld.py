@@ -49,12 +49,13 @@ from .hub import (
     load_target,
     save_unlearned_model,
 )
+from .lockstep import Lockstep, can_join, why_no_lockstep
 from .logit_difference import Outside, check_subtraction, logit_difference
 
 
 logger = logging.get_logger(__name__)
 
-EXECUTIONS = ("two passes", "blocks")
+EXECUTIONS = ("two passes", "lockstep", "blocks")
 
 
 class _PagedView(PagedAttentionCache):
@@ -124,10 +125,12 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     It is an ordinary causal language model to `generate()`, `pipeline()` and evaluation code, and inference only:
     train the assistant with [`ULDTrainer`]. The assistant holds the target's own tensors and costs its LoRA only.
 
-    `generate()` runs target and assistants for every token (`model.execution = "two passes"`). With `model.execution =
-    "blocks"`, greedy decoding and sampling let the target draft up to `model.max_block_size` tokens, which the
+    `model.execution` says how target and assistants run. `"lockstep"`, the default where the target allows it, takes
+    their rows through the layers that they share together; `"two passes"` runs them one after the other. With
+    `"blocks"`, greedy decoding and sampling let the target draft up to `model.max_block_size` tokens, which the
     assistants then check in one pass: the same text, near the target's own speed where it has nothing to do with the
-    forget set. Beam search, static and quantized caches take two passes all the same.
+    forget set. What one way cannot do takes the next: blocks need a growing cache and no beams, lockstep a growing
+    cache that is neither offloaded nor quantized.
 
     Args:
         config ([`ULDModelConfig`], *optional*):
@@ -228,11 +231,38 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         self.assistants = nn.ModuleDict(assistants)
         self.generation_config = copy.deepcopy(target.generation_config)
         # How generate() decodes, see the class docstring. Settings of a running model, not of a saved one.
-        self.execution = "two passes"
+        self._lockstep: Lockstep | None = None  # built when first needed
+        self._no_lockstep = why_no_lockstep(target, assistants.values())
+        self._execution = "two passes" if self._no_lockstep else "lockstep"
         self.max_block_size = 8
         self._is_stateful = target._is_stateful
         self._can_compile_fullgraph = target._can_compile_fullgraph
         self.eval()
+
+    @property
+    def execution(self) -> str:
+        """How target and assistants run: `"two passes"`, `"lockstep"` or `"blocks"`."""
+        return self._execution
+
+    @execution.setter
+    def execution(self, execution: str) -> None:
+        if execution not in EXECUTIONS:
+            raise ValueError(f"execution={execution!r} must be one of {EXECUTIONS}.")
+        if execution == "lockstep" and self._no_lockstep:
+            raise ValueError(
+                f"execution='lockstep' is not possible: {self._no_lockstep}. Use 'two passes' or 'blocks'."
+            )
+        self._execution = execution
+
+    def _assistants_changed(self) -> None:
+        self._lockstep = None
+        self._no_lockstep = why_no_lockstep(self.target, self.assistants.values())
+        if self._execution == "lockstep" and self._no_lockstep:
+            self._execution = "two passes"
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        self._lockstep = None  # it holds the buffers that `.to()` replaces
+        return super()._apply(*args, **kwargs)
 
     @property
     def assistant(self) -> PeftModel:
@@ -321,6 +351,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         check_subtraction(entry["alpha"], 0.0, "keep")
         self.assistants[name] = adopted.eval()
         self.config.assistants[name] = entry
+        self._assistants_changed()
         return name
 
     def set_alpha(self, name: str, alpha: float) -> None:
@@ -358,6 +389,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 "model.target."
             )
         del self.assistants[name], self.config.assistants[name]
+        self._assistants_changed()
 
     def split_cache(self, cache: Cache) -> list[Cache]:
         """
@@ -475,6 +507,27 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         }
         if self._supports_logits_to_keep():
             inputs["logits_to_keep"] = logits_to_keep
+        target_logits, assistant_logits = self._run(inputs, caches)
+        logits = self.subtract(target_logits, assistant_logits)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
+            )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _run(self, inputs: dict[str, Any], caches: Sequence[Cache | None]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits of the target and of each assistant, in lockstep where that is possible."""
+        if (
+            self._execution != "two passes"
+            and self._no_lockstep is None
+            and "cache" not in inputs
+            and all(map(can_join, caches))
+            and not (self.training or torch.compiler.is_compiling())
+        ):
+            if self._lockstep is None:
+                self._lockstep = Lockstep(self.target, list(self.assistants.values()))
+            return self._lockstep(inputs, caches)
         paged = inputs.pop("cache", None)  # of continuous batching
         logits, first = [], 0
         for module, cache in zip((self.target, *self.assistants.values()), caches, strict=True):
@@ -487,13 +540,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 )
             first += module.config.get_text_config(decoder=True).num_hidden_layers
         target_logits, *assistant_logits = logits
-        logits = self.subtract(target_logits, assistant_logits)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
-            )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return target_logits, assistant_logits
 
     def _sample(
         self,
@@ -507,8 +554,6 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> torch.LongTensor | GenerateDecoderOnlyOutput:
         """The loop of `generate()` for greedy decoding and sampling."""
         arguments = (input_ids, logits_processor, stopping_criteria, generation_config)
-        if self.execution not in EXECUTIONS:
-            raise ValueError(f"execution={self.execution!r} must be one of {EXECUTIONS}.")
         if self.execution == "blocks" and not synced_gpus and can_check_blocks(generation_config, model_kwargs):
             return generate_in_blocks(self, *arguments, streamer, **model_kwargs)
         return super()._sample(*arguments, synced_gpus=synced_gpus, streamer=streamer, **model_kwargs)

@@ -1,0 +1,274 @@
+"""Lockstep execution: one pass over the layers that target and assistants have in common, instead of one for each.
+
+The first K layers of target and assistant are the same weights. Their rows go through these layers together, with the
+LoRA added to the assistant's rows only; behind layer K the target's rows go on alone, and the assistant's wait for them
+before the norm and the head. Every weight is then read once per token, which is what decoding spends its time on.
+"""
+
+import copy
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.pytorch_utils import Conv1D
+
+from .assistant import find_decoder_layers
+
+
+def lora_layers(assistant: PeftModel) -> dict[str, LoraLayer]:
+    """
+    The assistant's LoRA layers, by the name that each has in the target.
+
+    Args:
+        assistant ([`~peft.PeftModel`]):
+            The assistant.
+
+    Returns:
+        `dict[str, LoraLayer]`: Layers by name.
+    """
+    return {name: layer for name, layer in assistant.get_base_model().named_modules() if isinstance(layer, LoraLayer)}
+
+
+def why_no_lockstep(target: PreTrainedModel, assistants: Sequence[PeftModel]) -> str | None:
+    """
+    What keeps a target and its assistants from running in lockstep.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]):
+            The target.
+        assistants (`Sequence[PeftModel]`):
+            Its assistants.
+
+    Returns:
+        `str` or `None`: The reason, `None` if they can.
+    """
+    if vars(target).get("hf_device_map") and len(set(target.hf_device_map.values())) > 1:
+        return "the target is spread over several devices"
+    if any(isinstance(parameter, DTensor) for parameter in target.parameters()):
+        return "the target is tensor-parallel"
+    if "quantization_config" in vars(target.config):
+        return "kernels of quantized weights are made for few rows, and 8-bit ones mix rows"
+    for layer in chain.from_iterable(lora_layers(assistant).items() for assistant in assistants):
+        name, lora = layer
+        if not isinstance(lora.get_base_layer(), nn.Linear | Conv1D) or lora.lora_variant:
+            return f"{name} has LoRA of a kind that cannot be added to some rows only ({type(lora).__name__})"
+    return None
+
+
+def can_join(cache: Cache | None) -> bool:
+    """
+    Whether the layers of a cache can be handed out for the rows of target and assistants together.
+
+    Args:
+        cache ([`~transformers.Cache`], *optional*):
+            The cache of N + K layers, if there is one.
+
+    Returns:
+        `bool`: `False` for caches that are offloaded, quantized, or allocated whole, where joining would copy it all.
+    """
+    return cache is None or (
+        not cache.offloading and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+    )
+
+
+def _multiply(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a linear layer does, fast for the few rows of decoding."""
+    rows = x.numel() // x.shape[-1]
+    if type(linear) is not nn.Linear or x.device.type != "cpu" or x.dtype != torch.float32 or not 1 < rows <= 8:
+        return linear(x)
+    # MKL takes three times as long for x W^T of two to eight float32 rows as for the same product from the other side.
+    result = (linear.weight @ x.reshape(rows, -1).T).T.reshape(*x.shape[:-1], -1)
+    return result if linear.bias is None else result + linear.bias
+
+
+class _RowsLinear(nn.Module):
+    """A linear layer of the target that adds to the rows of each assistant what its LoRA adds."""
+
+    def __init__(self, base: nn.Module, loras: dict[int, LoraLayer], num_groups: int):
+        super().__init__()
+        self.base = base
+        self.loras = loras  # by the assistant's place among the groups of rows; a dict, so as not to own its modules
+        self.num_groups = num_groups
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result = _multiply(self.base, x)
+        # Some families have flattened the tokens by here: rows are still grouped, whatever their number.
+        inputs, results = x.chunk(self.num_groups), list(result.chunk(self.num_groups))
+        for group, lora in self.loras.items():
+            if lora.disable_adapters or lora.merged:
+                raise RuntimeError("The assistant's adapter is disabled or merged: nothing would be subtracted.")
+            for name in lora.active_adapters:
+                lora_a, lora_b = lora.lora_A[name], lora.lora_B[name]
+                dropped = lora.lora_dropout[name](inputs[group].to(lora_a.weight.dtype))
+                results[group] = (results[group] + lora_b(lora_a(dropped)) * lora.scaling[name]).to(result.dtype)
+        return torch.cat(results)
+
+
+class _JoinedLayer(CacheLayerMixin):
+    """The same layer of the caches of target and assistants, as one layer for all of their rows."""
+
+    def __init__(self, layers: Sequence[DynamicLayer]):
+        self.layers = layers
+        self.is_sliding = layers[0].is_sliding
+        self.is_initialized = layers[0].is_initialized
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        raise NotImplementedError("Each layer does it for itself.")
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = zip(key_states.chunk(len(self.layers)), value_states.chunk(len(self.layers)), strict=True)
+        updated = [layer.update(*states, *args, **kwargs) for layer, states in zip(self.layers, rows, strict=True)]
+        keys, values = zip(*updated, strict=True)
+        return torch.cat(keys), torch.cat(values)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.layers[0].get_mask_sizes(query_length)
+
+    def get_seq_length(self) -> int:
+        return self.layers[0].get_seq_length()
+
+    def get_max_length(self) -> int:
+        return self.layers[0].get_max_length()
+
+
+class Lockstep:
+    """
+    Target and assistants as one model over rows of each: the target's, then each assistant's, the deepest first.
+
+    Its modules are new and hold the target's own tensors and the assistants' own LoRA layers.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]):
+            The target.
+        assistants (`Sequence[PeftModel]`):
+            Its assistants, see [`why_no_lockstep`].
+    """
+
+    def __init__(self, target: PreTrainedModel, assistants: Sequence[PeftModel]):
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(target.parameters(), target.buffers())}
+        # The target's configs, not copies: what changes its attention later must change it here as well.
+        memo.update(
+            {id(module.config): module.config for module in target.modules() if isinstance(module, PreTrainedModel)}
+        )
+        self.model: PreTrainedModel = copy.deepcopy(target, memo)
+        holder, name = find_decoder_layers(self.model)
+        layers = holder.get_submodule(name)
+        num_layers = [assistant.config.get_text_config(decoder=True).num_hidden_layers for assistant in assistants]
+        self.order = sorted(range(len(assistants)), key=lambda index: -num_layers[index])
+        depths = [len(layers), *(num_layers[index] for index in self.order)]
+        self.num_groups = len(depths)
+
+        loras: dict[str, dict[int, LoraLayer]] = {}
+        for group, index in enumerate(self.order, start=1):
+            for path, lora in lora_layers(assistants[index]).items():
+                loras.setdefault(path, {})[group] = lora
+        for path, of_groups in loras.items():
+            # Groups are nested: those of a layer are the first so many.
+            layer_depths = [depth for depth in depths if depth > _layer_index(self.model, layers, path)]
+            base = self.model.get_submodule(path)
+            self.model.set_submodule(path, _RowsLinear(base, of_groups, len(layer_depths)))
+
+        head = self.model.get_output_embeddings()
+        if head is not None:
+            self.model.set_output_embeddings(_RowsLinear(head, {}, self.num_groups))
+
+        self.active = [sum(depth > index for depth in depths) for index in range(len(layers))]
+        self.waiting: list[torch.Tensor] = []
+        self.batch_size = 0
+        for index, layer in enumerate(layers):
+            if self.active[index] < self.num_groups:
+                layer.register_forward_pre_hook(_Enter(self, index), with_kwargs=True)
+        layers[-1].register_forward_hook(self._rejoin)
+
+    def __call__(
+        self, inputs: dict[str, Any], caches: Sequence[Cache | None]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """
+        Logits of the target and of each assistant.
+
+        Args:
+            inputs (`dict[str, Any]`):
+                What either's forward takes, for the rows of the batch.
+            caches (`Sequence[Cache]`):
+                The target's cache and each assistant's.
+
+        Returns:
+            `tuple[torch.Tensor, list[torch.Tensor]]`: Logits of shape `(batch_size, sequence_length, vocab_size)`
+            of the target, and of each assistant in the order of `assistants`.
+        """
+        given = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
+        self.batch_size = len(given)
+        self.waiting = []
+        logits = self.model(past_key_values=self._join(caches), **self._repeat(inputs)).logits
+        target_logits, *of_groups = logits.chunk(self.num_groups)
+        assistant_logits = [logits for _, logits in sorted(zip(self.order, of_groups, strict=True), key=lambda x: x[0])]
+        return target_logits, assistant_logits
+
+    def _join(self, caches: Sequence[Cache | None]) -> Cache | None:
+        target_cache, *others = caches
+        if target_cache is None:
+            return None
+        ordered = [others[index] for index in self.order]
+        layers = [
+            layer if active == 1 else _JoinedLayer([layer, *(cache.layers[index] for cache in ordered[: active - 1])])
+            for index, (layer, active) in enumerate(zip(target_cache.layers, self.active, strict=True))
+        ]
+        return Cache(layers=layers)
+
+    def _repeat(self, value: Any) -> Any:
+        """Rows of a batch for every group; what has no rows is left as it is."""
+        if isinstance(value, dict):
+            return {name: self._repeat(each) for name, each in value.items()}
+        if isinstance(value, torch.Tensor) and value.dim() > 1 and len(value) == self.batch_size:
+            return value.repeat(self.num_groups, *[1] * (value.dim() - 1))
+        return value
+
+    def narrow(self, value: Any, groups: int) -> Any:
+        """The rows of the first groups, of what holds rows of all."""
+        if isinstance(value, tuple):
+            return tuple(self.narrow(each, groups) for each in value)
+        if (
+            isinstance(value, torch.Tensor)
+            and value.dim() > 1
+            and len(value) % (self.num_groups * self.batch_size) == 0
+        ):
+            return value[: len(value) // self.num_groups * groups]
+        return value
+
+    def _rejoin(self, module: nn.Module, args: Any, output: Any) -> Any:
+        hidden_states = output[0] if isinstance(output, tuple) else output
+        joined = torch.cat([hidden_states, *reversed(self.waiting)])
+        self.waiting = []
+        return (joined, *output[1:]) if isinstance(output, tuple) else joined
+
+
+class _Enter:
+    """Before a decoder layer: rows whose layers end here wait, and what the model gives to every layer is narrowed."""
+
+    def __init__(self, lockstep: Lockstep, index: int):
+        self.lockstep = lockstep
+        self.groups = lockstep.active[index]
+        self.groups_before = lockstep.active[index - 1]
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        hidden_states, *args = args or (kwargs.pop("hidden_states"),)
+        if self.groups < self.groups_before:
+            rows = len(hidden_states) // self.groups_before * self.groups
+            self.lockstep.waiting.append(hidden_states[rows:])
+            hidden_states = hidden_states[:rows]
+        args = (hidden_states, *self.lockstep.narrow(tuple(args), self.groups))
+        return args, {name: self.lockstep.narrow(value, self.groups) for name, value in kwargs.items()}
+
+
+def _layer_index(model: PreTrainedModel, layers: nn.Module, path: str) -> int:
+    (prefix,) = [name for name, module in model.named_modules() if module is layers]
+    return int(path.removeprefix(prefix + ".").split(".")[0])
