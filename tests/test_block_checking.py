@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.block_checking import BlockSize
+from uld_hf.lockstep import Lockstep
 
 
 NEW_TOKENS = 24
@@ -134,14 +135,15 @@ def test_streamer_gets_every_token():
 def count_passes(model: ULDForCausalLM, **options) -> Counter:
     """Passes of the target and of the first assistant in a generation."""
     passes = Counter()
+    model._lockstep = Lockstep(model.target, list(model.assistants.values()))
+    counted = {"target": model.target, "assistant": model.assistants["alice"], "both": model._lockstep.model}
     hooks = [
-        module.register_forward_hook(lambda *_, name=name: passes.update([name]))
-        for name, module in (("target", model.target), ("assistant", model.assistants["alice"]))
+        module.register_forward_hook(lambda *_, name=name: passes.update([name])) for name, module in counted.items()
     ]
     generate(model, inputs=PROMPTS[1:2], attention_mask=MASK[1:2], max_new_tokens=64, **options)
     for hook in hooks:
         hook.remove()
-    return passes
+    return Counter({name: passes[name] + passes["both"] for name in ("target", "assistant")})
 
 
 def test_agreement_saves_passes_of_the_assistant():
@@ -225,5 +227,5 @@ def test_full_blocks_restore_confidence():
 
 
 def test_an_unknown_execution_is_refused():
-    with pytest.raises(ValueError, match=r"execution='fast' must be one of \('two passes', 'blocks'\)"):
+    with pytest.raises(ValueError, match=r"execution='fast' must be one of \('two passes', 'lockstep', 'blocks'\)"):
         generate(compose("llama"), execution="fast")

@@ -158,6 +158,11 @@ def generate_in_blocks(
     target_cache, *assistant_caches = model.split_cache(cache)
     do_sample = generation_config.do_sample
 
+    def draw(ids: torch.LongTensor, logits: torch.Tensor) -> tuple[torch.LongTensor, torch.Tensor | None]:
+        scores = logits_processor(ids, logits)
+        noise = _draw_noise(scores, do_sample)
+        return torch.cat([ids, _pick(scores, noise)[:, None]], dim=-1), noise
+
     logits = outputs.logits[:, -1].float()
     scores = logits_processor(input_ids, logits)
     text.append(_pick(scores, _draw_noise(scores, do_sample)), logits, scores)
@@ -168,32 +173,39 @@ def generate_in_blocks(
     while not text.finished:
         length = text.input_ids.shape[1]
         size = max(1, min(block.size, generation_config.max_length - length))  # no draft beyond the end
-        # The target alone. Its last draft is not fed to it: the choice at that place is known without.
-        drafted, kwargs = text.input_ids, {**model_kwargs, "past_key_values": target_cache}
-        target_logits, noise = [], []
-        for _ in range(size):
-            fed, fed_kwargs = drafted, dict(kwargs)
-            inputs = model.target.prepare_inputs_for_generation(drafted, next_sequence_length=1, **kwargs)
-            outputs = model.target(**inputs, return_dict=True)
-            target_logits.append(outputs.logits[:, -1].float().to(input_ids.device))
-            scores = logits_processor(drafted, target_logits[-1])
-            noise.append(_draw_noise(scores, do_sample))
-            drafted = torch.cat([drafted, _pick(scores, noise[-1])[:, None]], dim=-1)
-            kwargs = model.target._update_model_kwargs_for_generation(outputs, kwargs)
+        if size == 1:  # a plain step, in lockstep where that is possible
+            kwargs = {**model_kwargs, "past_key_values": cache}
+            inputs = model.prepare_inputs_for_generation(text.input_ids, next_sequence_length=1, **kwargs)
+            step_logits, assistant_logits = model._run(inputs.pop("past_key_values"), {**inputs, "return_dict": True})
+            target_logits = [step_logits[:, -1].float()]
+            drafted, noise = draw(text.input_ids, target_logits[0])
+            noises = [noise]
+        else:
+            # The target alone. Its last draft is not fed to it: the choice at that place is known without.
+            drafted, kwargs = text.input_ids, {**model_kwargs, "past_key_values": target_cache}
+            target_logits, noises = [], []
+            for _ in range(size):
+                fed, fed_kwargs = drafted, dict(kwargs)
+                inputs = model.target.prepare_inputs_for_generation(drafted, next_sequence_length=1, **kwargs)
+                outputs = model.target(**inputs, return_dict=True)
+                target_logits.append(outputs.logits[:, -1].float().to(input_ids.device))
+                drafted, noise = draw(drafted, target_logits[-1])
+                noises.append(noise)
+                kwargs = model.target._update_model_kwargs_for_generation(outputs, kwargs)
 
-        # The assistants over the whole block.
-        assistant_logits = []
-        for assistant, assistant_cache in zip(model.assistants.values(), assistant_caches, strict=True):
-            fed_kwargs["past_key_values"] = assistant_cache
-            fed_kwargs.pop("logits_to_keep", None)  # generate() wants the last position only
-            inputs = model.target.prepare_inputs_for_generation(fed, next_sequence_length=size, **fed_kwargs)
-            assistant_logits.append(assistant(**inputs, return_dict=True).logits.to(input_ids.device))
+            # The assistants over the whole block.
+            assistant_logits = []
+            for assistant, assistant_cache in zip(model.assistants.values(), assistant_caches, strict=True):
+                fed_kwargs["past_key_values"] = assistant_cache
+                fed_kwargs.pop("logits_to_keep", None)  # generate() wants the last position only
+                inputs = model.target.prepare_inputs_for_generation(fed, next_sequence_length=size, **fed_kwargs)
+                assistant_logits.append(assistant(**inputs, return_dict=True).logits.to(input_ids.device))
         choices = model.subtract(torch.stack(target_logits, dim=1), assistant_logits)
 
         agreed = True
         for position in range(size):
             scores = logits_processor(text.input_ids, choices[:, position])
-            tokens = _pick(scores, noise[position])
+            tokens = _pick(scores, noises[position])
             same = (tokens == drafted[:, length + position]) | ~text.unfinished
             text.append(tokens, choices[:, position], scores)
             agreed = bool(same.all())

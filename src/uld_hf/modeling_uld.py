@@ -495,8 +495,6 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache = self.target.config.get_text_config(decoder=True).use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=config)
-        caches = [None] * (1 + len(self.assistants)) if past_key_values is None else self.split_cache(past_key_values)
-
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -507,7 +505,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         }
         if self._supports_logits_to_keep():
             inputs["logits_to_keep"] = logits_to_keep
-        target_logits, assistant_logits = self._run(inputs, caches)
+        target_logits, assistant_logits = self._run(past_key_values, inputs)
         logits = self.subtract(target_logits, assistant_logits)
         loss = None
         if labels is not None:
@@ -516,13 +514,14 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
-    def _run(self, inputs: dict[str, Any], caches: Sequence[Cache | None]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _run(self, cache: Cache | None, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits of the target and of each assistant, in lockstep where that is possible."""
+        caches = [None] * (1 + len(self.assistants)) if cache is None else self.split_cache(cache)
         if (
             self._execution != "two passes"
             and self._no_lockstep is None
             and "cache" not in inputs
-            and all(map(can_join, caches))
+            and can_join(cache)
             and not (self.training or torch.compiler.is_compiling())
         ):
             if self._lockstep is None:
