@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -168,6 +169,25 @@ def check_target(target: PreTrainedModel) -> None:
     check_no_adapter(target)
 
 
+def shared_with(target: PreTrainedModel) -> dict[int, Any]:
+    """
+    A memo for `copy.deepcopy` of a model: new modules, but the target's own tensors, in memory or offloaded.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]):
+            The model to copy.
+
+    Returns:
+        `dict[int, Any]`: What is not copied, by its `id`.
+    """
+    hooks = [vars(module)["_hf_hook"] for module in target.modules() if "_hf_hook" in vars(module)]
+    # What accelerate offloads is not in the modules but in its hooks' maps.
+    offloaded = [
+        kept for hook in hooks for name, kept in vars(hook).items() if name in ("weights_map", "tied_params_map")
+    ]
+    return {id(kept): kept for kept in chain(target.parameters(), target.buffers(), offloaded)}
+
+
 def truncate_model(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     """
     The target's first `num_layers` decoder layers with its embeddings, norm and head, on the target's own tensors.
@@ -190,7 +210,7 @@ def truncate_model(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     holder, name = find_decoder_layers(target)
     # deepcopy keeps what `memo` already maps, so the tensors are shared and only the Python objects are new. The
     # layers to drop are mapped to placeholders: hundreds of modules need not be copied to be thrown away.
-    memo: dict[int, object] = {id(tensor): tensor for tensor in chain(target.parameters(), target.buffers())}
+    memo = shared_with(target)
     memo.update({id(layer): nn.Identity() for layer in holder.get_submodule(name)[num_layers:]})
     truncated = copy.deepcopy(target, memo)
 
@@ -301,6 +321,13 @@ def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None, 
         # PEFT up to 0.21 asks transformers by an old name; users can do nothing about it.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         assistant = get_peft_model(truncated, peft_config, adapter_name=name)
+    for layer in assistant.modules():
+        if isinstance(layer, LoraLayer) and any(weight.is_meta for weight in layer.lora_A.parameters()):
+            # The base is offloaded, and PEFT has put the LoRA where the weight seems to be: nowhere.
+            device = vars(layer.get_base_layer())["_hf_hook"].execution_device
+            for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
+                part.to_empty(device=device)
+            layer.reset_lora_parameters(name, peft_config.init_lora_weights)
     shared = (truncated.get_input_embeddings(), truncated.get_output_embeddings())
     if any(isinstance(module, BaseTunerLayer) for module in shared):
         raise ValueError(

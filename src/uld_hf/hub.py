@@ -23,6 +23,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
@@ -76,15 +77,19 @@ def fingerprint_target(
 
     hashes = {"layers": hashlib.sha256(), "rest": hashlib.sha256()}
     quantized = False
-    seen: set[int] = set()
+    # A tied head is the embedding once more. Tensors are told apart here, before offloaded ones come and go.
+    first: dict[int, tuple[nn.Module, str]] = {}
+    for module in model.modules():
+        for name, tensor in module.named_parameters(recurse=False):
+            first.setdefault(id(tensor), (module, name))
+    own = {(id(module), name) for module, name in first.values()}
     for module_name, module in model.named_modules():
         if id(module) in above or "lora_" in module_name:
             continue
         with align_module_device(module):
             for name, tensor in module.named_parameters(recurse=False):
-                if id(tensor) in seen:  # a tied head is the embedding once more
+                if (id(module), name) not in own:
                     continue
-                seen.add(id(tensor))
                 if not tensor.is_floating_point():
                     quantized = True
                     continue

@@ -19,7 +19,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 
-from .assistant import find_decoder_layers
+from .assistant import find_decoder_layers, shared_with
 
 
 def lora_layers(assistant: PeftModel) -> dict[str, LoraLayer]:
@@ -154,7 +154,7 @@ class Lockstep:
     """
 
     def __init__(self, target: PreTrainedModel, assistants: Sequence[PeftModel]):
-        memo: dict[int, Any] = {id(tensor): tensor for tensor in chain(target.parameters(), target.buffers())}
+        memo = shared_with(target)
         # The target's configs, not copies: what changes its attention later must change it here as well.
         memo.update(
             {id(module.config): module.config for module in target.modules() if isinstance(module, PreTrainedModel)}
