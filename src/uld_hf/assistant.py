@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import logging
+from transformers.utils import is_bitsandbytes_available, logging
 
 
 ADAPTER_NAME = "assistant"
@@ -169,6 +169,24 @@ def check_target(target: PreTrainedModel) -> None:
     check_no_adapter(target)
 
 
+def is_8bit(module: nn.Module) -> bool:
+    """
+    Whether a module is a linear layer in bitsandbytes' 8-bit form.
+
+    Args:
+        module (`nn.Module`):
+            Any module.
+
+    Returns:
+        `bool`: `False` too where bitsandbytes is not installed.
+    """
+    if not is_bitsandbytes_available():
+        return False
+    from bitsandbytes.nn import Linear8bitLt
+
+    return isinstance(module, Linear8bitLt)
+
+
 def shared_with(target: PreTrainedModel) -> dict[int, Any]:
     """
     A memo for `copy.deepcopy` of a model: new modules, but the target's own tensors, in memory or offloaded.
@@ -185,7 +203,9 @@ def shared_with(target: PreTrainedModel) -> dict[int, Any]:
     offloaded = [
         kept for hook in hooks for name, kept in vars(hook).items() if name in ("weights_map", "tied_params_map")
     ]
-    return {id(kept): kept for kept in chain(target.parameters(), target.buffers(), offloaded)}
+    # Of an 8-bit weight, bitsandbytes moves the scales into the first module that uses it: all must look at one place.
+    states = [module.state for module in target.modules() if is_8bit(module)]
+    return {id(kept): kept for kept in chain(target.parameters(), target.buffers(), offloaded, states)}
 
 
 def truncate_model(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:
