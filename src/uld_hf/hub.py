@@ -24,6 +24,7 @@ from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_mode
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
@@ -33,6 +34,7 @@ from .assistant import (
     check_lora_config,
     check_num_layers,
     find_decoder_layers,
+    lora_weights,
     shares_tensors,
     truncate_model,
 )
@@ -94,6 +96,8 @@ def fingerprint_target(
                     quantized = True
                     continue
                 part = "layers" if id(module) in in_layers and tensor.dim() > 1 else "rest"
+                if isinstance(tensor, DTensor):  # tensor parallel
+                    tensor = tensor.full_tensor()
                 flat = tensor.detach().reshape(-1)
                 step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
                 sample = flat[::step].to(device="cpu", dtype=torch.bfloat16).view(torch.int16)
@@ -174,7 +178,7 @@ def attach_assistant(
             f"The assistant's weights {broken[:3]} hold NaN or infinite values: train or download it again."
         )
     assistant = add_lora(truncate_model(target, num_layers), peft_config, name)
-    expected = get_peft_model_state_dict(assistant, adapter_name=name)
+    expected = get_peft_model_state_dict(assistant, lora_weights(assistant), adapter_name=name)
     wrong = {
         name
         for name in expected.keys() | state_dict.keys()
@@ -250,7 +254,9 @@ def adopt_assistant(target: PreTrainedModel, name: str, assistant: PeftModel) ->
         check_fingerprint(expected, fingerprint_target(target, num_layers), base.name_or_path, target.name_or_path)
     if shared and adapters == [name]:
         return assistant
-    state_dict = get_peft_model_state_dict(assistant, adapter_name=adapters[0], save_embedding_layers=False)
+    state_dict = get_peft_model_state_dict(
+        assistant, lora_weights(assistant), adapter_name=adapters[0], save_embedding_layers=False
+    )
     return attach_assistant(target, num_layers, assistant.peft_config[adapters[0]], state_dict, name)
 
 
@@ -461,7 +467,8 @@ def save_unlearned_model(
     (folder / "config.json").unlink(missing_ok=True)
     # An adapter whose name is not "default" is written to a subfolder of that name.
     for name, assistant in assistants.items():
-        assistant.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False, state_dict=state_dict)
+        weights = lora_weights(assistant) if state_dict is None else state_dict
+        assistant.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False, state_dict=weights)
     generation_config.save_pretrained(folder)
     model_card(config).save(folder / "README.md")
     config.save_pretrained(folder)
