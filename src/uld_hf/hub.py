@@ -189,7 +189,12 @@ def attach_assistant(
             f"{len(wrong)} of the assistant's weights are missing or do not fit {num_layers} layers of the target, "
             f"e.g. {sorted(wrong)[:3]}: it was trained on another target, or the files are damaged."
         )
-    set_peft_model_state_dict(assistant, state_dict, adapter_name=name)
+    if any(isinstance(weight, DTensor) for weight in assistant.parameters()):
+        set_peft_model_state_dict(assistant, state_dict, adapter_name=name)  # knows how tensor parallelism splits LoRA
+    else:
+        # PEFT's way asks for the base's state_dict, which breaks 4-bit weights on a CPU (bitsandbytes 0.50).
+        for weight_name, weight in expected.items():
+            weight.copy_(state_dict[weight_name])
     return assistant.requires_grad_(False).eval()
 
 
