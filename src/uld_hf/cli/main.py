@@ -1,6 +1,7 @@
 """Entry point of the `uld` command: finds the subcommand, and turns a user's mistake into one line."""
 
 import importlib
+import logging
 import sys
 
 from datasets.exceptions import DatasetsError
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"uld: unknown command {argv[0]!r}\n\n{usage}", file=sys.stderr)
         return 2
+    # It tells everybody of a missing kernel, which only 4-bit targets on a CPU would use.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     command = importlib.import_module(f"uld_hf.cli.{COMMANDS[argv[0]][1]}")
     try:
         command.main(argv[1:])
