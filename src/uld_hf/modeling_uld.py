@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteriaList,
 )
+from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
@@ -513,6 +514,16 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _get_candidate_generator(
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> CandidateGenerator:
+        if generation_config.assistant_early_exit is not None:
+            raise ValueError(
+                "assistant_early_exit is not supported: the drafts would come from inside of the target. Use "
+                "prompt_lookup_num_tokens, assistant_model, or model.execution = 'blocks'."
+            )
+        return super()._get_candidate_generator(generation_config, *args, **kwargs)
 
     def _run(self, cache: Cache | None, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits of the target and of each assistant, in lockstep where that is possible."""
