@@ -568,6 +568,27 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             return generate_in_blocks(self, *arguments, streamer, **model_kwargs)
         return super()._sample(*arguments, synced_gpus=synced_gpus, streamer=streamer, **model_kwargs)
 
+    def component_logits(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """
+        What the subtraction works on, to try several settings of it on one pass.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Tokens.
+            attention_mask (`torch.Tensor`, *optional*):
+                Mask of the padding.
+            **kwargs:
+                Passed to target and assistants alike.
+
+        Returns:
+            `tuple[torch.Tensor, list[torch.Tensor]]`: Logits of shape `(batch_size, sequence_length, vocab_size)` of
+            the target, **before** anything is subtracted, and of each assistant.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": None, "use_cache": False}
+        return self._run(None, {**inputs, **kwargs})
+
     def subtract(self, target_logits: torch.Tensor, assistant_logits: Sequence[torch.Tensor]) -> torch.Tensor:
         """
         The formula with this model's settings, see [`logit_difference`].
