@@ -289,7 +289,10 @@ def compare(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, float]
         if retrained is not None and ratios is not None:
             figures[name]["forget quality"] = forget_quality(ratios, retrained.sets["forget"].truth_ratios)
         if target is not None:
-            figures[name]["memorization"] = memorization_score(_remembered(evaluation), _remembered(target))
+            # What the target itself does not remember cannot be forgotten.
+            before = {measure: value for measure, value in _remembered(target).items() if value > 0}
+            remembered = {measure: _remembered(evaluation)[measure] for measure in before}
+            figures[name]["memorization"] = memorization_score(remembered, before)
         if name in aucs:
             figures[name] |= {f"AUC {kind}": auc for kind, auc in aucs[name].items()}
             if "retrained" in aucs:
