@@ -40,10 +40,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_evaluation_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [block for block in code_blocks("evaluation.md", "") if block.startswith("uld ")]
-    assert [command.split()[1] for command in commands] == ["eval", "sweep"]
+    assert [command.split()[1] for command in commands] == ["eval", "sweep", "report"]
     for command in commands:
         assert uld(shlex.split(command)[1:]) == 0, capsys.readouterr().err
-    assert (workplace / "evaluation" / "summary.json").exists()
+    assert (workplace / "report.html").exists()
 
 
 def test_evaluation_python_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
