@@ -30,6 +30,7 @@ mark { background: #ffe08a }
 blockquote { margin: .3rem 0 1rem; padding-left: .8rem; border-left: 3px solid #ccc; overflow-wrap: anywhere }
 code { overflow-wrap: anywhere }
 svg { max-width: 100%; height: auto }
+@media (max-width: 40rem) { th, td { padding: .2rem; font-size: .8rem } figure { margin: 1rem 0 } }
 @media print { body { margin: 0; max-width: none } h2, figure, article { break-inside: avoid } }
 """
 COLORS = {"target": "#757575", "retrained": "#1565c0", "unlearned": "#c62828"}
