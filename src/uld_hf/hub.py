@@ -36,6 +36,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
 from .assistant import (
     ADAPTER_NAME,
@@ -158,14 +159,12 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps([vocabulary, probe]).encode()).hexdigest()
 
 
-def _fingerprint_tokenizer_of(target: PreTrainedModel) -> str | None:
+def _fingerprint_tokenizer_of(target: PreTrainedModel, revision: str | None) -> str | None:
     """Of the tokenizer beside a target's weights, `None` where there is none."""
     if not target.name_or_path:
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            target.name_or_path, revision=vars(target.config).get("_commit_hash"), trust_remote_code=False
-        )
+        tokenizer = AutoTokenizer.from_pretrained(target.name_or_path, revision=revision or "main")
     except Exception:  # each family's tokenizer has its own way to say that its files are missing
         return None
     return fingerprint_tokenizer(tokenizer) if len(tokenizer) else None
@@ -273,9 +272,28 @@ def attach_assistant(
     return assistant.requires_grad_(False).eval()
 
 
-def _name(model: PreTrainedModel) -> str:
-    commit = vars(model.config).get("_commit_hash")
-    return f"{model.name_or_path}@{commit[:8]}" if commit else model.name_or_path
+def find_commit(name_or_path: str | os.PathLike, revision: str | None = None, **hub_kwargs: Any) -> str | None:
+    """
+    The commit that a revision of a repository stands for now.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`):
+            Hub id or folder.
+        revision (`str`, *optional*):
+            Branch, tag or commit.
+        **hub_kwargs:
+            `token`, `cache_dir`, `local_files_only` of its repository.
+
+    Returns:
+        `str` or `None`: The commit; for a folder the revision as it was given.
+
+    Raises:
+        OSError: If there is no such repository, or no config.json in it.
+    """
+    if os.path.isdir(name_or_path):
+        return revision
+    file = cached_file(name_or_path, "config.json", revision=revision, **hub_kwargs)
+    return extract_commit_hash(file, None) or revision
 
 
 def check_saved_target(
@@ -305,13 +323,16 @@ def check_saved_target(
     num_layers = config.most_assistant_layers
     check_num_layers(num_layers, target.config)
     actual = fingerprint_target(target, num_layers)
+    is_same_name = target.name_or_path == config.target_name_or_path
     if config.target_fingerprint.get("tokenizer") is not None:
-        actual["tokenizer"] = _fingerprint_tokenizer_of(target)
+        revision = config.target_revision if is_same_name else None
+        actual["tokenizer"] = _fingerprint_tokenizer_of(target, revision)
     trained_on = config.target_name_or_path or "a model without a name"
     if config.target_revision:
-        trained_on += f"@{config.target_revision[:8]}"
+        trained_on += f" at revision {config.target_revision}"
+    at_hand = f"{target.name_or_path} as it is here" if is_same_name else target.name_or_path
     try:
-        check_fingerprint(config.target_fingerprint, actual, f"{name}, made for {trained_on}", _name(target))
+        check_fingerprint(config.target_fingerprint, actual, f"{name}, made for {trained_on}", at_hand)
     except ValueError as error:
         if not allow_target_mismatch:
             raise
@@ -355,10 +376,9 @@ def adopt_assistant(
     if not shared:  # trained on a copy, or on a load of the first K layers alone
         base = assistant.get_base_model()
         expected = fingerprint_target(base, num_layers, target_config=target.config)
+        actual = fingerprint_target(target, num_layers)
         try:
-            check_fingerprint(
-                expected, fingerprint_target(target, num_layers), f"made for {_name(base)}", _name(target)
-            )
+            check_fingerprint(expected, actual, f"made for {base.name_or_path}", target.name_or_path)
         except ValueError as error:
             if not allow_target_mismatch:
                 raise
@@ -417,12 +437,12 @@ def read_unlearned_model(
         OSError: If there is none.
         ValueError: If a file is damaged, or it is another kind of model.
     """
+    revision = find_commit(name_or_path, revision, **hub_kwargs)
     for again in (True, False):
         config = load_config(name_or_path, revision=revision, **hub_kwargs)
-        commit = vars(config).get("_commit_hash") or revision
         try:
             return config, {
-                name: _read_assistant(name_or_path, name, config.files, revision=commit, **hub_kwargs)
+                name: _read_assistant(name_or_path, name, config.files, revision=revision, **hub_kwargs)
                 for name in config.assistants
             }
         except (DamagedFileError, OSError):
@@ -464,11 +484,9 @@ def load_config(name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ULDModelC
         )
     try:
         check_checksum(content)
-        config = ULDModelConfig.from_dict(content)
+        return ULDModelConfig.from_dict(content)
     except ValueError as error:
         raise DamagedFileError(f"{name_or_path}: {error}") from error
-    config._commit_hash = content.get("_commit_hash")
-    return config
 
 
 def check_target_name(config: ULDModelConfig, source: str | os.PathLike) -> None:
@@ -587,6 +605,7 @@ def copy_unlearned_model(folder: Path, destination: Path, repo_id: str, private:
     target = config.target_name_or_path
     if target is not None and (os.path.isabs(target) or os.path.isdir(target)):
         config.target_name_or_path = None
+    config.target_config.name_or_path = ""
     for file in (*config.files, "generation_config.json"):
         (destination / file).parent.mkdir(exist_ok=True)
         shutil.copy(folder / file, destination / file)

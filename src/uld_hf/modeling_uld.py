@@ -758,6 +758,10 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 range.
         """
         hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        # What AutoModelForCausalLM says of this repository must not be taken for the target's.
+        target_kwargs = {name: value for name, value in target_kwargs.items() if name != "adapter_kwargs"}
+        if target_kwargs.pop("subfolder", ""):
+            raise ValueError("subfolder= is not supported: give the folder of a saved unlearned model itself.")
         # All files of the assistant come first: they are small, and the target may be large.
         saved, adapters = read_unlearned_model(pretrained_model_name_or_path, revision=revision, **hub_kwargs)
         config = saved if config is None else config

@@ -10,6 +10,7 @@ from datasets.exceptions import DatasetsError
 COMMANDS = {
     "demo": ("make a tiny language model learn invented people, then forget some of them", "demo"),
     "train": ("train an assistant for your own model, forget set and retain set", "train"),
+    "push": ("upload a saved unlearned model to the Hub, privately", "push"),
     "serve": ("serve an unlearned model with the API of OpenAI", "serve"),
     "lm_eval": ("run lm-evaluation-harness, on unlearned models too", "lm_eval"),
     "generate": ("answer a prompt with the target and with the unlearned model, side by side", "generate"),

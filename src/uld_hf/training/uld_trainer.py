@@ -37,7 +37,7 @@ from ..assistant import (
     remembered_settings,
 )
 from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
-from ..hub import check_layout, fingerprint_target, fingerprint_tokenizer, save_unlearned_model
+from ..hub import check_layout, find_commit, fingerprint_target, fingerprint_tokenizer, save_unlearned_model
 from ..model_card import find_license, model_card
 from ..publish import open_repository, push_unlearned_model
 from .collator import DataCollatorForULD
@@ -203,8 +203,8 @@ class ULDTrainer(SFTTrainer):
         self.model_config = ULDModelConfig(
             target_config=copy.deepcopy(target_config),
             target_name_or_path=os.path.abspath(name) if os.path.isdir(name) else name or None,
-            # The commit where it is known: a branch moves on.
-            target_revision=vars(target_config).get("_commit_hash") or model_init_kwargs.get("revision"),
+            # The commit where it is known: a branch moves on. Of a loaded model nobody knows it.
+            target_revision=find_commit(name, **source) if isinstance(model, str) else None,
             target_fingerprint={
                 **fingerprint_target(base, args.num_assistant_layers, target_config=target_config),
                 "tokenizer": fingerprint_tokenizer(processing_class),
@@ -518,6 +518,7 @@ class ULDTrainer(SFTTrainer):
                     commit_message=f"{message}, checkpoint",
                     run_as_future=True,
                     revision=self.args.hub_revision,
+                    ignore_patterns=[".*"],
                 )
             )
         if busy:
