@@ -28,6 +28,7 @@ from uld_hf.hub import fingerprint_target
 from uld_hf.logit_difference import logit_difference
 from uld_hf.logits_process import ULDLogitsProcessor
 from uld_hf.modeling_uld import ULDForCausalLM
+from uld_hf.saved_files import describe_file, sign_config
 
 
 NEW_TOKENS = 8  # with the prompt, well past the sliding window of 8
@@ -638,6 +639,7 @@ def edit_json(file: Path, **changes) -> None:
     """Change entries of a JSON file; `None` deletes one."""
     content = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    sign_config(file.parent)  # what the checks behind the checksum say
 
 
 def test_what_is_saved_gives_the_same_logits_to_the_bit(family, tmp_path):
@@ -680,7 +682,7 @@ def test_all_settings_survive_saving(tmp_path):
 def test_the_saved_files_are_the_layout(family, tmp_path):
     save(family, tmp_path)
     folder = tmp_path / "unlearned"
-    assert sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()) == [
+    assert sorted(str(file.relative_to(folder)) for file in folder.rglob("[!.]*") if file.is_file()) == [
         "README.md",
         "assistant/adapter_config.json",
         "assistant/adapter_model.safetensors",
@@ -897,6 +899,9 @@ def edit_weights(folder: Path, change) -> None:
     tensors = load_file(file)
     change(tensors, sorted(tensors)[0])
     save_file(tensors, file, metadata={"format": "pt"})
+    config = folder / "unlearned" / "config.json"
+    files = json.loads(config.read_text())["files"]
+    edit_json(config, files=files | {"assistant/adapter_model.safetensors": describe_file(file)})
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,12 @@ its LoRA weights and nothing else.
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import fields
 from itertools import chain
+from numbers import Real
 from typing import Any
 
 import torch
@@ -21,6 +24,14 @@ from transformers.utils import is_bitsandbytes_available, logging
 
 
 ADAPTER_NAME = "assistant"
+
+# What an assistant's LoraConfig may say; whatever else PEFT knows must be as it is by default.
+_LORA_SETTINGS = {
+    *("task_type", "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules", "target_parameters", "exclude_modules"),
+    *("fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "rank_pattern", "alpha_pattern", "runtime_config"),
+    *("layers_to_transform", "layers_pattern", "init_lora_weights", "loftq_config"),
+}
 
 
 def default_lora_config() -> LoraConfig:
@@ -313,6 +324,20 @@ def check_lora_config(peft_config: PeftConfig) -> None:
             f"init_lora_weights={peft_config.init_lora_weights!r} rewrites the base weights, which the target owns. "
             "Leave it out, or use 'gaussian' or 'orthogonal'."
         )
+    other = {
+        field.name: vars(peft_config)[field.name]
+        for field in fields(LoraConfig)
+        if field.name not in _LORA_SETTINGS and vars(peft_config)[field.name] != vars(LoraConfig())[field.name]
+    }
+    if other:
+        raise ValueError(f"The assistant's LoraConfig has {other}, which is not supported. Leave it out.")
+    ranks = [peft_config.r, *peft_config.rank_pattern.values()]
+    if any(type(rank) is not int or rank < 1 for rank in ranks):
+        raise ValueError(f"The assistant's LoRA has the ranks {ranks}: integers above 0 are needed, e.g. r=32.")
+    scales = [peft_config.lora_alpha, *peft_config.alpha_pattern.values()]
+    # Without its LoRA the assistant would know nothing more than the target's first layers do.
+    if any(not isinstance(scale, Real) or not math.isfinite(scale) or scale <= 0 for scale in scales):
+        raise ValueError(f"The assistant's LoRA has lora_alpha {scales}: numbers above 0 are needed, e.g. 32.")
 
 
 def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None, name: str = ADAPTER_NAME) -> PeftModel:
@@ -358,7 +383,9 @@ def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None, 
     return assistant
 
 
-def remember_settings(assistant: PeftModel, settings: Mapping[str, Any]) -> PeftModel:
+def remember_settings(
+    assistant: PeftModel, settings: Mapping[str, Any], training: Mapping[str, Any] | None = None
+) -> PeftModel:
     """
     Tie the settings of the subtraction to the assistant that was trained for them.
 
@@ -367,11 +394,14 @@ def remember_settings(assistant: PeftModel, settings: Mapping[str, Any]) -> Peft
             The assistant.
         settings (`Mapping[str, Any]`):
             `alpha`, `relative_top`, `outside`, `center` and `clamp`.
+        training (`Mapping[str, Any]`, *optional*):
+            How it was trained, for the model card.
 
     Returns:
         [`~peft.PeftModel`]: The same assistant.
     """
     assistant.uld_settings = dict(settings)
+    assistant.uld_training = dict(training or {})
     return assistant
 
 
@@ -403,6 +433,20 @@ def lora_weights(assistant: PeftModel) -> dict[str, torch.Tensor]:
         `dict[str, torch.Tensor]`: LoRA weights by name.
     """
     return {name: weight.detach() for name, weight in assistant.named_parameters() if "lora_" in name}
+
+
+def remembered_training(assistant: PeftModel) -> dict[str, Any]:
+    """
+    How an assistant was trained.
+
+    Args:
+        assistant ([`~peft.PeftModel`]):
+            The assistant.
+
+    Returns:
+        `dict[str, Any]`: Empty for one that was only built.
+    """
+    return dict(vars(assistant).get("uld_training", {}))
 
 
 def shares_tensors(assistant: PeftModel, target: PreTrainedModel) -> bool:

@@ -2,13 +2,15 @@
 
 import copy
 import re
-from typing import Any
+from numbers import Real
+from typing import Any, Self
 
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from .assistant import ADAPTER_NAME, check_num_layers, select_layers
 from .logit_difference import Outside, check_subtraction
+from .saved_files import CHECKSUM, DamagedFileError, check_checksum
 
 
 # Settings of the subtraction that all assistants of a model have in common.
@@ -34,6 +36,12 @@ def check_assistants(assistants: dict[str, dict[str, Any]], target_config: PreTr
         check_name(name)
         if not isinstance(assistant, dict) or set(assistant) != {"num_layers", "alpha"}:
             raise ValueError(f"The entry of assistant {name!r} must have 'num_layers' and 'alpha', got {assistant!r}.")
+        num_layers, alpha = assistant["num_layers"], assistant["alpha"]
+        if type(num_layers) is not int or not isinstance(alpha, Real) or isinstance(alpha, bool):
+            raise ValueError(
+                f"Assistant {name!r} has num_layers={num_layers!r} and alpha={alpha!r}: an integer and a number are "
+                "needed, e.g. 8 and 0.75."
+            )
         # transformers builds every config class once without arguments to find its defaults, so None must pass here.
         if target_config is not None:
             check_num_layers(assistant["num_layers"], target_config)
@@ -70,7 +78,7 @@ class ULDModelConfig(PreTrainedConfig):
         target_revision (`str`, *optional*):
             Revision of the target on the Hub.
         target_fingerprint (`dict[str, str]`, *optional*):
-            Hashes of the target's tensors, see [`uld_hf.hub.fingerprint_target`].
+            Hashes of the target's tensors and tokenizer, see [`uld_hf.hub.fingerprint_target`].
         num_assistant_layers (`int`, *optional*, defaults to `8`):
             Number K of the target's first decoder layers that the assistant runs on.
         alpha (`float`, *optional*, defaults to `0.75`):
@@ -86,6 +94,10 @@ class ULDModelConfig(PreTrainedConfig):
             Subtract the assistant's `log p + log V`, so that a uniform assistant changes nothing.
         clamp (`bool`, *optional*, defaults to `False`):
             Do not lift the tokens that the assistant finds less probable than a uniform guess (not in the paper).
+        training (`dict[str, dict[str, Any]]`, *optional*):
+            How each assistant was trained, for the model card: sizes of the data, settings, last metrics. Never texts.
+        files (`dict[str, dict[str, Any]]`, *optional*):
+            Size and hash of each of the assistants' files. Written by `save_pretrained`.
 
     Raises:
         ValueError: If the assistant would have more layers than the target, or a setting of the subtraction is out of
@@ -107,6 +119,8 @@ class ULDModelConfig(PreTrainedConfig):
         outside: Outside = "keep",
         center: bool = True,
         clamp: bool = False,
+        training: dict[str, dict[str, Any]] | None = None,
+        files: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
         if isinstance(target_config, dict):
@@ -123,8 +137,39 @@ class ULDModelConfig(PreTrainedConfig):
         self.outside = outside
         self.center = center
         self.clamp = clamp
+        self.training = copy.deepcopy(training) or {}
+        self.files = copy.deepcopy(files) or {}
         self.check()
         super().__init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
+        """
+        A configuration from the content of a config.json.
+
+        Args:
+            config_dict (`dict[str, Any]`):
+                The content.
+            **kwargs:
+                As in [`~transformers.PreTrainedConfig.from_dict`].
+
+        Returns:
+            [`ULDModelConfig`]: The configuration.
+
+        Raises:
+            ValueError: If it is damaged: of another checksum, or of other types.
+        """
+        if CHECKSUM in config_dict:
+            check_checksum(config_dict)
+        content = {name: value for name, value in config_dict.items() if name != CHECKSUM}
+        try:
+            return super().from_dict(content, **kwargs)
+        except ValueError:
+            raise
+        except Exception as error:  # transformers' many configs take apart what they are given, each in its own way
+            raise DamagedFileError(
+                f"config.json is damaged: {type(error).__name__}: {error}. Download or save it again."
+            ) from error
 
     def _only_assistant(self, setting: str) -> dict[str, Any]:
         if len(self.assistants) != 1:
@@ -160,6 +205,8 @@ class ULDModelConfig(PreTrainedConfig):
         Raises:
             ValueError: If a setting of the subtraction is out of range.
         """
+        if not isinstance(self.center, bool) or not isinstance(self.clamp, bool):
+            raise ValueError(f"center={self.center!r} and clamp={self.clamp!r} must be True or False.")
         for assistant in self.assistants.values():
             check_subtraction(assistant["alpha"], self.relative_top, self.outside, self.center, self.clamp)
 

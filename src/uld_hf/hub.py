@@ -10,23 +10,34 @@ There is never an `adapter_config.json` at the root: AutoModelForCausalLM would 
 adapter on the first K layers of the whole target, which gives a model that *recites* what it should have forgotten.
 """
 
+import copy
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
-from huggingface_hub import ModelCard, ModelCardData
-from peft import PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import torch as safetensors
 from torch import nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import cached_file, logging
+from transformers.utils.hub import extract_commit_hash
 
 from .assistant import (
     ADAPTER_NAME,
@@ -39,10 +50,32 @@ from .assistant import (
     truncate_model,
 )
 from .configuration_uld import ULDModelConfig
+from .model_card import model_card
+from .saved_files import (
+    ADAPTER_FILES,
+    DamagedFileError,
+    check_checksum,
+    describe_file,
+    read_as_saved,
+    sign_config,
+    wait_for_save,
+    write_together,
+)
 
+
+logger = logging.get_logger(__name__)
 
 # Values hashed of each tensor: enough to tell two finetuned models apart, cheap on a sharded 70B.
 _SAMPLES_PER_TENSOR = 256
+
+# Stands in adapter_config.json where PEFT names the base. With the target's name there, AutoModelForCausalLM and
+# AutoPeftModel, given the subfolder, would put the adapter on the whole target: a model that recites.
+_NO_BASE = "(none: load the repository with uld_hf.ULDForCausalLM; the adapter fits the target's first layers only)"
+
+_LORA_DTYPES = ("float32", "bfloat16", "float16")
+
+# Tokenizers that split this text alike and have the same vocabulary are the same to an assistant.
+_PROBE = "Who's Ada? Born 10.12.1815; naïve  Ωmega, 東京 مرحبا 🙂\n\tdef f(x): return x**2 # 100% 'ok'"
 
 
 def fingerprint_target(
@@ -111,6 +144,36 @@ def fingerprint_target(
     }
 
 
+def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """
+    Hash what an assistant depends on in a tokenizer: its vocabulary, and how it splits a text.
+
+    Tokens that were added to the vocabulary (a padding token, for example) and the chat template do not count.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The target's tokenizer.
+
+    Returns:
+        `str`: SHA-256.
+    """
+    added = tokenizer.get_added_vocab()
+    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items() if token not in added)
+    probe = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    return hashlib.sha256(json.dumps([vocabulary, probe]).encode()).hexdigest()
+
+
+def _fingerprint_tokenizer_of(target: PreTrainedModel, revision: str | None) -> str | None:
+    """Of the tokenizer beside a target's weights, `None` where there is none."""
+    if not target.name_or_path:
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(target.name_or_path, revision=revision or "main")
+    except Exception:  # each family's tokenizer has its own way to say that its files are missing
+        return None
+    return fingerprint_tokenizer(tokenizer) if len(tokenizer) else None
+
+
 def check_fingerprint(
     expected: dict[str, str | None], actual: dict[str, str | None], assistant_name: str, target_name: str
 ) -> None:
@@ -130,17 +193,23 @@ def check_fingerprint(
     Raises:
         ValueError: If the two differ in a part that both have.
     """
-    what = {"config": "architecture", "layers": "weights of the first layers", "rest": "embeddings, norms or head"}
+    what = {
+        "config": "architecture",
+        "layers": "weights of the first layers",
+        "rest": "embeddings, norms or head",
+        "tokenizer": "tokenizers",
+    }
     for part, description in what.items():
-        if part not in expected or part not in actual:
+        if part != "tokenizer" and (part not in expected or part not in actual):
             raise ValueError(f"The fingerprint lacks {part!r}: the saved config.json is damaged. Save the model again.")
-        if None in (expected[part], actual[part]):
+        if None in (expected.get(part), actual.get(part)):
             continue
         if expected[part] != actual[part]:
             raise ValueError(
                 f"The assistant ({assistant_name or 'unnamed'}) was trained on another target than "
                 f"{target_name or 'the given model'}: their {description} differ. Subtracting it would not forget. "
-                "Load the target it was trained on, or train a new assistant on this one."
+                "Load the target it was trained on, or train a new assistant on this one. If you know better, "
+                "say allow_target_mismatch=True."
             )
 
 
@@ -170,8 +239,22 @@ def attach_assistant(
         [`~peft.PeftModel`]: The assistant, frozen.
 
     Raises:
-        ValueError: If a weight is missing, unexpected, of another shape, or not finite.
+        ValueError: If a weight is missing, unexpected, of another shape or type, or not finite.
     """
+    wrong_type = {str(tensor.dtype) for tensor in state_dict.values()} - {f"torch.{name}" for name in _LORA_DTYPES}
+    if wrong_type:
+        raise ValueError(
+            f"The assistant's weights are of type {sorted(wrong_type)} instead of {_LORA_DTYPES}: the file is damaged."
+        )
+    # A rank that the weights do not have would be allocated for nothing, whatever its size.
+    most = max(
+        (tensor.shape[0] for name, tensor in state_dict.items() if ".lora_A." in name and tensor.dim()), default=0
+    )
+    if max((peft_config.r, *peft_config.rank_pattern.values())) > most:
+        raise ValueError(
+            f"adapter_config.json asks for rank {peft_config.r} {peft_config.rank_pattern or ''}, the weights have "
+            f"{most}: the files are damaged, or do not belong together."
+        )
     broken = [name for name, tensor in state_dict.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ValueError(
@@ -198,7 +281,33 @@ def attach_assistant(
     return assistant.requires_grad_(False).eval()
 
 
-def check_saved_target(config: ULDModelConfig, target: PreTrainedModel, name: str) -> None:
+def find_commit(name_or_path: str | os.PathLike, revision: str | None = None, **hub_kwargs: Any) -> str | None:
+    """
+    The commit that a revision of a repository stands for now.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`):
+            Hub id or folder.
+        revision (`str`, *optional*):
+            Branch, tag or commit.
+        **hub_kwargs:
+            `token`, `cache_dir`, `local_files_only` of its repository.
+
+    Returns:
+        `str` or `None`: The commit; for a folder the revision as it was given.
+
+    Raises:
+        OSError: If there is no such repository, or no config.json in it.
+    """
+    if os.path.isdir(name_or_path):
+        return revision
+    file = cached_file(name_or_path, "config.json", revision=revision, **hub_kwargs)
+    return extract_commit_hash(file, None) or revision
+
+
+def check_saved_target(
+    config: ULDModelConfig, target: PreTrainedModel, name: str, allow_target_mismatch: bool = False
+) -> None:
     """
     Refuse a target other than the one that saved assistants were trained on.
 
@@ -209,6 +318,8 @@ def check_saved_target(config: ULDModelConfig, target: PreTrainedModel, name: st
             The target at hand.
         name (`str`):
             Where the configuration was saved, for the message.
+        allow_target_mismatch (`bool`, *optional*, defaults to `False`):
+            Warn instead.
 
     Raises:
         ValueError: If the fingerprint is missing or differs, or the target has too few layers.
@@ -220,10 +331,26 @@ def check_saved_target(config: ULDModelConfig, target: PreTrainedModel, name: st
         )
     num_layers = config.most_assistant_layers
     check_num_layers(num_layers, target.config)
-    check_fingerprint(config.target_fingerprint, fingerprint_target(target, num_layers), name, target.name_or_path)
+    actual = fingerprint_target(target, num_layers)
+    is_same_name = target.name_or_path == config.target_name_or_path
+    if config.target_fingerprint.get("tokenizer") is not None:
+        revision = config.target_revision if is_same_name else None
+        actual["tokenizer"] = _fingerprint_tokenizer_of(target, revision)
+    trained_on = config.target_name_or_path or "a model without a name"
+    if config.target_revision:
+        trained_on += f" at revision {config.target_revision}"
+    at_hand = f"{target.name_or_path} as it is here" if is_same_name else target.name_or_path
+    try:
+        check_fingerprint(config.target_fingerprint, actual, f"{name}, made for {trained_on}", at_hand)
+    except ValueError as error:
+        if not allow_target_mismatch:
+            raise
+        logger.warning(f"allow_target_mismatch=True: {error}")
 
 
-def adopt_assistant(target: PreTrainedModel, name: str, assistant: PeftModel) -> PeftModel:
+def adopt_assistant(
+    target: PreTrainedModel, name: str, assistant: PeftModel, allow_target_mismatch: bool = False
+) -> PeftModel:
     """
     The assistant itself if it is made of the target's tensors, else its LoRA weights on them.
 
@@ -234,6 +361,8 @@ def adopt_assistant(target: PreTrainedModel, name: str, assistant: PeftModel) ->
             Name of the assistant.
         assistant ([`~peft.PeftModel`]):
             A trained assistant.
+        allow_target_mismatch (`bool`, *optional*, defaults to `False`):
+            Warn instead of refusing an assistant of another target.
 
     Returns:
         [`~peft.PeftModel`]: The assistant, with one adapter named `name`.
@@ -256,7 +385,13 @@ def adopt_assistant(target: PreTrainedModel, name: str, assistant: PeftModel) ->
     if not shared:  # trained on a copy, or on a load of the first K layers alone
         base = assistant.get_base_model()
         expected = fingerprint_target(base, num_layers, target_config=target.config)
-        check_fingerprint(expected, fingerprint_target(target, num_layers), base.name_or_path, target.name_or_path)
+        actual = fingerprint_target(target, num_layers)
+        try:
+            check_fingerprint(expected, actual, f"made for {base.name_or_path}", target.name_or_path)
+        except ValueError as error:
+            if not allow_target_mismatch:
+                raise
+            logger.warning(f"allow_target_mismatch=True: {error}")
     if shared and adapters == [name]:
         return assistant
     state_dict = get_peft_model_state_dict(
@@ -265,48 +400,66 @@ def adopt_assistant(target: PreTrainedModel, name: str, assistant: PeftModel) ->
     return attach_assistant(target, num_layers, assistant.peft_config[adapters[0]], state_dict, name)
 
 
-def load_assistant(
-    name_or_path: str | os.PathLike,
-    target: PreTrainedModel,
-    num_layers: int,
-    saved_name: str = ADAPTER_NAME,
-    name: str | None = None,
-    **hub_kwargs: Any,
-) -> PeftModel:
+def _read_assistant(
+    name_or_path: str | os.PathLike, name: str, files: dict[str, dict[str, Any]], **hub_kwargs: Any
+) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+    """The files of an assistant, if they are those that were saved. safetensors only: a pickle could run code."""
+    content = {}
+    for file in ADAPTER_FILES:
+        path = cached_file(name_or_path, file, subfolder=name, **hub_kwargs)
+        content[file] = read_as_saved(Path(path), files.get(f"{name}/{file}"))
+    where = f"{name_or_path}/{name}"
+    try:
+        attributes = json.loads(content["adapter_config.json"])
+        peft_config = PeftConfig.from_peft_type(**LoraConfig.check_kwargs(**attributes))
+        check_lora_config(peft_config)
+    except Exception as error:  # PEFT takes what it is given apart before it looks at it
+        raise DamagedFileError(
+            f"{where}/adapter_config.json is not the configuration of an assistant: {error} Download it or save the "
+            "model again."
+        ) from error
+    try:
+        return peft_config, safetensors.load(content["adapter_model.safetensors"])
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise DamagedFileError(
+            f"{where}/adapter_model.safetensors is damaged ({error}): download it or train the assistant again."
+        ) from error
+
+
+def read_unlearned_model(
+    name_or_path: str | os.PathLike, revision: str | None = None, **hub_kwargs: Any
+) -> tuple[ULDModelConfig, dict[str, tuple[LoraConfig, dict[str, torch.Tensor]]]]:
     """
-    Load a saved assistant onto its target.
+    Read a saved unlearned model, every file as it was saved and of one commit; its target is not loaded.
 
     Args:
         name_or_path (`str` or `os.PathLike`):
-            Hub id or folder of a saved unlearned model.
-        target ([`~transformers.PreTrainedModel`]):
-            The target that the assistant was trained on.
-        num_layers (`int`):
-            Number of decoder layers K of the assistant.
-        saved_name (`str`, *optional*, defaults to `"assistant"`):
-            Name under which it was saved: its folder.
-        name (`str`, *optional*):
-            Name that it gets. Defaults to the saved one.
+            Hub id or folder.
+        revision (`str`, *optional*):
+            Revision of its repository.
         **hub_kwargs:
-            `revision`, `token`, `cache_dir`, ... of the assistant's repository.
+            `token`, `cache_dir`, `local_files_only` of its repository.
 
     Returns:
-        [`~peft.PeftModel`]: The assistant, frozen, on the target's own tensors.
+        `tuple[ULDModelConfig, dict[str, tuple[LoraConfig, dict[str, torch.Tensor]]]]`: Its configuration, and the
+        adapter of each assistant by name.
 
     Raises:
-        OSError: If there is no assistant at that place.
-        ValueError: If it does not fit the target.
+        OSError: If there is none.
+        ValueError: If a file is damaged, or it is another kind of model.
     """
-    # safetensors only: a pickled adapter could run code.
-    weights = cached_file(name_or_path, "adapter_model.safetensors", subfolder=saved_name, **hub_kwargs)
-    config_file = cached_file(name_or_path, "adapter_config.json", subfolder=saved_name, **hub_kwargs)
-    peft_config = PeftConfig.from_pretrained(os.path.dirname(config_file))
-    check_lora_config(peft_config)
-    try:
-        state_dict = load_file(weights)
-    except SafetensorError as error:
-        raise ValueError(f"{weights} is damaged ({error}): download it or train the assistant again.") from error
-    return attach_assistant(target, num_layers, peft_config, state_dict, name or saved_name)
+    revision = find_commit(name_or_path, revision, **hub_kwargs)
+    for again in (True, False):
+        config = load_config(name_or_path, revision=revision, **hub_kwargs)
+        try:
+            return config, {
+                name: _read_assistant(name_or_path, name, config.files, revision=revision, **hub_kwargs)
+                for name in config.assistants
+            }
+        except (DamagedFileError, OSError):
+            if not again or not os.path.isdir(name_or_path):
+                raise
+        wait_for_save(Path(name_or_path))  # another process may have been at it
 
 
 def load_config(name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ULDModelConfig:
@@ -324,15 +477,56 @@ def load_config(name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ULDModelC
 
     Raises:
         OSError: If there is none.
-        ValueError: If it is that of another model.
+        ValueError: If it is that of another model, or damaged.
     """
-    content, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub_kwargs)
-    if content.get("model_type") != ULDModelConfig.model_type:
+    try:
+        content, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub_kwargs)
+        model_type = content.get("model_type")
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # whatever else a file may hold than a JSON object
+        raise DamagedFileError(
+            f"The config.json of {name_or_path} is damaged: {type(error).__name__}: {error}. Download or save it again."
+        ) from error
+    if model_type != ULDModelConfig.model_type:
         raise ValueError(
-            f"{name_or_path} is not an unlearned model, its config.json is of type {content.get('model_type')!r}. Give "
+            f"{name_or_path} is not an unlearned model, its config.json is of type {model_type!r}. Give "
             "the folder or repository that ULDTrainer or `uld train` wrote."
         )
-    return ULDModelConfig.from_pretrained(name_or_path, **hub_kwargs)
+    try:
+        check_checksum(content)
+        return ULDModelConfig.from_dict(content)
+    except ValueError as error:
+        raise DamagedFileError(f"{name_or_path}: {error}") from error
+
+
+def check_target_name(config: ULDModelConfig, source: str | os.PathLike) -> None:
+    """
+    Refuse a configuration that names a target outside of the Hub, unless it was saved on this machine.
+
+    Args:
+        config ([`ULDModelConfig`]):
+            The saved configuration.
+        source (`str` or `os.PathLike`):
+            Hub id or folder that it comes from.
+
+    Raises:
+        ValueError: If the target's name is neither a hub id nor, in a folder, an absolute path.
+    """
+    name = config.target_name_or_path
+    if name is None or (isinstance(name, str) and os.path.isabs(name) and os.path.isdir(source)):
+        return
+    try:
+        validate_repo_id(name)
+        is_hub_id = not os.path.isabs(name)
+    except (HFValidationError, TypeError):
+        is_hub_id = False
+    if not is_hub_id:
+        raise ValueError(
+            f"The config.json of {source} names {name!r} as its target, which is no hub id: a saved model may not "
+            "reach into other folders. Load the target yourself and pass it: "
+            "ULDForCausalLM.from_pretrained(name, target=target)."
+        )
 
 
 def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
@@ -357,63 +551,22 @@ def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
             "The saved config.json names no target (it was trained on a model without a name). Load the target "
             "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target)."
         )
+    # A name out of a downloaded file must not make us open a pickle.
+    kwargs = {"use_safetensors": True, "revision": config.target_revision or "main", **kwargs}
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            config.target_name_or_path, revision=config.target_revision or "main", **kwargs
-        )
+        source = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
+        content, _ = PreTrainedConfig.get_config_dict(config.target_name_or_path, **source)
+        if content.get("model_type") == ULDModelConfig.model_type:
+            raise ValueError(
+                f"The target {config.target_name_or_path!r} is an unlearned model itself: the config.json is damaged, "
+                "or the target was overwritten. Load the target yourself and pass it as target=."
+            )
+        return AutoModelForCausalLM.from_pretrained(config.target_name_or_path, **kwargs)
     except OSError as error:
         raise OSError(
             f"The target {config.target_name_or_path!r} of this assistant cannot be loaded. If it has moved, load it "
             "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target), or `uld generate --target`."
         ) from error
-
-
-def model_card(config: ULDModelConfig) -> ModelCard:
-    """
-    The card of a saved unlearned model.
-
-    Args:
-        config ([`ULDModelConfig`]):
-            The configuration being saved.
-
-    Returns:
-        [`~huggingface_hub.ModelCard`]: The card, with the hub's metadata.
-    """
-    target = config.target_name_or_path
-    on_hub = target is not None and not os.path.isabs(target)
-    data = ModelCardData(
-        library_name="uld_hf",
-        pipeline_tag="text-generation",
-        tags=["unlearning", "uld", "arxiv:2406.08607"],
-        base_model=target if on_hub else None,
-    )
-    rows = "\n".join(
-        f"| `{name}/` | {assistant['num_layers']} | {assistant['alpha']} |"
-        for name, assistant in config.assistants.items()
-    )
-    return ModelCard(f"""---
-{data.to_yaml()}
----
-
-# Unlearned model (ULD)
-
-The target `{target if on_hub else "(a local model)"}` with assistants that know what it must forget. Output is the
-target's logits minus alpha times each assistant's ("Unlearning from Logit Difference", arXiv 2406.08607); an assistant
-is LoRA on the target's first layers.
-
-| assistant | layers | alpha |
-|---|---|---|
-{rows}
-
-**Do not publish an assistant's folder lightly: it is a concentrated copy of what was to be forgotten.** The target's
-own weights are unchanged and still hold it too.
-
-```python
-from uld_hf import ULDForCausalLM
-
-model = ULDForCausalLM.from_pretrained("this repository or folder")
-```
-""")
 
 
 def check_layout(folder: Path) -> None:
@@ -441,6 +594,37 @@ def check_layout(folder: Path) -> None:
         )
 
 
+def copy_unlearned_model(folder: Path, destination: Path, repo_id: str, private: bool) -> None:
+    """
+    Copy a saved unlearned model for the Hub: whole files only, a card that fits, no name of a local folder.
+
+    Args:
+        folder (`Path`):
+            Folder of the saved model.
+        destination (`Path`):
+            Where it is copied to.
+        repo_id (`str`):
+            Repository that it is for, for the card.
+        private (`bool`):
+            Whether the repository is private, for the card.
+
+    Raises:
+        OSError: If there is no saved model.
+        ValueError: If a file of it is damaged.
+    """
+    config, _ = read_unlearned_model(folder)
+    target = config.target_name_or_path
+    if target is not None and (os.path.isabs(target) or os.path.isdir(target)):
+        config.target_name_or_path = None
+    config.target_config.name_or_path = ""
+    for file in (*config.files, "generation_config.json"):
+        (destination / file).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / file, destination / file)
+    config.save_pretrained(destination)
+    sign_config(destination)
+    model_card(config, repo_id=repo_id, private=private).save(destination / "README.md")
+
+
 def save_unlearned_model(
     save_directory: str | os.PathLike,
     config: ULDModelConfig,
@@ -464,16 +648,34 @@ def save_unlearned_model(
             Gathered weights of the only assistant, where they are sharded over processes.
 
     Raises:
+        OSError: If the files cannot be written. What was there before is as it was.
         ValueError: If the folder holds an `adapter_config.json`, or another model.
     """
     folder = Path(save_directory)
     check_layout(folder)
-    # config.json comes last: nothing can be loaded without it, so a save cut off half-way is not taken for whole.
-    (folder / "config.json").unlink(missing_ok=True)
-    # An adapter whose name is not "default" is written to a subfolder of that name.
-    for name, assistant in assistants.items():
-        weights = lora_weights(assistant) if state_dict is None else state_dict
-        assistant.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False, state_dict=weights)
-    generation_config.save_pretrained(folder)
-    model_card(config).save(folder / "README.md")
-    config.save_pretrained(folder)
+    config = copy.deepcopy(config)
+
+    def write(staging: Path) -> None:
+        for name, assistant in assistants.items():
+            # An adapter whose name is not "default" is written to a subfolder of that name.
+            weights = lora_weights(assistant) if state_dict is None else state_dict
+            assistant.save_pretrained(
+                staging, selected_adapters=[name], save_embedding_layers=False, state_dict=weights
+            )
+            adapter_config = staging / name / "adapter_config.json"
+            content = json.loads(adapter_config.read_text(encoding="utf-8"))
+            adapter_config.write_text(
+                json.dumps({**content, "base_model_name_or_path": _NO_BASE}, indent=2, sort_keys=True), encoding="utf-8"
+            )
+        generation_config.save_pretrained(staging)
+        model_card(config).save(staging / "README.md")
+        config.files = {
+            f"{name}/{file}": describe_file(staging / name / file) for name in assistants for file in ADAPTER_FILES
+        }
+        config.save_pretrained(staging)
+        sign_config(staging)
+
+    try:
+        write_together(folder, write)
+    except SafetensorError as error:  # which is how it says that the disk is full
+        raise OSError(f"The assistant cannot be written to {folder}: {error}. Free space, then save again.") from error

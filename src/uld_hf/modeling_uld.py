@@ -9,7 +9,6 @@ from itertools import accumulate
 from typing import Any, Self
 
 import torch
-from huggingface_hub import HfApi
 from peft import PeftModel
 from torch import nn
 from transformers import (
@@ -37,21 +36,24 @@ from .assistant import (
     check_target,
     remember_settings,
     remembered_settings,
+    remembered_training,
     truncate_model,
 )
 from .block_checking import can_check_blocks, generate_in_blocks
 from .configuration_uld import SHARED_SETTINGS, ULDModelConfig, check_assistants, check_name
 from .hub import (
     adopt_assistant,
+    attach_assistant,
     check_saved_target,
+    check_target_name,
     fingerprint_target,
-    load_assistant,
-    load_config,
     load_target,
+    read_unlearned_model,
     save_unlearned_model,
 )
 from .lockstep import Lockstep, can_join, why_no_lockstep
 from .logit_difference import Outside, check_subtraction, logit_difference
+from .publish import push_unlearned_model
 
 
 logger = logging.get_logger(__name__)
@@ -152,6 +154,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             Whether a uniform assistant changes nothing.
         clamp (`bool`, *optional*):
             Whether tokens that the assistant finds improbable are left alone instead of lifted.
+        allow_target_mismatch (`bool`, *optional*, defaults to `False`):
+            Only warn of an assistant that was trained on another target.
 
     Raises:
         ValueError: If the assistant was not trained on this target, or a setting is out of range.
@@ -177,6 +181,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         outside: Outside | None = None,
         center: bool | None = None,
         clamp: bool | None = None,
+        allow_target_mismatch: bool = False,
     ):
         if (target is None) != (assistant is None):
             missing = "target" if target is None else "assistant"
@@ -193,12 +198,14 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         given = assistant if isinstance(assistant, Mapping) else {ADAPTER_NAME: assistant}
         for name in given:
             check_name(name)
-        assistants = {name: adopt_assistant(target, name, given[name]) for name in given}
+        assistants = {name: adopt_assistant(target, name, given[name], allow_target_mismatch) for name in given}
 
         is_configured = config is not None
         config = copy.deepcopy(config) if is_configured else ULDModelConfig()
         # A copy, because the composite's attention setter would write through to the target's own configuration.
         config.target_config = copy.deepcopy(target.config)
+        config.target_fingerprint = None  # of which target it is, nobody has looked at here
+        config.files = {}
         saved = config.assistants
         config.assistants = {
             name: {
@@ -211,6 +218,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             for name in assistants:
                 trained = remembered_settings(given[name])
                 config.assistants[name]["alpha"] = trained.pop("alpha", config.assistants[name]["alpha"])
+                config.training[name] = remembered_training(given[name])
                 for setting in trained:
                     setattr(config, setting, trained[setting])
         name = target.name_or_path
@@ -285,6 +293,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         token: bool | str | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
+        allow_target_mismatch: bool = False,
     ) -> str:
         """
         Forget something more: subtract another assistant of the same target as well.
@@ -306,6 +315,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Cache of downloads.
             local_files_only (`bool`, *optional*, defaults to `False`):
                 Do not ask the Hub.
+            allow_target_mismatch (`bool`, *optional*, defaults to `False`):
+                Only warn of an assistant that was trained on another target.
 
         Returns:
             `str`: Its name, for [`~ULDForCausalLM.set_alpha`] and [`~ULDForCausalLM.remove_assistant`].
@@ -324,34 +335,37 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(f"There is an assistant {name!r} already: remove it first, or give another name=.")
         if isinstance(assistant, PeftModel):
             entry = {"alpha": ULDModelConfig().alpha, **remembered_settings(assistant)}
-            adopted = adopt_assistant(self.target, name, assistant)
+            training, fingerprint = remembered_training(assistant), None
+            adopted = adopt_assistant(self.target, name, assistant, allow_target_mismatch)
         else:
             hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-            saved = load_config(assistant, revision=revision, **hub_kwargs)
+            saved, adapters = read_unlearned_model(assistant, revision=revision, **hub_kwargs)
             (saved_name,) = saved.assistants if len(saved.assistants) == 1 else (None,)
             if saved_name is None:
                 raise ValueError(
                     f"{assistant} holds {len(saved.assistants)} assistants, {list(saved.assistants)}: load it with "
                     "from_pretrained and add the one assistant to it."
                 )
-            check_saved_target(saved, self.target, str(assistant))
-            entry = saved.assistants[saved_name]
+            check_saved_target(saved, self.target, str(assistant), allow_target_mismatch)
+            entry, fingerprint = saved.assistants[saved_name], saved.target_fingerprint
+            training = saved.training.get(saved_name, {})
             for setting in SHARED_SETTINGS:
                 if vars(saved)[setting] != vars(self.config)[setting]:
                     logger.warning(
                         f"{assistant} was saved with {setting}={vars(saved)[setting]!r}, this model subtracts with "
                         f"{setting}={vars(self.config)[setting]!r}: its alpha may not fit."
                     )
-            adopted = load_assistant(
-                assistant, self.target, entry["num_layers"], saved_name, name, revision=revision, **hub_kwargs
-            )
+            adopted = attach_assistant(self.target, entry["num_layers"], *adapters[saved_name], name)
         entry = {
             "num_layers": adopted.config.get_text_config(decoder=True).num_hidden_layers,
             "alpha": entry["alpha"] if alpha is None else alpha,
         }
         check_subtraction(entry["alpha"], 0.0, "keep")
+        if entry["num_layers"] > self.config.most_assistant_layers:
+            self.config.target_fingerprint = fingerprint
         self.assistants[name] = adopted.eval()
         self.config.assistants[name] = entry
+        self.config.training[name] = training
         self._assistants_changed()
         return name
 
@@ -389,7 +403,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{name!r} is the only assistant: without it the output would be the target's own. For that, call "
                 "model.target."
             )
+        depth = self.config.most_assistant_layers
         del self.assistants[name], self.config.assistants[name]
+        self.config.training.pop(name, None)
+        if self.config.most_assistant_layers != depth:
+            self.config.target_fingerprint = None  # it reaches as far as the deepest assistant
         self._assistants_changed()
 
     def split_cache(self, cache: Cache) -> list[Cache]:
@@ -658,7 +676,10 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         """
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
-        config.target_fingerprint = fingerprint_target(self.target, config.most_assistant_layers)
+        # What was loaded with an assistant stays with it: a quantized load could not say as much.
+        config.target_fingerprint = config.target_fingerprint or fingerprint_target(
+            self.target, config.most_assistant_layers
+        )
         save_unlearned_model(save_directory, config, dict(self.assistants.items()), self.generation_config)
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory))), **kwargs)
@@ -694,20 +715,14 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         Returns:
             `str`: Address of the commit.
         """
-        api = HfApi(token=token)
-        # create_repo leaves the visibility of a repository that exists as it is.
-        if private and api.repo_exists(repo_id) and not api.repo_info(repo_id).private:
-            raise ValueError(
-                f"{repo_id} exists and is public: pushing would publish a concentrated copy of the forget set. Push to "
-                "another repository, or say private=False."
-            )
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=folder,
+            return push_unlearned_model(
+                folder,
+                repo_id,
+                private=private,
                 commit_message=commit_message,
+                token=token,
                 revision=revision,
                 create_pr=create_pr,
             ).commit_url
@@ -728,6 +743,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         token: bool | str | None = None,
         cache_dir: str | os.PathLike | None = None,
         local_files_only: bool = False,
+        allow_target_mismatch: bool = False,
         **target_kwargs: Any,
     ) -> Self:
         """
@@ -758,8 +774,12 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Cache of downloads, for both repositories.
             local_files_only (`bool`, *optional*, defaults to `False`):
                 Do not ask the Hub.
+            allow_target_mismatch (`bool`, *optional*, defaults to `False`):
+                Only warn of a target that is not the one that the assistant was trained on. A float16 load counts as
+                another target.
             **target_kwargs:
-                How to load the target: `dtype`, `device_map`, `quantization_config`, `attn_implementation`, ...
+                How to load the target: `dtype`, `device_map`, `quantization_config`, `attn_implementation`, ... It is
+                loaded from safetensors, unless `use_safetensors=False` is among them.
 
         Returns:
             [`ULDForCausalLM`]: The model, in evaluation mode.
@@ -770,19 +790,23 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 range.
         """
         hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        if config is None:
-            config = load_config(pretrained_model_name_or_path, revision=revision, **hub_kwargs)
+        # What AutoModelForCausalLM says of this repository must not be taken for the target's.
+        target_kwargs = {name: value for name, value in target_kwargs.items() if name != "adapter_kwargs"}
+        if target_kwargs.pop("subfolder", ""):
+            raise ValueError("subfolder= is not supported: give the folder of a saved unlearned model itself.")
+        # All files of the assistant come first: they are small, and the target may be large.
+        saved, adapters = read_unlearned_model(pretrained_model_name_or_path, revision=revision, **hub_kwargs)
+        config = saved if config is None else config
         if target is None:
+            check_target_name(config, pretrained_model_name_or_path)
             target = load_target(config, **hub_kwargs, **target_kwargs)
         elif target_kwargs:
             raise ValueError(f"{sorted(target_kwargs)} say how to load the target, but target= is already loaded.")
         check_target(target)
-        check_saved_target(config, target, str(pretrained_model_name_or_path))
+        check_saved_target(saved, target, str(pretrained_model_name_or_path), allow_target_mismatch)
         assistant = {
-            name: load_assistant(
-                pretrained_model_name_or_path, target, entry["num_layers"], name, revision=revision, **hub_kwargs
-            )
-            for name, entry in config.assistants.items()
+            name: attach_assistant(target, entry["num_layers"], *adapters[name], name)
+            for name, entry in saved.assistants.items()
         }
         model = cls(
             config,
@@ -794,9 +818,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             center=center,
             clamp=clamp,
         )
+        model.config.target_fingerprint = saved.target_fingerprint
         for name, entry in model.config.assistants.items():
             shared = {setting: vars(model.config)[setting] for setting in SHARED_SETTINGS}
-            remember_settings(model.assistants[name], {"alpha": entry["alpha"], **shared})
+            settings = {"alpha": entry["alpha"], **shared}
+            remember_settings(model.assistants[name], settings, saved.training.get(name))
         # Older saves and plain targets may have none; what is there was saved with the model.
         with suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(

@@ -14,6 +14,7 @@ COMMANDS = {
     "eval": ("measure what was forgotten and what was kept, beside the target", "eval"),
     "sweep": ("try many settings of the subtraction at the cost of one evaluation, and choose one", "sweep"),
     "report": ("write a page for people from what eval and sweep measured", "report"),
+    "push": ("upload a saved unlearned model to the Hub, privately", "push"),
     "serve": ("serve an unlearned model with the API of OpenAI", "serve"),
     "lm_eval": ("run lm-evaluation-harness, on unlearned models too", "lm_eval"),
     "generate": ("answer a prompt with the target and with the unlearned model, side by side", "generate"),

@@ -148,10 +148,8 @@ def main(argv: Sequence[str]) -> None:
         ),
     )
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    trainer.save_model()
+    trainer.save_model()  # with --push_to_hub it pushes too
     trainer.accelerator.print(
         f"Saved to {config.output_dir}. Compare target and unlearned model:\n"
         f'  uld generate --model {config.output_dir} --prompt "..."'
     )
-    if config.push_to_hub:
-        trainer.push_to_hub()

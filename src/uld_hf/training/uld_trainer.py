@@ -4,11 +4,14 @@ import copy
 import math
 import os
 from collections.abc import Callable
+from concurrent.futures import Future
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
+from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig
 from torch import nn
 from torch.utils.data import Sampler
@@ -20,8 +23,8 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.trainer_utils import TrainOutput
-from transformers.utils import logging
+from transformers.trainer_utils import HubStrategy, TrainOutput
+from transformers.utils import PushInProgress, logging
 from trl import SFTTrainer
 
 from ..assistant import (
@@ -31,9 +34,12 @@ from ..assistant import (
     check_num_layers,
     load_truncated_model,
     remember_settings,
+    remembered_settings,
 )
 from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
-from ..hub import check_layout, fingerprint_target, model_card, save_unlearned_model
+from ..hub import check_layout, find_commit, fingerprint_target, fingerprint_tokenizer, save_unlearned_model
+from ..model_card import find_license, model_card
+from ..publish import open_repository, push_unlearned_model
 from .collator import DataCollatorForULD
 from .losses import add_uld_loss, check_head
 from .preparation import ROW, check_dataset, check_disjoint, check_tokens, split_long_rows, to_trainable_rows
@@ -197,13 +203,19 @@ class ULDTrainer(SFTTrainer):
         self.model_config = ULDModelConfig(
             target_config=copy.deepcopy(target_config),
             target_name_or_path=os.path.abspath(name) if os.path.isdir(name) else name or None,
-            # The commit where it is known: a branch moves on.
-            target_revision=vars(target_config).get("_commit_hash") or model_init_kwargs.get("revision"),
-            target_fingerprint=fingerprint_target(base, args.num_assistant_layers, target_config=target_config),
+            # The commit where it is known: a branch moves on. Of a loaded model nobody knows it.
+            target_revision=find_commit(name, **source) if isinstance(model, str) else None,
+            target_fingerprint={
+                **fingerprint_target(base, args.num_assistant_layers, target_config=target_config),
+                "tokenizer": fingerprint_tokenizer(processing_class),
+            },
             num_assistant_layers=args.num_assistant_layers,
             **settings,
             architectures=["ULDForCausalLM"],
         )
+
+        self._num_rows = {"forget_rows": len(forget_dataset), "retain_rows": len(retain_dataset)}
+        self._target_license = find_license(name, **source) if name else {}
 
         forward = base.forward
         # trl tokenizes through `_prepare_dataset`, where the retain set joins; the loss below replaces trl's own.
@@ -368,20 +380,148 @@ class ULDTrainer(SFTTrainer):
             self._total_train_tokens += int(num_tokens)
         metrics["num_tokens"] = [self._total_train_tokens]
 
+    def _describe_training(self) -> dict[str, Any]:
+        """What the model card says about the run: sizes and settings, never the texts."""
+        args = self.args
+        last = next((entry for entry in reversed(self.state.log_history) if "forget_loss" in entry), {})
+        peft_config = self.model.peft_config[ADAPTER_NAME]
+        settings = ("learning_rate", "num_train_epochs", "retain_weight", "retain_per_forget", "seed")
+        return {
+            **self._num_rows,
+            "license": self._target_license,
+            "settings": {
+                "steps": self.state.global_step,
+                "rows per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+                "lora_r": peft_config.r,
+                "lora_alpha": peft_config.lora_alpha,
+                **{name: vars(args)[name] for name in settings},
+            },
+            "metrics": {name: last[name] for name in ("forget_loss", "forget_accuracy", "retain_kl") if name in last},
+            "versions": {package: version(package) for package in ("uld_hf", "transformers", "trl", "peft", "torch")},
+        }
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card of the unlearned model to the output folder, in place of trl's."""
         if self.is_world_process_zero():
             os.makedirs(self.args.output_dir, exist_ok=True)
+            self.model_config.training = {ADAPTER_NAME: self._describe_training()}
             model_card(self.model_config).save(os.path.join(self.args.output_dir, "README.md"))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        # A checkpoint is a saved unlearned model, and never has an adapter_config.json at its root.
+        # A checkpoint is a saved unlearned model, and never has an adapter_config.json at its root. Nor is there the
+        # training_args.bin of transformers: a pickle, with the hub token in it, that nothing reads.
         if not self.args.should_save:
             return
         output_dir = output_dir if output_dir is not None else self.args.output_dir
-        generation_config = self.model.get_base_model().generation_config
+        self.model_config.training = {ADAPTER_NAME: self._describe_training()}
+        remember_settings(self.model, remembered_settings(self.model), self.model_config.training[ADAPTER_NAME])
+        os.makedirs(output_dir, exist_ok=True)
         self.processing_class.save_pretrained(output_dir)
-        torch.save(self.args, os.path.join(output_dir, "training_args.bin"))
         save_unlearned_model(
-            output_dir, self.model_config, {ADAPTER_NAME: self.model}, generation_config, state_dict=state_dict
+            output_dir,
+            self.model_config,
+            {ADAPTER_NAME: self.model},
+            self.model.get_base_model().generation_config,
+            state_dict=state_dict,
         )
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """
+        Make the repository `args.hub_model_id`, private unless told otherwise.
+
+        Args:
+            token (`str`, *optional*):
+                Hub token. Defaults to `args.hub_token`.
+            private (`bool`, *optional*):
+                Whether it must be private. Defaults to `args.hub_private_repo`; `None` there means private too.
+
+        Raises:
+            ValueError: If it exists and is public though it must be private, or holds an adapter at its root.
+        """
+        if not self.is_world_process_zero():
+            return
+        self._push_privately = (self.args.hub_private_repo if private is None else private) is not False
+        repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        api = HfApi(token=token or self.args.hub_token)
+        self.hub_model_id = open_repository(api, repo_id, self._push_privately)
+        self.push_in_progress = None
+
+    def _upload(
+        self, folder: str, commit_message: str, token: str | None = None, revision: str | None = None
+    ) -> Future[CommitInfo]:
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        return push_unlearned_model(
+            folder,
+            self.hub_model_id,
+            private=self._push_privately,
+            commit_message=commit_message,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            run_as_future=True,
+        )
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """
+        Save and upload the unlearned model: its layout, and nothing else that is in the output folder.
+
+        Args:
+            commit_message (`str`, *optional*):
+                Message of the commit.
+            blocking (`bool`, *optional*, defaults to `True`):
+                Whether to wait for the upload.
+            token (`str`, *optional*):
+                Hub token. Defaults to `args.hub_token`.
+            revision (`str`, *optional*):
+                Branch to push to. Defaults to `args.hub_revision`.
+            private (`bool`, *optional*):
+                Whether the repository must be private. Defaults to `args.hub_private_repo`, which is `True`.
+            **kwargs:
+                Of no effect: what transformers passes to its model card.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`]: The commit, or a future of it; `None` in processes other than the first.
+        """
+        if self.hub_model_id is None or private is not None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        upload = self._upload(self.args.output_dir, commit_message, token, revision)
+        return upload.result() if blocking else upload
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # transformers would copy the files that it knows of, and leave out the assistant's.
+        strategy = self.args.hub_strategy
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if busy and not self.args.hub_always_push:
+            return
+        message = f"Training in progress, step {self.state.global_step}"
+        jobs = [self._upload(checkpoint_folder, message)]
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            last = strategy == HubStrategy.CHECKPOINT
+            jobs.append(
+                HfApi(token=self.args.hub_token).upload_folder(
+                    repo_id=self.hub_model_id,
+                    folder_path=checkpoint_folder,
+                    path_in_repo="last-checkpoint" if last else Path(checkpoint_folder).name,
+                    commit_message=f"{message}, checkpoint",
+                    run_as_future=True,
+                    revision=self.args.hub_revision,
+                    ignore_patterns=[".*"],
+                )
+            )
+        if busy:
+            self.push_in_progress.jobs.extend(jobs)
+        else:
+            self.push_in_progress = PushInProgress(jobs)

@@ -1,0 +1,120 @@
+"""Uploads of saved unlearned models: private unless asked otherwise, and nothing but the files of the layout."""
+
+import os
+import shutil
+import tempfile
+from concurrent.futures import Future
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, HfApi
+
+from .hub import copy_unlearned_model
+
+
+# What tokenizers of transformers write; anything else in a folder may be somebody's data.
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+
+
+def open_repository(api: HfApi, repo_id: str, private: bool, revision: str | None = None) -> str:
+    """
+    Make a repository, or check that an existing one may be pushed to.
+
+    Args:
+        api ([`~huggingface_hub.HfApi`]):
+            The Hub.
+        repo_id (`str`):
+            Repository; without an owner, one's own.
+        private (`bool`):
+            Whether it must be private.
+        revision (`str`, *optional*):
+            Branch to push to; made if absent.
+
+    Returns:
+        `str`: Its whole name.
+
+    Raises:
+        ValueError: If it exists and is public though it must be private, or holds an adapter at its root.
+    """
+    # This leaves the visibility of a repository that exists as it is.
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    info = api.repo_info(repo_id)
+    if private and not info.private:
+        raise ValueError(
+            f"{repo_id} exists and is public: pushing would publish a concentrated copy of the forget set. Push to "
+            "another repository, or say private=False (ULDConfig: hub_private_repo=False)."
+        )
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+        info = api.repo_info(repo_id, revision=revision)
+    if any(file.rfilename == "adapter_config.json" for file in info.siblings or ()):
+        raise ValueError(
+            f"{repo_id} has an adapter_config.json at its root: transformers would load that adapter onto the whole "
+            "target, which recites the forget set. Push to another repository, or delete that file."
+        )
+    return repo_id
+
+
+def push_unlearned_model(
+    folder: str | os.PathLike,
+    repo_id: str,
+    *,
+    private: bool = True,
+    commit_message: str = "Upload unlearned model",
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    run_as_future: bool = False,
+) -> CommitInfo | Future[CommitInfo]:
+    """
+    Upload a saved unlearned model: its layout and tokenizer, and nothing else that is in the folder.
+
+    A target that is a local folder is not named in what is uploaded.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            Folder of the saved model.
+        repo_id (`str`):
+            Repository, e.g. `"me/forget-alice"`.
+        private (`bool`, *optional*, defaults to `True`):
+            Whether the repository must be private. The assistant is a concentrated copy of the forget set: making it
+            public publishes the data.
+        commit_message (`str`, *optional*):
+            Message of the commit.
+        token (`bool` or `str`, *optional*):
+            Hub token.
+        revision (`str`, *optional*):
+            Branch to push to.
+        create_pr (`bool`, *optional*, defaults to `False`):
+            Open a pull request instead of pushing.
+        run_as_future (`bool`, *optional*, defaults to `False`):
+            Upload in the background; the folder may change meanwhile.
+
+    Returns:
+        [`~huggingface_hub.CommitInfo`]: The commit, or a future of it.
+
+    Raises:
+        ValueError: If the folder holds no whole unlearned model, or the repository may not be pushed to.
+    """
+    api = HfApi(token=token)
+    staging = tempfile.mkdtemp(prefix="uld-push-")
+    try:
+        copy_unlearned_model(Path(folder), Path(staging), repo_id=repo_id, private=private)
+        for name in _TOKENIZER_FILES:
+            if Path(folder, name).is_file():
+                shutil.copy(Path(folder, name), Path(staging, name))
+        upload = api.run_as_future(
+            api.upload_folder,
+            repo_id=open_repository(api, repo_id, private, revision),
+            folder_path=staging,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except BaseException:
+        shutil.rmtree(staging)
+        raise
+    upload.add_done_callback(lambda _: shutil.rmtree(staging))
+    return upload if run_as_future else upload.result()

@@ -1,0 +1,159 @@
+"""The files of a saved unlearned model: written all or none, and read only as they were written.
+
+config.json holds the size and hash of each assistant's files, and a checksum of itself. A save that was cut off, two
+saves at once, a full disk or a damaged download then give an error, never an assistant that nobody trained.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from transformers import PreTrainedConfig
+
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+CHECKSUM = "checksum"
+CONFIG_FILE = "config.json"
+LOCK_FILE = ".saving.lock"
+_LOCK_TIMEOUT = 60.0  # seconds; moving a few files takes none
+
+
+class DamagedFileError(ValueError):
+    """A file is not the one that was saved."""
+
+
+def compute_checksum(content: dict[str, Any]) -> str:
+    """
+    Checksum of what a config.json says.
+
+    Args:
+        content (`dict[str, Any]`):
+            Its content. The checksum itself and what transformers notes while loading (`_commit_hash`) do not count.
+
+    Returns:
+        `str`: SHA-256.
+    """
+    counted = {name: value for name, value in content.items() if name != CHECKSUM and not name.startswith("_")}
+    return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
+
+
+def check_checksum(content: dict[str, Any]) -> None:
+    """
+    Refuse a config.json that is not as it was saved.
+
+    Args:
+        content (`dict[str, Any]`):
+            Its content.
+
+    Raises:
+        DamagedFileError: If the checksum is missing or another.
+    """
+    if content.get(CHECKSUM) != compute_checksum(content):
+        raise DamagedFileError(
+            "config.json is damaged or was edited: its checksum is another. Download or save it again. To change a "
+            "setting, give it to from_pretrained (alpha=...), then call save_pretrained."
+        )
+
+
+def describe_file(file: Path) -> dict[str, Any]:
+    """
+    Size and hash of a file, as config.json holds them.
+
+    Args:
+        file (`Path`):
+            The file.
+
+    Returns:
+        `dict[str, Any]`: `"size"` in bytes and `"sha256"`.
+    """
+    content = file.read_bytes()
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def read_as_saved(file: Path, expected: Any) -> bytes:
+    """
+    Read a file if it is the one that was saved.
+
+    Args:
+        file (`Path`):
+            The file.
+        expected (`dict[str, Any]`):
+            What [`describe_file`] said of it.
+
+    Returns:
+        `bytes`: Its content.
+
+    Raises:
+        DamagedFileError: If its size or its hash is another.
+    """
+    advice = "Download it again, or save the model again (another process may have written it just now)."
+    if not isinstance(expected, dict) or set(expected) != {"size", "sha256"}:
+        raise DamagedFileError(f"config.json does not say what {file} must be. {advice}")
+    with file.open("rb") as stream:
+        # Nothing of a wrong size is read: it may be larger than the memory.
+        size = os.fstat(stream.fileno()).st_size
+        if size != expected["size"]:
+            raise DamagedFileError(f"{file} is damaged: it has {size} bytes instead of {expected['size']}. {advice}")
+        content = stream.read()
+    if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        raise DamagedFileError(f"{file} is damaged: it is not the file that was saved with config.json. {advice}")
+    return content
+
+
+def sign_config(folder: Path) -> None:
+    """
+    Put the checksum into the config.json of a folder.
+
+    Args:
+        folder (`Path`):
+            The folder.
+    """
+    file = folder / CONFIG_FILE
+    content = json.loads(file.read_text(encoding="utf-8"))
+    # Of what transformers makes of the file: infinite numbers, for example, are spelt in a way of its own.
+    content[CHECKSUM] = compute_checksum(PreTrainedConfig.get_config_dict(folder)[0])
+    file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_together(folder: Path, write: Callable[[Path], None]) -> None:
+    """
+    Write files to a folder: all of them, or after an error none.
+
+    Args:
+        folder (`Path`):
+            Where they belong; made if absent. Other files there are left alone.
+        write (`Callable[[Path], None]`):
+            Writes them to the empty folder that it is given.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Beside their place, so that moving them is a rename.
+    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    try:
+        write(staging)
+        files = [file.relative_to(staging) for file in staging.rglob("*") if file.is_file()]
+        with FileLock(folder / LOCK_FILE, timeout=_LOCK_TIMEOUT):
+            # config.json comes last: until then it does not fit the new files, and nothing is loaded.
+            for file in sorted(files, key=lambda file: file == Path(CONFIG_FILE)):
+                (folder / file).parent.mkdir(exist_ok=True)
+                os.replace(staging / file, folder / file)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def wait_for_save(folder: Path) -> None:
+    """
+    Wait until no process is moving files into a folder.
+
+    Args:
+        folder (`Path`):
+            The folder.
+    """
+    if (folder / LOCK_FILE).exists() and os.access(folder / LOCK_FILE, os.W_OK):
+        with FileLock(folder / LOCK_FILE, timeout=_LOCK_TIMEOUT):
+            pass
