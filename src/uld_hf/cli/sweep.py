@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from ..evaluation.evaluation import evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, score_completions
 from ..evaluation.sweep import as_rows, choose, sweep
-from .eval import load_unlearned
+from .eval import hash_files, identify_unlearned, load_unlearned
 from .generate import load_tokenizer
 from .parsing import check_model_path, parse_command_line
 from .questions import read_questions
@@ -152,6 +152,11 @@ def main(argv: Sequence[str]) -> None:
             "unknown_probability": unknown_probability,
             "chosen": chosen,
             "settings": as_rows(settings, outcomes),
+            # By these `uld report` sees whether sweep and evaluation belong together.
+            "measured": {
+                "data": hash_files({"forget": arguments.forget_dataset, "retain": arguments.retain_dataset}),
+                **identify_unlearned(model),
+            },
         }
         Path(arguments.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
