@@ -107,7 +107,7 @@ def test_min_k_tells_texts_that_the_model_writes_from_others():
     known = Dataset.from_dict({"text": [f"{start} {continuation(model, start, 8)}" for start in starts]})
     words = np.random.default_rng(0).integers(0, 60, (8, 9))
     unknown = Dataset.from_dict({"text": [" ".join(f"w{word}" for word in row) for row in words]})
-    assert min_k_auc(model, tokenizer, known, unknown) > 0.9
+    assert min_k_auc(model, tokenizer, known, unknown) > 0.8
     assert min_k_auc(model, tokenizer, known, known) == 0.5
 
 
