@@ -50,6 +50,7 @@ from .hub import (
     read_unlearned_model,
     save_unlearned_model,
 )
+from .intact import Watch
 from .lockstep import Lockstep, can_join, why_no_lockstep
 from .logit_difference import Outside, check_subtraction, logit_difference
 from .publish import push_unlearned_model
@@ -237,6 +238,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.target = target
         self.assistants = nn.ModuleDict(assistants)
+        self._watch = Watch(assistants)
         self.generation_config = copy.deepcopy(target.generation_config)
         # How generate() decodes, see the class docstring. Settings of a running model, not of a saved one.
         self._lockstep: Lockstep | None = None  # built when first needed
@@ -263,6 +265,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         self._execution = execution
 
     def _assistants_changed(self) -> None:
+        self._watch = Watch(dict(self.assistants.items()))
         self._lockstep = None
         self._no_lockstep = why_no_lockstep(self.target, self.assistants.values())
         if self._execution == "lockstep" and self._no_lockstep:
@@ -493,16 +496,20 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             sequence_length, vocab_size)` in float32, `loss` and `past_key_values`.
 
         Raises:
+            RuntimeError: If an assistant was disabled, merged or taken apart.
             ValueError: If hidden states or attentions are asked for, the cache does not fit, or a setting of the
                 subtraction is out of range.
         """
         config = self.config
         config.check()
+        self._check_intact()
         if list(config.assistants) != list(self.assistants):
             raise ValueError(
                 f"config.assistants names {list(config.assistants)}, the model has {list(self.assistants)}: use "
                 "add_assistant and remove_assistant."
             )
+        if "adapter_names" in kwargs:
+            raise ValueError("adapter_names is not supported: with it, PEFT would leave the assistant's adapter out.")
         refused = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
         if refused:
             raise ValueError(
@@ -531,6 +538,13 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _check_intact(self) -> None:
+        if "_is_replica" in vars(self):
+            raise NotImplementedError(
+                "DataParallel is not supported: use device_map, or one process for each GPU (accelerate launch)."
+            )
+        self._watch.check(self.assistants)
 
     def _run(self, cache: Cache | None, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits of the target and of each assistant, in lockstep where that is possible."""
@@ -640,8 +654,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 here: there is one small file.
 
         Raises:
-            ValueError: If the folder holds an `adapter_config.json` at its root.
+            OSError: If the files cannot be written. What was there before is as it was.
+            RuntimeError: If an assistant was disabled, merged or taken apart.
+            ValueError: If the folder holds another model, or an `adapter_config.json` at its root.
         """
+        self._check_intact()
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
         # What was loaded with an assistant stays with it: a quantized load could not say as much.
