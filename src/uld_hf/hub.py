@@ -252,7 +252,12 @@ def attach_assistant(
         raise ValueError(
             f"The assistant's weights {broken[:3]} hold NaN or infinite values: train or download it again."
         )
-    assistant = add_lora(truncate_model(target, num_layers), peft_config, name)
+    try:
+        assistant = add_lora(truncate_model(target, num_layers), peft_config, name)
+    except Exception as error:  # PEFT has its own way with every setting that cannot be
+        raise ValueError(
+            f"The adapter that the assistant's adapter_config.json describes does not fit the target: {error}"
+        ) from error
     expected = get_peft_model_state_dict(assistant, adapter_name=name)
     wrong = {
         name

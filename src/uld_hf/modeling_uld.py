@@ -776,7 +776,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         """
         hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         # What AutoModelForCausalLM says of this repository must not be taken for the target's.
-        target_kwargs = {name: value for name, value in target_kwargs.items() if name != "adapter_kwargs"}
+        target_kwargs.pop("adapter_kwargs", None)
+        if not target_kwargs.get("trust_remote_code"):
+            target_kwargs.pop("trust_remote_code", None)
         if target_kwargs.pop("subfolder", ""):
             raise ValueError("subfolder= is not supported: give the folder of a saved unlearned model itself.")
         # All files of the assistant come first: they are small, and the target may be large.
