@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, Cache, DynamicCache, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, LlamaConfig, PreTrainedModel, StoppingCriteria
 
 from uld_hf import ULDForCausalLM, ULDLogitsProcessor, __version__, build_assistant, logit_difference
 
@@ -60,7 +60,7 @@ def build(args: argparse.Namespace) -> tuple[PreTrainedModel, ULDForCausalLM, Pr
 def released_way(target: PreTrainedModel, merged: PreTrainedModel, alpha: float) -> Callable[..., torch.Tensor]:
     """Greedy decoding with a second model and a second cache, by hand: nothing of `generate()`'s own cost."""
 
-    def generate(input_ids: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+    def generate(input_ids: torch.Tensor, max_new_tokens: int, clock: "Clock") -> torch.Tensor:
         caches = DynamicCache(config=target.config), DynamicCache(config=merged.config)
         fed = input_ids
         with torch.no_grad():
@@ -71,6 +71,7 @@ def released_way(target: PreTrainedModel, merged: PreTrainedModel, alpha: float)
                 )
                 fed = logit_difference(first, [second], [alpha], relative_top=0.0).argmax(dim=-1, keepdim=True)
                 input_ids = torch.cat([input_ids, fed], dim=-1)
+                clock(input_ids, None)
         return input_ids
 
     return generate
@@ -82,7 +83,7 @@ def modes(
     """Every way to decode: from prompts and a number of tokens to the text."""
 
     def stock(decoder: PreTrainedModel, execution: str | None = None, **options: object) -> Callable[..., torch.Tensor]:
-        def generate(input_ids: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+        def generate(input_ids: torch.Tensor, max_new_tokens: int, clock: Clock) -> torch.Tensor:
             if execution is not None:
                 model.execution, model.config.alpha = execution, alpha
             return decoder.generate(
@@ -91,16 +92,17 @@ def modes(
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 pad_token_id=0,
+                stopping_criteria=[clock],
                 **options,
             )
 
         return generate
 
-    def processor(input_ids: torch.Tensor, max_new_tokens: int) -> torch.Tensor:
+    def processor(input_ids: torch.Tensor, max_new_tokens: int, clock: Clock) -> torch.Tensor:
         subtract = ULDLogitsProcessor(
             model.assistant, alpha, relative_top=0.0, attention_mask=torch.ones_like(input_ids)
         )
-        return stock(target, logits_processor=[subtract])(input_ids, max_new_tokens)
+        return stock(target, logits_processor=[subtract])(input_ids, max_new_tokens, clock)
 
     return {
         "target": stock(target),
@@ -112,15 +114,23 @@ def modes(
     }
 
 
-def timed(generate: Callable[..., torch.Tensor], input_ids: torch.Tensor, max_new_tokens: int) -> float:
-    """Seconds of a generation."""
-    if input_ids.is_cuda:
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    generate(input_ids, max_new_tokens)
-    if input_ids.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+class Clock(StoppingCriteria):
+    """Notes the time of the first and of the last token of a generation."""
+
+    def __init__(self, cuda: bool):
+        self.cuda = cuda
+        self.start = self.now()
+        self.first = self.last = 0.0
+
+    def now(self) -> float:
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: object) -> torch.Tensor:
+        self.last = self.now()
+        self.first = self.first or self.last
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def measure(
@@ -129,14 +139,13 @@ def measure(
     """Milliseconds of prefill (with the first token) and per further token, beside the target's of the same turn."""
     prefill: dict[str, list[float]] = {name: [] for name in generators}
     decode: dict[str, list[float]] = {name: [] for name in generators}
-    for generate in generators.values():
-        timed(generate, input_ids, 4)  # warm-up
-    for _ in range(turns):
+    for turn in range(-1, turns):  # the first is for warming up
         for name, generate in generators.items():
-            first = timed(generate, input_ids, 1)
-            whole = timed(generate, input_ids, 1 + new_tokens)
-            prefill[name].append(1000 * first)
-            decode[name].append(1000 * (whole - first) / new_tokens)
+            clock = Clock(input_ids.is_cuda)
+            generate(input_ids, 1 + new_tokens, clock)
+            if turn >= 0:
+                prefill[name].append(1000 * (clock.first - clock.start))
+                decode[name].append(1000 * (clock.last - clock.first) / new_tokens)
     results = {}
     for name in generators:
         ratios = [ours / target for ours, target in zip(decode[name], decode["target"], strict=True)]

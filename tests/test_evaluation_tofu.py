@@ -1,17 +1,13 @@
-"""TOFU's measures, against plain computations and against the benchmark's own published logs."""
-
-import json
-from pathlib import Path
+"""TOFU's measures, against plain computations."""
 
 import numpy as np
 import pytest
-import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model, train_like
 
 from uld_hf import ULDForCausalLM, build_assistant
+from uld_hf.evaluation.scoring import score_completions
 from uld_hf.evaluation.tofu import (
-    completion_losses,
     forget_quality,
     generate_completions,
     is_degenerate,
@@ -21,33 +17,18 @@ from uld_hf.evaluation.tofu import (
 )
 
 
-LOGS = Path(__file__).resolve().parents[2] / "shared" / "data" / "tofu_logs"
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9", "w10 w11"]
 COMPLETIONS = [" w20 w21", " w22 w23 w24 w25", " w26", " w27 w28 w29"]
+
+
+def losses_of(model, tokenizer, prompts: list[str], completions: list[str]) -> np.ndarray:
+    return np.array([scores.loss for scores in score_completions(model, tokenizer, prompts, completions)])
 
 
 @pytest.fixture(scope="module")
 def unlearned() -> ULDForCausalLM:
     target = tiny_model("llama")
     return ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), alpha=0.5)
-
-
-def test_completion_loss_is_the_mean_over_the_answer_and_its_end(unlearned: ULDForCausalLM) -> None:
-    tokenizer = make_tokenizer()
-    losses = completion_losses(unlearned, tokenizer, PROMPTS, COMPLETIONS)
-    for prompt, completion, loss in zip(PROMPTS, COMPLETIONS, losses, strict=True):
-        prompt_ids = tokenizer(prompt)["input_ids"]
-        ids = torch.tensor([prompt_ids + tokenizer(completion)["input_ids"] + [tokenizer.eos_token_id]])
-        with torch.no_grad():
-            log_probs = unlearned(ids).logits[0].log_softmax(-1)
-        expected = -np.mean([log_probs[i - 1, ids[0, i]].item() for i in range(len(prompt_ids), ids.shape[1])])
-        assert loss == pytest.approx(expected, abs=1e-5)
-
-
-def test_completion_losses_do_not_depend_on_the_batch_size(unlearned: ULDForCausalLM) -> None:
-    alone = completion_losses(unlearned, make_tokenizer(), PROMPTS, COMPLETIONS, batch_size=1)
-    together = completion_losses(unlearned, make_tokenizer(), PROMPTS, COMPLETIONS, batch_size=4)
-    np.testing.assert_allclose(alone, together, atol=1e-5)
 
 
 def test_generated_completions_do_not_depend_on_the_batch_size(unlearned: ULDForCausalLM) -> None:
@@ -74,34 +55,11 @@ def test_forget_quality_is_one_for_equal_and_small_for_different_distributions()
     assert forget_quality(ratios, ratios / 10) < 1e-9
 
 
-@pytest.mark.skipif(not LOGS.exists(), reason=f"the benchmark's published logs are not at {LOGS}")
-def test_forget_quality_of_the_published_log_is_the_published_figure() -> None:
-    def ratios(name: str) -> np.ndarray:
-        log = json.loads((LOGS / name).read_text())["eval_log_forget.json"]
-        rows = sorted(log["avg_paraphrased_loss"], key=int)
-        return truth_ratio(
-            np.array([log["avg_paraphrased_loss"][row] for row in rows]),
-            np.array([log["average_perturb_loss"][row] for row in rows]),
-        )
-
-    expected = json.loads((LOGS / "expected.json").read_text())["llama2_full"]["Forget Quality vs llama2_retain90"]
-    quality = forget_quality(ratios("llama2_full.json"), ratios("llama2_retain90.json"))
-    assert quality == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.skipif(not LOGS.exists(), reason=f"the benchmark's published logs are not at {LOGS}")
-def test_rouge_of_the_published_texts_is_the_published_recall() -> None:
-    log = json.loads((LOGS / "llama2_retain90.json").read_text())["eval_log_forget.json"]
-    rows = sorted(log["generated_text"], key=int)
-    _, generated, truth = zip(*(log["generated_text"][row] for row in rows), strict=True)
-    np.testing.assert_allclose(rouge_l_recall(generated, truth), [log["rougeL_recall"][row] for row in rows], atol=1e-9)
-
-
 def test_score_answers_without_wrong_answers_has_no_truth_ratio(unlearned: ULDForCausalLM) -> None:
     rows = Dataset.from_dict({"answer": ["w20 w21", "w22"]})
     scores = score_answers(unlearned, make_tokenizer(), PROMPTS[:2], rows, max_new_tokens=4)
     assert scores.truth_ratio is None
-    expected = np.exp(-completion_losses(unlearned, make_tokenizer(), PROMPTS[:2], [" w20 w21", " w22"]))
+    expected = np.exp(-losses_of(unlearned, make_tokenizer(), PROMPTS[:2], [" w20 w21", " w22"]))
     np.testing.assert_allclose(scores.probability, expected)
 
 
@@ -112,9 +70,9 @@ def test_score_answers_takes_each_rows_own_wrong_answers(unlearned: ULDForCausal
     )
     tokenizer, prompts = make_tokenizer(), PROMPTS[:2]
     scores = score_answers(unlearned, tokenizer, prompts, rows, max_new_tokens=4)
-    right = completion_losses(unlearned, tokenizer, prompts, [" w22", " w23"])
+    right = losses_of(unlearned, tokenizer, prompts, [" w22", " w23"])
     by_row = [
-        completion_losses(unlearned, tokenizer, [prompt] * 2, [f" {text}" for text in texts])
+        losses_of(unlearned, tokenizer, [prompt] * 2, [f" {text}" for text in texts])
         for prompt, texts in zip(prompts, wrong, strict=True)
     ]
     np.testing.assert_allclose(scores.truth_ratio, truth_ratio(right, np.stack(by_row)), rtol=1e-5)

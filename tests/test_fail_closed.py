@@ -250,7 +250,7 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
     ),
     "model.generate(assistant_early_exit=...)": (
         lambda model: model.generate(IDS, max_new_tokens=2, assistant_early_exit=2),
-        "no attribute",
+        "assistant_early_exit is not supported",
     ),
     "a cache of the target's config": (
         lambda model: model(IDS, past_key_values=DynamicCache(config=model.target.config)),

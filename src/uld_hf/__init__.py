@@ -3,7 +3,7 @@
     training/    train an assistant: ULDTrainer, ULDConfig
     modeling_uld.py, logits_process.py    use it: ULDForCausalLM, ULDLogitsProcessor
     data/        forget and retain sets: TOFU, invented people
-    evaluation/  know what was forgotten
+    evaluation/  know what was forgotten: TOFU, memorisation, privacy, verbatim, sweeps over settings
     cli/         the `uld` command
 
 Importing the package makes `AutoModelForCausalLM` and `pipeline()` know `ULDForCausalLM`. The names of the training and

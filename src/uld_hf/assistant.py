@@ -13,6 +13,7 @@ from itertools import chain
 from numbers import Real
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -430,6 +431,22 @@ def remembered_settings(assistant: PeftModel) -> dict[str, Any]:
         `dict[str, Any]`: Empty for one that was only built.
     """
     return dict(vars(assistant).get("uld_settings", {}))
+
+
+def lora_weights(assistant: PeftModel) -> dict[str, torch.Tensor]:
+    """
+    The weights that are the assistant's own.
+
+    Unlike `state_dict()`, this neither gathers an offloaded base nor repacks a quantized one.
+
+    Args:
+        assistant ([`~peft.PeftModel`]):
+            The assistant.
+
+    Returns:
+        `dict[str, torch.Tensor]`: LoRA weights by name.
+    """
+    return {name: weight.detach() for name, weight in assistant.named_parameters() if "lora_" in name}
 
 
 def remembered_training(assistant: PeftModel) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict, s
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -44,6 +45,7 @@ from .assistant import (
     check_lora_config,
     check_num_layers,
     find_decoder_layers,
+    lora_weights,
     shares_tensors,
     truncate_model,
 )
@@ -123,6 +125,8 @@ def fingerprint_target(
                     quantized = True
                     continue
                 part = "layers" if id(module) in in_layers and tensor.dim() > 1 else "rest"
+                if isinstance(tensor, DTensor):  # tensor parallel
+                    tensor = tensor.full_tensor()
                 flat = tensor.detach().reshape(-1)
                 step = max(1, flat.numel() // _SAMPLES_PER_TENSOR)
                 sample = flat[::step].to(device="cpu", dtype=torch.bfloat16).view(torch.int16)
@@ -258,7 +262,7 @@ def attach_assistant(
         raise ValueError(
             f"The adapter that the assistant's adapter_config.json describes does not fit the target: {error}"
         ) from error
-    expected = get_peft_model_state_dict(assistant, adapter_name=name)
+    expected = get_peft_model_state_dict(assistant, lora_weights(assistant), adapter_name=name)
     wrong = {
         name
         for name in expected.keys() | state_dict.keys()
@@ -269,7 +273,12 @@ def attach_assistant(
             f"{len(wrong)} of the assistant's weights are missing or do not fit {num_layers} layers of the target, "
             f"e.g. {sorted(wrong)[:3]}: it was trained on another target, or the files are damaged."
         )
-    set_peft_model_state_dict(assistant, state_dict, adapter_name=name)
+    if any(isinstance(weight, DTensor) for weight in assistant.parameters()):
+        set_peft_model_state_dict(assistant, state_dict, adapter_name=name)  # knows how tensor parallelism splits LoRA
+    else:
+        # PEFT's way asks for the base's state_dict, which breaks 4-bit weights on a CPU (bitsandbytes 0.50).
+        for weight_name, weight in expected.items():
+            weight.copy_(state_dict[weight_name])
     return assistant.requires_grad_(False).eval()
 
 
@@ -386,7 +395,9 @@ def adopt_assistant(
             logger.warning(f"allow_target_mismatch=True: {error}")
     if shared and adapters == [name]:
         return assistant
-    state_dict = get_peft_model_state_dict(assistant, adapter_name=adapters[0], save_embedding_layers=False)
+    state_dict = get_peft_model_state_dict(
+        assistant, lora_weights(assistant), adapter_name=adapters[0], save_embedding_layers=False
+    )
     return attach_assistant(target, num_layers, assistant.peft_config[adapters[0]], state_dict, name)
 
 
@@ -648,8 +659,9 @@ def save_unlearned_model(
     def write(staging: Path) -> None:
         for name, assistant in assistants.items():
             # An adapter whose name is not "default" is written to a subfolder of that name.
+            weights = lora_weights(assistant) if state_dict is None else state_dict
             assistant.save_pretrained(
-                staging, selected_adapters=[name], save_embedding_layers=False, state_dict=state_dict
+                staging, selected_adapters=[name], save_embedding_layers=False, state_dict=weights
             )
         generation_config.save_pretrained(staging)
         model_card(config).save(staging / "README.md")

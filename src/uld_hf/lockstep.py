@@ -81,7 +81,8 @@ def can_join(cache: Cache | None) -> bool:
 def _multiply(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What a linear layer does, fast for the few rows of decoding."""
     rows = x.numel() // x.shape[-1]
-    if type(linear) is not nn.Linear or x.device.type != "cpu" or x.dtype != torch.float32 or not 1 < rows <= 64:
+    plain = type(linear) is nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
+    if not plain or x.device.type != "cpu" or x.dtype != torch.float32 or not 1 < rows <= 64:
         return linear(x)
     # MKL takes up to five times as long for x W^T with few float32 rows as for the same product from the other side.
     result = (linear.weight @ x.reshape(rows, -1).T).T.reshape(*x.shape[:-1], -1)

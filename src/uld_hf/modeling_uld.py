@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteriaList,
 )
+from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
@@ -546,6 +547,16 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             )
         self._watch.check(self.assistants)
 
+    def _get_candidate_generator(
+        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+    ) -> CandidateGenerator:
+        if generation_config.assistant_early_exit is not None:
+            raise ValueError(
+                "assistant_early_exit is not supported: the drafts would come from inside of the target. Use "
+                "prompt_lookup_num_tokens, assistant_model, or model.execution = 'blocks'."
+            )
+        return super()._get_candidate_generator(generation_config, *args, **kwargs)
+
     def _run(self, cache: Cache | None, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits of the target and of each assistant, in lockstep where that is possible."""
         caches = [None] * (1 + len(self.assistants)) if cache is None else self.split_cache(cache)
@@ -588,6 +599,27 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         if self.execution == "blocks" and not synced_gpus and can_check_blocks(generation_config, model_kwargs):
             return generate_in_blocks(self, *arguments, streamer, **model_kwargs)
         return super()._sample(*arguments, synced_gpus=synced_gpus, streamer=streamer, **model_kwargs)
+
+    def component_logits(
+        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """
+        What the subtraction works on, to try several settings of it on one pass.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Tokens.
+            attention_mask (`torch.Tensor`, *optional*):
+                Mask of the padding.
+            **kwargs:
+                Passed to target and assistants alike.
+
+        Returns:
+            `tuple[torch.Tensor, list[torch.Tensor]]`: Logits of shape `(batch_size, sequence_length, vocab_size)` of
+            the target, **before** anything is subtracted, and of each assistant.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": None, "use_cache": False}
+        return self._run(None, {**inputs, **kwargs})
 
     def subtract(self, target_logits: torch.Tensor, assistant_logits: Sequence[torch.Tensor]) -> torch.Tensor:
         """

@@ -1,6 +1,7 @@
 """Entry point of the `uld` command: finds the subcommand, and turns a user's mistake into one line."""
 
 import importlib
+import logging
 import sys
 
 from datasets.exceptions import DatasetsError
@@ -10,6 +11,9 @@ from datasets.exceptions import DatasetsError
 COMMANDS = {
     "demo": ("make a tiny language model learn invented people, then forget some of them", "demo"),
     "train": ("train an assistant for your own model, forget set and retain set", "train"),
+    "eval": ("measure what was forgotten and what was kept, beside the target", "eval"),
+    "sweep": ("try many settings of the subtraction at the cost of one evaluation, and choose one", "sweep"),
+    "report": ("write a page for people from what eval and sweep measured", "report"),
     "push": ("upload a saved unlearned model to the Hub, privately", "push"),
     "serve": ("serve an unlearned model with the API of OpenAI", "serve"),
     "lm_eval": ("run lm-evaluation-harness, on unlearned models too", "lm_eval"),
@@ -51,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"uld: unknown command {argv[0]!r}\n\n{usage}", file=sys.stderr)
         return 2
+    # It tells everybody of a missing kernel, which only 4-bit targets on a CPU would use.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     command = importlib.import_module(f"uld_hf.cli.{COMMANDS[argv[0]][1]}")
     try:
         command.main(argv[1:])

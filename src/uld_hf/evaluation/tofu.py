@@ -6,14 +6,16 @@ Every function takes any causal language model: the target, a retrained one, an 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import torch
 from datasets import Dataset
 from rouge_score.rouge_scorer import RougeScorer
-from scipy.stats import ks_2samp
+from scipy.stats import hmean, ks_2samp
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .scoring import MAX_BATCH_TOKENS, score_completions
 
 
 # The same phrase of one to four words three times in a row.
@@ -24,60 +26,6 @@ def _batches_by_length(lengths: Sequence[int], batch_size: int, description: str
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return tqdm(batches, desc=description, leave=False)
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> tuple[list[int], int]:
-    """Tokens of prompt + completion + end, as in training, and how many of them belong to the prompt."""
-    prompt_ids = tokenizer(prompt)["input_ids"]
-    input_ids = tokenizer(prompt + completion + tokenizer.eos_token)["input_ids"]
-    same = [first == second for first, second in zip(prompt_ids, input_ids, strict=False)]
-    return input_ids, same.index(False) if False in same else len(same)
-
-
-@torch.no_grad()
-def completion_losses(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    completions: Sequence[str],
-    batch_size: int = 32,
-) -> np.ndarray:
-    """
-    Mean negative log-likelihood of each completion's tokens, its end included; `exp(-loss)` is TOFU's probability.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Any causal language model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        prompts (`Sequence[str]`):
-            Prompts.
-        completions (`Sequence[str]`):
-            One completion for each prompt, with its leading space.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Rows per forward pass.
-
-    Returns:
-        `numpy.ndarray` of shape `(num_rows,)`: Nats per token.
-    """
-    encoded = [_encode(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
-    losses = np.zeros(len(encoded))
-    for batch in _batches_by_length([len(ids) for ids, _ in encoded], batch_size, "Scoring answers"):
-        length = len(encoded[batch[0]][0])
-        input_ids = torch.zeros(len(batch), length, dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        counted = torch.zeros(len(batch), length, dtype=torch.bool)
-        for row, index in enumerate(batch):
-            ids, prompt_length = encoded[index]
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            attention_mask[row, : len(ids)] = 1
-            counted[row, prompt_length : len(ids)] = True
-        input_ids, counted = input_ids.to(model.device), counted.to(model.device)
-        logits = model(input_ids=input_ids, attention_mask=attention_mask.to(model.device), use_cache=False).logits
-        log_probs = logits[:, :-1].float().log_softmax(dim=-1).gather(-1, input_ids[:, 1:, None]).squeeze(-1)
-        log_probs = log_probs.masked_fill(~counted[:, 1:], 0.0)
-        losses[batch] = (-log_probs.sum(dim=-1) / counted[:, 1:].sum(dim=-1)).cpu().numpy()
-    return losses
 
 
 def generate_completions(
@@ -142,23 +90,27 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> np.
     return np.array([scorer.score(reference, prediction)["rougeL"].recall for prediction, reference in pairs])
 
 
-def truth_ratio(paraphrased_losses: np.ndarray, perturbed_losses: np.ndarray) -> np.ndarray:
+def truth_ratio(
+    paraphrased_losses: np.ndarray, perturbed_losses: np.ndarray, mean: Literal["geometric", "arithmetic"] = "geometric"
+) -> np.ndarray:
     """
-    How probable wrong answers are beside a right one: their geometric mean over the paraphrased right answer's.
-
-    The paper's equation 1 has the arithmetic mean; the geometric one is what the benchmark's code computes and what
-    its published forget qualities come from.
+    How probable wrong answers are beside a right one: their mean probability over the paraphrased right answer's.
 
     Args:
         paraphrased_losses (`numpy.ndarray` of shape `(num_rows,)`):
             Nats per token of the paraphrased right answers.
         perturbed_losses (`numpy.ndarray` of shape `(num_rows, num_perturbed)`):
             Nats per token of the wrong answers.
+        mean (`"geometric"` or `"arithmetic"`, *optional*, defaults to `"geometric"`):
+            Mean of the wrong answers' probabilities. The paper's equation 1 has the arithmetic one; the geometric one
+            is what the benchmark's code and OpenUnlearning compute, and what published figures come from.
 
     Returns:
         `numpy.ndarray` of shape `(num_rows,)`: Near 0 if the model knows the fact, about 1 if it does not.
     """
-    return np.exp(paraphrased_losses - perturbed_losses.mean(axis=-1))
+    if mean == "geometric":
+        return np.exp(paraphrased_losses - perturbed_losses.mean(axis=-1))
+    return np.exp(paraphrased_losses) * np.exp(-perturbed_losses).mean(axis=-1)
 
 
 def forget_quality(truth_ratios: np.ndarray, retrained_truth_ratios: np.ndarray) -> float:
@@ -175,6 +127,66 @@ def forget_quality(truth_ratios: np.ndarray, retrained_truth_ratios: np.ndarray)
         `float`: p-value of the two-sample Kolmogorov-Smirnov test; above 0.05 they cannot be told apart.
     """
     return float(ks_2samp(truth_ratios, retrained_truth_ratios).pvalue)
+
+
+def summarize_truth_ratio(
+    truth_ratios: np.ndarray, kind: Literal["closer_to_1_better", "true_better", "prob_mean"]
+) -> float:
+    """
+    One figure from the truth ratios of a set, by OpenUnlearning's names for the three in use.
+
+    Args:
+        truth_ratios (`numpy.ndarray` of shape `(num_rows,)`):
+            Results of [`truth_ratio`].
+        kind (`str`):
+            `"closer_to_1_better"`, mean of `min(r, 1 / r)`: TOFU's on the forget set. `"true_better"`, mean of
+            `max(0, 1 - r)`: TOFU's on all other sets. `"prob_mean"`, mean of `1 / (1 + r)`: the right answer's share
+            of the probability, which OpenUnlearning takes as a measure of memorisation.
+
+    Returns:
+        `float`: Between 0 and 1.
+
+    Raises:
+        ValueError: If `kind` is another word.
+    """
+    if kind == "closer_to_1_better":
+        return float(np.minimum(truth_ratios, 1 / truth_ratios).mean())
+    if kind == "true_better":
+        return float(np.maximum(0, 1 - truth_ratios).mean())
+    if kind == "prob_mean":
+        return float((1 / (1 + truth_ratios)).mean())
+    raise ValueError(f"kind={kind!r} must be 'closer_to_1_better', 'true_better' or 'prob_mean'.")
+
+
+def normalized_probability(right_losses: np.ndarray, wrong_losses: np.ndarray) -> np.ndarray:
+    """
+    The right answer's share of the probability of right and wrong answers: TOFU's measure where options are known.
+
+    Args:
+        right_losses (`numpy.ndarray` of shape `(num_rows,)`):
+            Nats per token of the right answers.
+        wrong_losses (`numpy.ndarray` of shape `(num_rows, num_wrong)`):
+            Nats per token of the wrong ones.
+
+    Returns:
+        `numpy.ndarray` of shape `(num_rows,)`: Between 0 and 1.
+    """
+    right = np.exp(-right_losses)
+    return right / (right + np.exp(-wrong_losses).sum(axis=-1))
+
+
+def model_utility(figures: Sequence[float]) -> float:
+    """
+    TOFU's utility: the harmonic mean of probability, ROUGE-L recall and truth ratio on three sets that must be kept.
+
+    Args:
+        figures (`Sequence[float]`):
+            The nine figures: of the retain set, the real authors and the world facts.
+
+    Returns:
+        `float`: Between 0 and 1; 0 if one of them is.
+    """
+    return float(hmean(figures))
 
 
 def is_degenerate(text: str) -> bool:
@@ -220,6 +232,7 @@ def score_answers(
     rows: Dataset,
     max_new_tokens: int = 64,
     batch_size: int = 32,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
 ) -> AnswerScores:
     """
     All of TOFU's per-row measures of a model on a set of questions.
@@ -236,14 +249,18 @@ def score_answers(
         max_new_tokens (`int`, *optional*, defaults to `64`):
             Longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `32`):
-            Rows per forward pass.
+            Prompts per call of `generate()`.
+        max_batch_tokens (`int`, *optional*, defaults to `4096`):
+            Most tokens of a batch of answers to score.
 
     Returns:
         [`AnswerScores`]: The measures, row by row.
     """
 
     def losses(of_prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        return completion_losses(model, tokenizer, of_prompts, [f" {answer}" for answer in answers], batch_size)
+        completions = [f" {answer}" for answer in answers]
+        scores = score_completions(model, tokenizer, of_prompts, completions, max_batch_tokens)
+        return np.array([row.loss for row in scores])
 
     completions = generate_completions(model, tokenizer, prompts, max_new_tokens, batch_size)
     ratios = None

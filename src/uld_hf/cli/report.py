@@ -1,0 +1,84 @@
+"""`uld report`: a page for people from what `uld eval` and `uld sweep` measured."""
+
+import datetime
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..evaluation.evaluation import Evaluation
+from ..evaluation.report import render_report, run_checks
+from .parsing import parse_command_line
+
+
+DESCRIPTION = """Write one HTML page about an unlearned model, from what `uld eval` (and `uld sweep --output`) measured.
+
+  uld report --results evaluation --title "Forget Alice" --output report.html
+
+The page needs no network and can be printed. It shows answers about what was to be forgotten: --num_examples 0 leaves
+them out of a page that travels.
+"""
+
+
+@dataclass
+class ReportArguments:
+    """
+    What `uld report` takes.
+
+    Args:
+        results (`str`):
+            Folder that `uld eval` wrote.
+        output (`str`):
+            HTML file to write.
+        title (`str`, *optional*, defaults to `"Unlearning report"`):
+            What was asked.
+        sweep (`str`, *optional*):
+            JSON file that `uld sweep --output` wrote.
+        num_examples (`int`, *optional*, defaults to `10`):
+            Examples of answers from each set.
+    """
+
+    results: str = field(metadata={"help": "folder that `uld eval` wrote (its --output_dir)"})
+    output: str = field(metadata={"help": "HTML file to write"})
+    title: str = field(default="Unlearning report", metadata={"help": "what was asked, e.g. 'Forget Alice'"})
+    sweep: str | None = field(default=None, metadata={"help": "JSON file that `uld sweep --output` wrote"})
+    num_examples: int = field(default=10, metadata={"help": "examples of answers from each set; 0 for none"})
+
+
+def main(argv: Sequence[str]) -> None:
+    """
+    Run `uld report`.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after `uld report`.
+    """
+    (arguments,) = parse_command_line((ReportArguments,), argv, "uld report", DESCRIPTION)
+    folder = Path(arguments.results)
+    missing = [name for name in ("target", "unlearned") if not (folder / f"{name}.json").is_file()]
+    if missing:
+        raise FileNotFoundError(f"{folder} has no {missing[0]}.json: run uld eval with --output_dir {folder} first.")
+    names = [name for name in ("target", "retrained", "unlearned") if (folder / f"{name}.json").is_file()]
+    evaluations = {name: Evaluation.load(folder / f"{name}.json") for name in names}
+    for name, evaluation in evaluations.items():
+        lacking = {"forget", "retain"} - set(evaluation.sets)
+        if lacking:
+            raise ValueError(f"{folder / name}.json lacks {sorted(lacking)}: uld eval was interrupted, run it again.")
+    sweep = None
+    if arguments.sweep is not None:
+        sweep = json.loads(Path(arguments.sweep).read_text(encoding="utf-8"))
+        if not {"settings", "target", "chosen"} <= set(sweep):
+            raise ValueError(f"{arguments.sweep} was not written by uld sweep --output.")
+    packages = ("uld_hf", "transformers", "peft", "torch")
+    page = render_report(
+        arguments.title,
+        evaluations,
+        {name: importlib.metadata.version(name) for name in packages},
+        datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        sweep,
+        arguments.num_examples,
+    )
+    Path(arguments.output).write_text(page, encoding="utf-8")
+    failed = [check.statement for check in run_checks(evaluations) if not check.passed]
+    print(f"Written to {arguments.output}. " + (f"Failed: {'; '.join(failed)}" if failed else "All checks passed."))

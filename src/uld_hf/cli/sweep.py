@@ -1,0 +1,185 @@
+"""`uld sweep`: the forget-utility trade-off over alpha and filter, and a choice."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from ..evaluation.evaluation import evaluate
+from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, score_completions
+from ..evaluation.sweep import as_rows, choose, sweep
+from .eval import load_unlearned
+from .generate import load_tokenizer
+from .parsing import check_model_path, parse_command_line
+from .questions import read_questions
+
+
+DESCRIPTION = """Try many settings of the subtraction, all from one pass of target and assistant, and choose one.
+
+  uld sweep --model forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
+      --holdout_dataset never_seen.jsonl --alphas 0.25 0.5 0.75 1 1.5 2
+
+Chosen is the smallest alpha that forgets enough within the budget of utility. Enough is: a forget quality above 0.05
+where --retrained is given; else an answer no more probable than the target finds those of --holdout_dataset, questions
+of the same kind that it was never trained on.
+"""
+
+
+@dataclass
+class SweepArguments:
+    """
+    What `uld sweep` takes.
+
+    Args:
+        model (`str`):
+            Folder or hub id of a saved unlearned model.
+        forget_dataset (`str`):
+            JSONL file of questions about what must be forgotten.
+        retain_dataset (`str`):
+            JSONL file of questions about what must be kept.
+        holdout_dataset (`str`, *optional*):
+            JSONL file of questions like the forget set's that the target was not trained on.
+        retrained (`str`, *optional*):
+            Folder or hub id of a model trained without the forget set.
+        target (`str`, *optional*):
+            Folder or hub id of the target, if it has moved since training.
+        alphas (`list[float]`, *optional*):
+            Weights to try.
+        relative_tops (`list[float]`, *optional*):
+            Filters to try. Defaults to the saved one.
+        clamps (`list[str]`, *optional*):
+            `"on"`, `"off"`, or both. Defaults to the saved one.
+        utility_budget (`float`, *optional*, defaults to `0.02`):
+            Share of the retain answers' probability that may be lost.
+        max_batch_tokens (`int`, *optional*, defaults to `4096`):
+            Most tokens to score at once.
+        output (`str`, *optional*):
+            JSON file to write the outcomes to as well.
+    """
+
+    model: str = field(metadata={"help": "folder or hub id of a saved unlearned model (what `uld train` wrote)"})
+    forget_dataset: str = field(metadata={"help": "JSONL file of questions about what must be forgotten"})
+    retain_dataset: str = field(metadata={"help": "JSONL file of questions about what must be kept"})
+    holdout_dataset: str | None = field(
+        default=None, metadata={"help": "JSONL file of questions of the same kind that the target was not trained on"}
+    )
+    retrained: str | None = field(
+        default=None, metadata={"help": "folder or hub id of a model trained without the forget set"}
+    )
+    target: str | None = field(
+        default=None, metadata={"help": "folder or hub id of the target, if it has moved since training"}
+    )
+    alphas: list[float] = field(
+        default_factory=lambda: [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0], metadata={"help": "weights to try"}
+    )
+    relative_tops: list[float] | None = field(default=None, metadata={"help": "filters to try, instead of the saved"})
+    clamps: list[str] | None = field(default=None, metadata={"help": "'on', 'off' or both, instead of the saved"})
+    utility_budget: float = field(
+        default=0.02, metadata={"help": "share of the retain answers' probability that may be lost"}
+    )
+    max_batch_tokens: int = field(default=MAX_BATCH_TOKENS, metadata={"help": "most tokens to score at once"})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write the outcomes to as well"})
+
+
+def main(argv: Sequence[str]) -> None:
+    """
+    Run `uld sweep`.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after `uld sweep`.
+    """
+    (arguments,) = parse_command_line((SweepArguments,), argv, "uld sweep", DESCRIPTION)
+    for path in (arguments.forget_dataset, arguments.retain_dataset, arguments.holdout_dataset):
+        if path is not None and not Path(path).is_file():
+            raise FileNotFoundError(f"There is no file {path!r}.")
+    for path in (arguments.model, arguments.target, arguments.retrained):
+        if path is not None:
+            check_model_path(path)
+    if not 0 <= arguments.utility_budget < 1:
+        raise ValueError(f"utility_budget={arguments.utility_budget} must be at least 0 and below 1: it is a share.")
+    unknown = set(arguments.clamps or ()) - {"on", "off"}
+    if unknown:
+        raise ValueError(f"--clamps takes 'on' and 'off', got {sorted(unknown)}.")
+
+    model = load_unlearned(arguments.model, arguments.target, None)
+    tokenizer = load_tokenizer(model, arguments.model)
+    forget, retain = (read_questions(path, tokenizer) for path in (arguments.forget_dataset, arguments.retain_dataset))
+    config = model.config
+    grid = product(
+        arguments.alphas,
+        [config.relative_top] if arguments.relative_tops is None else arguments.relative_tops,
+        [config.clamp] if arguments.clamps is None else [clamp == "on" for clamp in arguments.clamps],
+    )
+    settings = [Subtraction(alpha, top, config.outside, config.center, clamp) for alpha, top, clamp in grid]
+
+    unknown_probability = ratios = None
+    if arguments.retrained is not None:
+        loading = {"dtype": "auto", "device_map": "auto" if torch.accelerator.is_available() else None}
+        retrained = AutoModelForCausalLM.from_pretrained(arguments.retrained, **loading).eval()
+        results = evaluate(retrained, tokenizer, forget, max_new_tokens=1, max_batch_tokens=arguments.max_batch_tokens)
+        ratios = results.truth_ratios
+        del retrained
+    elif arguments.holdout_dataset is not None:
+        held_out = read_questions(arguments.holdout_dataset, tokenizer)
+        prompts, answers = zip(*((question.prompt, question.answer) for question in held_out), strict=True)
+        scores = score_completions(model.target, tokenizer, prompts, answers, arguments.max_batch_tokens)
+        unknown_probability = float(np.mean([row.probability for row in scores]))
+
+    target, outcomes = sweep(model, tokenizer, forget, retain, settings, ratios, arguments.max_batch_tokens)
+    print(f"{'alpha':>8}{'filter':>8}{'clamp':>7}{'p(forget)':>12}{'p(retain)':>12}{'forget quality':>16}")
+    print(f"{'target':>23}{target.forget_probability:>12.3g}{target.retain_probability:>12.3g}")
+    for setting, outcome in zip(settings, outcomes, strict=True):
+        quality = "" if outcome.forget_quality is None else f"{outcome.forget_quality:>16.3g}"
+        print(
+            f"{setting.alpha:>8g}{setting.relative_top:>8g}{'on' if setting.clamp else 'off':>7}"
+            f"{outcome.forget_probability:>12.3g}{outcome.retain_probability:>12.3g}{quality}"
+        )
+    chosen = None
+    if ratios is not None or unknown_probability is not None:
+        chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown_probability)
+        print(f"\n{describe_choice(settings, chosen, unknown_probability)}")
+    else:
+        print("\nNothing chosen: give --retrained or --holdout_dataset to say how much is enough.")
+    if arguments.output is not None:
+        report = {
+            "target": vars(target),
+            "unknown_probability": unknown_probability,
+            "chosen": chosen,
+            "settings": as_rows(settings, outcomes),
+        }
+        Path(arguments.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def describe_choice(settings: Sequence[Subtraction], chosen: int | None, unknown_probability: float | None) -> str:
+    """
+    A sentence about the choice.
+
+    Args:
+        settings (`Sequence[Subtraction]`):
+            The settings tried.
+        chosen (`int`, *optional*):
+            Index of the one chosen.
+        unknown_probability (`float`, *optional*):
+            What the target gives to answers it was never told, if that was the measure.
+
+    Returns:
+        `str`: The sentence.
+    """
+    measure = (
+        "a forget quality above 0.05"
+        if unknown_probability is None
+        else f"a probability of at most {unknown_probability:.3g}, that of the held-out answers"
+    )
+    if chosen is None:
+        return f"No setting reaches {measure} within the budget: train the assistant better, or allow more to be lost."
+    setting = settings[chosen]
+    return (
+        f"Chosen: alpha={setting.alpha:g}, relative_top={setting.relative_top:g}, clamp={setting.clamp}: the smallest "
+        f"alpha with {measure} within the budget. Look at its answers before you trust it (uld generate --alpha)."
+    )

@@ -1,0 +1,154 @@
+"""Which settings of the subtraction forget enough and cost little: all of them scored from one pass."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling_uld import ULDForCausalLM
+from .evaluation import Question, check_questions
+from .scoring import MAX_BATCH_TOKENS, Subtraction, TokenScores, score_subtractions
+from .tofu import forget_quality, truth_ratio
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """
+    What a setting does to the likelihood of right answers; means over the rows.
+
+    Args:
+        forget_probability (`float`):
+            Probability of the right answers about what must be forgotten.
+        retain_probability (`float`):
+            Probability of the right answers about what must be kept.
+        forget_quality (`float`, *optional*):
+            p-value against the retrained model, where its truth ratios are known.
+    """
+
+    forget_probability: float
+    retain_probability: float
+    forget_quality: float | None = None
+
+
+def sweep(
+    model: ULDForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Sequence[Question],
+    retain: Sequence[Question],
+    subtractions: Sequence[Subtraction],
+    retrained_truth_ratios: np.ndarray | None = None,
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+) -> tuple[Outcome, list[Outcome]]:
+    """
+    Score the target and every setting of the subtraction.
+
+    Args:
+        model ([`ULDForCausalLM`]):
+            The unlearned model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        forget (`Sequence[Question]`):
+            Questions about what must be forgotten.
+        retain (`Sequence[Question]`):
+            Questions about what must be kept.
+        subtractions (`Sequence[Subtraction]`):
+            Settings to try.
+        retrained_truth_ratios (`numpy.ndarray` of shape `(num_forget,)`, *optional*):
+            The retrained model's truth ratios on the same forget questions.
+        max_batch_tokens (`int`, *optional*, defaults to `4096`):
+            Most tokens of a batch.
+
+    Returns:
+        `tuple[Outcome, list[Outcome]]`: The target's outcome, and that of each setting.
+
+    Raises:
+        ValueError: If a set is empty, or truth ratios are given and the questions have no paraphrases or wrong answers.
+    """
+    check_questions(forget)
+    check_questions(retain)
+    with_ratios = retrained_truth_ratios is not None
+    if with_ratios and not (forget[0].paraphrased_answer and forget[0].perturbed_answers):
+        raise ValueError(
+            "The forget quality needs paraphrased and wrong answers: the forget questions have none. Leave out the "
+            "retrained model, or add 'paraphrased_answer' and 'perturbed_answer' to the rows."
+        )
+    pairs = [(question.prompt, question.answer) for question in (*forget, *retain)]
+    if with_ratios:
+        pairs += [(question.prompt, question.paraphrased_answer) for question in forget]
+        pairs += [(question.prompt, wrong) for question in forget for wrong in question.perturbed_answers]
+    prompts, answers = zip(*pairs, strict=True)
+
+    def outcome(scores: Sequence[TokenScores]) -> Outcome:
+        rows = iter(scores)
+        probabilities = [np.mean([next(rows).probability for _ in questions]) for questions in (forget, retain)]
+        quality = None
+        if with_ratios:
+            paraphrased = np.array([next(rows).loss for _ in forget])
+            wrong = np.array([[np.mean([next(rows).loss for _ in question.perturbed_answers])] for question in forget])
+            quality = forget_quality(truth_ratio(paraphrased, wrong), retrained_truth_ratios)
+        return Outcome(*map(float, probabilities), quality)
+
+    target, by_setting = score_subtractions(model, tokenizer, prompts, answers, subtractions, max_batch_tokens)
+    return outcome(target), [outcome(scores) for scores in by_setting]
+
+
+def choose(
+    subtractions: Sequence[Subtraction],
+    outcomes: Sequence[Outcome],
+    target: Outcome,
+    utility_budget: float = 0.02,
+    unknown_probability: float | None = None,
+) -> int | None:
+    """
+    The smallest `alpha` that forgets enough within a budget of utility.
+
+    Args:
+        subtractions (`Sequence[Subtraction]`):
+            The settings.
+        outcomes (`Sequence[Outcome]`):
+            What each does.
+        target ([`Outcome`]):
+            The target's.
+        utility_budget (`float`, *optional*, defaults to `0.02`):
+            Share of the target's probability of retain answers that may be lost.
+        unknown_probability (`float`, *optional*):
+            Probability that the target gives to right answers about like things it was never told: no more may be
+            left of the forget set. Not needed where the outcomes have a forget quality, which must exceed 0.05.
+
+    Returns:
+        `int` or `None`: Index of the setting; `None` if no setting does both. Among equal `alpha` the one that keeps
+        the most.
+
+    Raises:
+        ValueError: If there is neither a forget quality nor an unknown probability to go by.
+    """
+    if unknown_probability is None and outcomes[0].forget_quality is None:
+        raise ValueError(
+            "There is nothing to tell when enough is forgotten: give a retrained model, or held-out questions."
+        )
+
+    def forgets(outcome: Outcome) -> bool:
+        if outcome.forget_quality is not None:
+            return outcome.forget_quality > 0.05
+        return outcome.forget_probability <= unknown_probability
+
+    least = (1 - utility_budget) * target.retain_probability
+    good = [i for i, each in enumerate(outcomes) if forgets(each) and each.retain_probability >= least]
+    return min(good, key=lambda i: (subtractions[i].alpha, -outcomes[i].retain_probability), default=None)
+
+
+def as_rows(subtractions: Sequence[Subtraction], outcomes: Sequence[Outcome]) -> list[dict[str, float | bool | str]]:
+    """
+    Settings and outcomes together, for a JSON file.
+
+    Args:
+        subtractions (`Sequence[Subtraction]`):
+            The settings.
+        outcomes (`Sequence[Outcome]`):
+            What each does.
+
+    Returns:
+        `list[dict]`: One object for each setting.
+    """
+    return [{**asdict(setting), **asdict(each)} for setting, each in zip(subtractions, outcomes, strict=True)]

@@ -1,0 +1,58 @@
+"""The code blocks of docs/ run as they stand, and links between the pages lead somewhere."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from families import make_tokenizer, tiny_model, train_like
+from transformers import AutoModelForCausalLM
+
+from uld_hf import ULDForCausalLM, build_assistant
+from uld_hf.cli.main import main as uld
+
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "docs" / page).read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [block for name, block in fences if name == language]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the pages assume: a saved unlearned model and JSONL files."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model("llama").save_pretrained("my-finetuned-model")
+    make_tokenizer().save_pretrained("my-finetuned-model")
+    target = AutoModelForCausalLM.from_pretrained("my-finetuned-model")
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)))
+    model.save_pretrained("forget-alice")
+    make_tokenizer().save_pretrained("forget-alice")
+    for name, first in (("forget", 4), ("retain", 34), ("never_seen", 44)):
+        rows = [{"prompt": f"w{first + i} w{i}", "completion": f" w{first + i} w{first}"} for i in range(6)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def test_evaluation_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [block for block in code_blocks("evaluation.md", "") if block.startswith("uld ")]
+    assert [command.split()[1] for command in commands] == ["eval", "sweep", "report"]
+    for command in commands:
+        assert uld(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    assert (workplace / "report.html").exists()
+
+
+def test_evaluation_python_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in code_blocks("evaluation.md", "python"):
+        exec(compile(block, "evaluation.md", "exec"), {})
+    assert "probability that one of ten answers gives the fact away: 0." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        assert link.startswith("https://") or (page.parent / link).exists(), link

@@ -1,0 +1,227 @@
+"""Memorisation, privacy and verbatim measures, against hand computations."""
+
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import make_tokenizer, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uld_hf.evaluation.memorization import (
+    exact_memorization,
+    extraction_strength,
+    leak_at_k,
+    memorization_score,
+    sample_leaks,
+)
+from uld_hf.evaluation.privacy import (
+    attack,
+    attack_auc,
+    min_k_attack,
+    min_k_plus_plus_attack,
+    privacy_leakage,
+    privacy_score,
+    zlib_attack,
+)
+from uld_hf.evaluation.scoring import TokenScores
+from uld_hf.evaluation.verbatim import longest_common_run, score_continuations, split_passages, word_perplexity
+
+
+BOOKS = Path(__file__).resolve().parents[2] / "shared" / "data" / "books"
+
+
+def scores_of(log_probs: list[float], right: list[bool] | None = None, mean: float = -2.0) -> TokenScores:
+    right = [True] * len(log_probs) if right is None else right
+    length = len(log_probs)
+    return TokenScores(np.array(log_probs), np.full(length, mean), np.full(length, 0.5), np.array(right))
+
+
+# --- memorisation ---
+
+
+def test_exact_memorization_counts_first_choices():
+    assert exact_memorization(scores_of([-1.0] * 4, [True, False, True, True])) == 0.75
+
+
+@pytest.mark.parametrize(
+    ("right", "strength"),
+    [
+        ([True, True, True, True], 1.0),
+        ([True, False, True, True], 0.5),
+        ([False, False, False, True], 0.25),
+        ([True, True, True, False], 0.25),  # never 0 in OpenUnlearning's code
+    ],
+)
+def test_extraction_strength_is_the_longest_right_end(right, strength):
+    assert extraction_strength(scores_of([-1.0] * 4, right)) == strength
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=30))
+def test_extraction_strength_as_a_search_for_the_first_right_end(right):
+    length = len(right)
+    start = next((k for k in range(length) if all(right[k:])), length - 1)
+    assert extraction_strength(scores_of([-1.0] * length, right)) == pytest.approx(1 - start / length)
+
+
+def test_memorization_score_is_one_where_nothing_is_left_and_nothing_at_the_targets_own():
+    before = {"extraction strength": 0.8, "exact memorization": 0.9}
+    assert memorization_score(dict.fromkeys(before, 0.0), before) == 1.0
+    assert memorization_score(before, before) == 0.0
+    assert memorization_score({"extraction strength": 0.4, "exact memorization": 0.225}, before) == pytest.approx(0.6)
+
+
+def test_memorization_score_of_other_figures_is_refused():
+    with pytest.raises(ValueError, match="same positive figures"):
+        memorization_score({"a": 0.1}, {"b": 0.1})
+
+
+@given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 12))
+def test_leak_at_k_is_the_share_of_all_draws_that_leak(num_samples, leaks, k):
+    leaks, k = min(leaks, num_samples), min(k, num_samples)
+    leaked = np.arange(num_samples)[None] < leaks
+    assert leak_at_k(leaked, k)[0] == pytest.approx(1 - comb(num_samples - leaks, k) / comb(num_samples, k))
+
+
+def test_more_draws_than_samples_are_refused():
+    with pytest.raises(ValueError, match="k=4 must be between 1 and the number of samples, 3"):
+        leak_at_k(np.zeros((2, 3), dtype=bool), 4)
+
+
+def test_samples_come_from_the_models_own_distribution():
+    model, tokenizer = tiny_model("llama"), make_tokenizer()
+    with torch.no_grad():
+        probs = model(torch.tensor([tokenizer("w1 w2")["input_ids"]])).logits[0, -1].softmax(-1)
+    word = tokenizer.decode(probs.argmax())
+    leaked = sample_leaks(
+        model, tokenizer, ["w1 w2"], lambda index, text: text.split()[:1] == [word], num_samples=400, max_new_tokens=1
+    )
+    expected = probs.max().item()
+    assert abs(leaked.mean() - expected) < 4 * (expected * (1 - expected) / 400) ** 0.5
+
+
+def test_samples_repeat_with_their_seed_and_leave_the_callers_alone():
+    model, tokenizer = tiny_model("llama"), make_tokenizer()
+    arguments = (model, tokenizer, ["w1 w2", "w3"], lambda index, text: "w1" in text)
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    first = sample_leaks(*arguments, num_samples=8, max_new_tokens=6)
+    assert torch.equal(torch.rand(1), expected)
+    np.testing.assert_array_equal(first, sample_leaks(*arguments, num_samples=8, max_new_tokens=6))
+
+
+# --- privacy ---
+
+
+def test_min_k_takes_the_least_probable_tokens():
+    assert min_k_attack(scores_of([-1.0, -5.0, -3.0, -0.1, -0.2])) == 4.0  # 2 of 5
+
+
+def test_min_k_of_a_short_answer_takes_one_token():
+    assert min_k_attack(scores_of([-1.0, -5.0])) == 5.0
+
+
+def test_min_k_plus_plus_measures_in_deviations_from_the_mean():
+    assert min_k_plus_plus_attack(scores_of([-1.0, -5.0, -3.0, -0.1, -0.2])) == pytest.approx((6.0 + 2.0) / 2)
+
+
+def test_zlib_divides_by_the_compressed_size():
+    repeated, varied = "ab" * 50, "".join(map(chr, range(40, 120)))
+    scores = scores_of([-1.0, -2.0])
+    assert zlib_attack(scores, repeated) > zlib_attack(scores, varied)
+
+
+def test_every_attack_is_lower_for_what_is_more_probable():
+    known, unknown = scores_of([-0.1, -0.2, -0.1]), scores_of([-4.0, -5.0, -6.0])
+    for name, value in attack(known, "the answer").items():
+        assert value < attack(unknown, "the answer")[name], name
+
+
+def test_auc_is_one_where_every_forget_row_looks_trained_on():
+    assert attack_auc([0.1, 0.2], [0.3, 0.4]) == 1.0
+    assert attack_auc([0.3, 0.4], [0.1, 0.2]) == 0.0
+    assert attack_auc([0.1, 0.4], [0.2, 0.3]) == 0.5
+
+
+def test_privacy_leakage_is_negative_while_the_set_still_shows():
+    assert privacy_leakage(0.5, 0.5) == 0.0
+    assert privacy_leakage(1.0, 0.5) == -100.0
+    assert privacy_leakage(0.25, 0.5) == 50.0
+
+
+def test_privacy_score_is_one_at_the_retrained_models_aucs():
+    retrained = {"loss": 0.45, "zlib": 0.4}
+    assert privacy_score(retrained, retrained) == 1.0
+    assert privacy_score({"loss": 0.45, "zlib": 1.0}, retrained) < 1e-9
+    with pytest.raises(ValueError, match="same attacks"):
+        privacy_score({"loss": 0.5}, retrained)
+
+
+# --- verbatim ---
+
+
+def test_longest_common_run_in_words():
+    assert longest_common_run("the cat sat on the mat", "a cat sat on a mat") == 3
+    assert longest_common_run("one two", "three") == 0
+
+
+def test_passages_are_cut_one_after_the_other():
+    text = " ".join(f"w{i}" for i in range(11))
+    prefixes, continuations = split_passages(make_tokenizer(), text, 2, 3)
+    assert prefixes == ["w0 w1", "w5 w6"]
+    assert continuations == ["w2 w3 w4", "w7 w8 w9"]
+
+
+def test_a_document_shorter_than_a_passage_is_refused():
+    with pytest.raises(ValueError, match="has 3 tokens, fewer than a passage of 5"):
+        split_passages(make_tokenizer(), "w1 w2 w3", 2, 3)
+
+
+def test_a_model_that_continues_word_for_word_is_seen():
+    model, tokenizer = tiny_model("llama"), make_tokenizer()
+    ids = model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=8, do_sample=False, eos_token_id=None)[0]
+    right = tokenizer.decode(ids[3:], skip_special_tokens=True)
+    prefix = tokenizer.decode(ids[:3])
+    scores = score_continuations(model, tokenizer, [prefix, prefix], [right, "w1 " * 8], max_new_tokens=8)
+    assert scores.bleu[0] == pytest.approx(100)
+    assert scores.rouge_l_recall[0] == 1.0
+    assert scores.longest_common_run[0] == len(right.split())
+    assert scores.bleu[1] < 10
+
+
+@pytest.mark.parametrize(("window", "stride"), [(8, None), (8, 1), (8, 7), (64, 32), (128, 1)])
+def test_word_perplexity_scores_every_token_once(window, stride):
+    model, tokenizer = tiny_model("llama"), make_tokenizer()
+    words = [f"w{i % 50}" for i in range(40)]
+    ids = torch.tensor(tokenizer(" ".join(words))["input_ids"])
+    step = window // 2 if stride is None else stride
+    total, scored = 0.0, 1
+    while scored < len(ids):  # the definition: the tokens of each window that no earlier one has scored
+        end = min(len(ids), max(window, scored + step))
+        start = max(0, end - window)
+        with torch.no_grad():
+            log_probs = model(ids[None, start:end]).logits[0].double().log_softmax(-1)
+        total -= sum(log_probs[i - start - 1, ids[i]].item() for i in range(scored, end))
+        scored = end
+    actual = word_perplexity(model, tokenizer, " ".join(words), window, stride)
+    assert actual == pytest.approx(np.exp(total / len(words)), rel=1e-4)
+
+
+def test_a_window_beyond_the_context_is_refused():
+    with pytest.raises(ValueError, match="window=129"):
+        word_perplexity(tiny_model("llama"), make_tokenizer(), "w1 w2", 129)
+
+
+@pytest.mark.skipif(not BOOKS.exists(), reason=f"the books are not at {BOOKS}")
+def test_a_book_is_cut_into_passages_without_losing_words():
+    text = (BOOKS / "alice_in_wonderland.txt").read_text()[:4000]
+    words = {word: f"w{i % 60}" for i, word in enumerate(dict.fromkeys(text.split()))}
+    made = " ".join(words[word] for word in text.split())
+    prefixes, continuations = split_passages(make_tokenizer(), made, 20, 10)
+    pairs = zip(prefixes, continuations, strict=True)
+    joined = " ".join(part for pair in pairs for part in pair)
+    assert made.startswith(joined)
+    assert len(made.split()) - len(joined.split()) < 30

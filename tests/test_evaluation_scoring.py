@@ -1,0 +1,130 @@
+"""The shared scoring pass: against float64, over batch sizes, over settings of the subtraction."""
+
+import numpy as np
+import pytest
+import torch
+from families import make_tokenizer, tiny_model, train_like
+
+from uld_hf import ULDForCausalLM, build_assistant
+from uld_hf.evaluation.scoring import Subtraction, score_completions, score_subtractions
+
+
+PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9", "w10 w11"]
+COMPLETIONS = [" w20 w21", " w22 w23 w24 w25", " w26", " w27 w28 w29"]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def unlearned(request: pytest.FixtureRequest) -> ULDForCausalLM:
+    target = tiny_model(request.param)
+    assistant = {"a": train_like(build_assistant(target, 2)), "b": train_like(build_assistant(target, 1), seed=3)}
+    return ULDForCausalLM(target=target, assistant=assistant, alpha={"a": 0.5, "b": 1.0}, relative_top=0)
+
+
+@torch.no_grad()
+def plain(model: torch.nn.Module, prompt: str, completion: str) -> dict[str, np.ndarray]:
+    """One row by itself, in float64."""
+    tokenizer = make_tokenizer()
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    ids = torch.tensor([*prompt_ids, *tokenizer(completion)["input_ids"], tokenizer.eos_token_id])
+    log_probs = model(ids[None]).logits[0].double().log_softmax(-1)[len(prompt_ids) - 1 : -1]
+    tokens = ids[len(prompt_ids) :]
+    means = (log_probs.exp() * log_probs).sum(-1)
+    return {
+        "log_probs": log_probs.gather(-1, tokens[:, None])[:, 0].numpy(),
+        "means": means.numpy(),
+        "deviations": (log_probs.exp() * (log_probs - means[:, None]).square()).sum(-1).sqrt().numpy(),
+        "most_probable": (log_probs.argmax(-1) == tokens).numpy(),
+    }
+
+
+def test_scores_are_those_of_a_row_by_itself(unlearned):
+    for prompt, completion, scores in zip(
+        PROMPTS, COMPLETIONS, score_completions(unlearned, make_tokenizer(), PROMPTS, COMPLETIONS), strict=True
+    ):
+        for name, expected in plain(unlearned, prompt, completion).items():
+            np.testing.assert_allclose(vars(scores)[name], expected, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 9, 16])
+def test_scores_do_not_depend_on_the_batches(unlearned, max_batch_tokens):
+    tokenizer = make_tokenizer()
+    together = score_completions(unlearned, tokenizer, PROMPTS, COMPLETIONS)
+    apart = score_completions(unlearned, tokenizer, PROMPTS, COMPLETIONS, max_batch_tokens)
+    for first, second in zip(together, apart, strict=True):
+        np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)
+        np.testing.assert_allclose(first.deviations, second.deviations, atol=1e-4)
+
+
+def test_no_batch_holds_more_tokens_than_allowed(unlearned):
+    sizes = []
+    hook = unlearned.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    score_completions(unlearned, make_tokenizer(), PROMPTS, COMPLETIONS, max_batch_tokens=16)
+    hook.remove()
+    assert len(sizes) > 1
+    assert max(sizes) <= 16
+
+
+def test_loss_and_probability_of_an_answer(unlearned):
+    scores = score_completions(unlearned, make_tokenizer(), PROMPTS[:1], COMPLETIONS[:1])[0]
+    assert scores.loss == pytest.approx(-scores.log_probs.mean())
+    assert scores.probability == pytest.approx(np.exp(scores.log_probs).prod() ** (1 / len(scores.log_probs)), rel=1e-5)
+
+
+def test_a_token_that_cannot_be_drawn_gives_no_nan():
+    target = tiny_model("llama")
+    target.lm_head.register_forward_hook(
+        lambda module, args, logits: logits.index_fill(-1, torch.tensor([40]), -torch.inf)
+    )
+    scores = score_completions(target, make_tokenizer(), PROMPTS, COMPLETIONS)
+    assert all(np.isfinite(row.means).all() and np.isfinite(row.deviations).all() for row in scores)
+
+
+SETTINGS = [
+    Subtraction(0.3, relative_top=0),
+    Subtraction(1.5, relative_top=0, clamp=True),
+    Subtraction(0.8),
+    Subtraction(0.8, outside="mask"),
+    Subtraction(0.8, center=False),
+]
+
+
+def test_every_setting_is_scored_as_by_a_model_that_has_it(unlearned):
+    tokenizer = make_tokenizer()
+    target_scores, by_setting = score_subtractions(unlearned, tokenizer, PROMPTS, COMPLETIONS, SETTINGS)
+    alone = score_completions(unlearned.target, tokenizer, PROMPTS, COMPLETIONS)
+    for first, second in zip(target_scores, alone, strict=True):
+        np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)
+    for setting, scores in zip(SETTINGS, by_setting, strict=True):
+        model = ULDForCausalLM(
+            target=unlearned.target,
+            assistant=dict(unlearned.assistants.items()),
+            **(vars(setting) | {"alpha": {"a": setting.alpha, "b": 2 * setting.alpha}}),
+        )
+        for first, second in zip(scores, score_completions(model, tokenizer, PROMPTS, COMPLETIONS), strict=True):
+            np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)
+
+
+def test_settings_cost_no_further_pass(unlearned):
+    tokenizer = make_tokenizer()
+    passes = []
+    unlearned._lockstep = None
+    model = unlearned._run
+    unlearned._run = lambda *args: passes.append(1) or model(*args)
+    try:
+        score_subtractions(unlearned, tokenizer, PROMPTS, COMPLETIONS, SETTINGS)
+    finally:
+        del unlearned._run
+    assert len(passes) == 1
+
+
+def test_rows_longer_than_the_context_are_refused(unlearned):
+    with pytest.raises(ValueError, match=r"1 of 2 rows are longer .* context of 128 tokens \(row 1 has 20"):
+        score_completions(unlearned, make_tokenizer(), ["w1", "w1"], [" w2", " w2" * 200])
+
+
+@pytest.mark.parametrize("alpha", [0.0, float("nan")])
+def test_a_setting_that_subtracts_nothing_is_refused(alpha):
+    with pytest.raises(ValueError, match="alpha"):
+        Subtraction(alpha)

@@ -1,0 +1,150 @@
+"""The report page: what it shows, what it escapes, what it calls failed."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from uld_hf.cli.main import main as uld
+from uld_hf.evaluation.evaluation import Evaluation, SetResults
+from uld_hf.evaluation.report import mark_differences, run_checks
+
+
+SETTINGS = {
+    "data": {"forget": "aa11", "retain": "bb22"},
+    "target": {"layers": "cc33"},
+    "lora": {"assistant": "dd44"},
+    "assistants": {"assistant": {"num_layers": 2, "alpha": 0.75}},
+    "relative_top": 0.01,
+    "outside": "keep",
+    "center": True,
+    "clamp": False,
+}
+
+
+def results(probability: float, completion: str = "a <b>bold</b> answer", rows: int = 40) -> SetResults:
+    losses = (-np.log(probability) + np.linspace(0, 0.1, rows)).tolist()
+    return SetResults(
+        prompts=[f"question {i} & more" for i in range(rows)],
+        answers=["right"] * rows,
+        completions=[completion] * rows,
+        loss=losses,
+        rouge_l_recall=[probability] * rows,
+        exact_memorization=[probability] * rows,
+        extraction_strength=[probability] * rows,
+        attacks={"loss": losses},
+        paraphrased_loss=losses,
+        perturbed_losses=[[1.0, 2.0]] * rows,
+    )
+
+
+def evaluations(forget: float = 0.1, retain: float = 0.9, broken: bool = False) -> dict[str, Evaluation]:
+    after = results(forget, "so so so so") if broken else results(forget, "another answer")
+    return {
+        "target": Evaluation("target", {"forget": results(0.95), "retain": results(0.9)}, SETTINGS),
+        "retrained": Evaluation("retrained", {"forget": results(0.1), "retain": results(0.9)}, SETTINGS),
+        "unlearned": Evaluation("unlearned", {"forget": after, "retain": results(retain)}, SETTINGS),
+    }
+
+
+def write(folder: Path, **changes) -> list[str]:
+    """Saves evaluations; gives the command that reports on them."""
+    (folder / "results").mkdir(exist_ok=True)
+    for name, evaluation in evaluations(**changes).items():
+        evaluation.save(folder / "results" / f"{name}.json")
+    return ["report", "--results", str(folder / "results"), "--output", str(folder / "report.html"), "--title", "A & B"]
+
+
+class Outline(HTMLParser):
+    """Text of a page, and whether its tags are balanced."""
+
+    VOID = ("meta", "br", "line")
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.failed: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+        assert tag not in ("script", "link", "img"), "the page must need nothing else"
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_page_is_whole_and_needs_nothing_else(tmp_path, capsys):
+    assert uld(write(tmp_path)) == 0
+    assert "All checks passed" in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    outline = Outline(page)
+    assert outline.open == []
+    text = " ".join(outline.text)
+    for shown in ("A & B", "question 0 & more", "a <b>bold</b> answer", "forget quality", "dd44", "aa11", "Limits"):
+        assert shown in text, shown
+    assert page.count("<svg") == 1
+
+
+def test_examples_can_be_left_out(tmp_path):
+    assert uld([*write(tmp_path), "--num_examples", "0"]) == 0
+    assert "question 0" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_sweep_is_plotted_with_its_choice_ringed(tmp_path):
+    points = [
+        {"alpha": alpha, "relative_top": 0.0, "clamp": True, "forget_probability": 0.1, "retain_probability": 0.8}
+        for alpha in (0.5, 1.0)
+    ]
+    target = {"forget_probability": 0.9, "retain_probability": 0.9}
+    (tmp_path / "sweep.json").write_text(json.dumps({"settings": points, "target": target, "chosen": 1}))
+    assert uld([*write(tmp_path), "--sweep", str(tmp_path / "sweep.json")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    Outline(page)
+    assert page.count("<circle") == 3
+    assert page.count('stroke-width="2"><title>alpha 1,') == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "statement"),
+    [
+        ({"forget": 0.96}, "less probable than before"),
+        ({"forget": 0.5}, "cannot be told from a model that never saw"),
+        ({"retain": 0.7}, "On the retain set probability is"),
+        ({"broken": True}, "No more broken answers than before: 40"),
+    ],
+)
+def test_what_does_not_hold_is_failed(tmp_path, capsys, changes, statement):
+    assert uld(write(tmp_path, **changes)) == 0
+    failed = [check.statement for check in run_checks(evaluations(**changes)) if not check.passed]
+    assert any(statement in each for each in failed)
+    assert statement in capsys.readouterr().out
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("FAILED: ") == len(failed)
+
+
+def test_an_interrupted_evaluation_is_refused(tmp_path, capsys):
+    command = write(tmp_path)
+    Evaluation("unlearned", {"forget": results(0.1)}, SETTINGS).save(tmp_path / "results" / "unlearned.json")
+    assert uld(command) == 2
+    assert "lacks ['retain']: uld eval was interrupted" in capsys.readouterr().err
+
+
+def test_a_folder_without_results_is_refused(tmp_path, capsys):
+    assert uld(["report", "--results", str(tmp_path), "--output", str(tmp_path / "report.html")]) == 2
+    assert "has no target.json: run uld eval" in capsys.readouterr().err
+
+
+def test_words_that_differ_are_marked():
+    assert mark_differences("born in Rome today", "born in <Oslo> today") == "born in <mark>&lt;Oslo&gt;</mark> today"
+    assert mark_differences("all the same", "all the same") == "all the same"
