@@ -25,6 +25,10 @@ from transformers.utils import is_bitsandbytes_available, logging
 
 ADAPTER_NAME = "assistant"
 
+# Stands where PEFT names an adapter's base. With the target's name there, AutoModelForCausalLM and AutoPeftModel would
+# put the adapter on the whole target: a model that recites.
+NO_BASE = "(none: load the repository with uld_hf.ULDForCausalLM; the adapter fits the target's first layers only)"
+
 # What an assistant's LoraConfig may say; whatever else PEFT knows must be as it is by default.
 _LORA_SETTINGS = {
     *("task_type", "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision"),
@@ -340,6 +344,14 @@ def check_lora_config(peft_config: PeftConfig) -> None:
         raise ValueError(f"The assistant's LoRA has lora_alpha {scales}: numbers above 0 are needed, e.g. 32.")
 
 
+def _refuse_push(*args: Any, **kwargs: Any) -> None:
+    """In place of PEFT's `push_to_hub` of an assistant, which is public unless told otherwise."""
+    raise ValueError(
+        "An assistant is a concentrated copy of the forget set. Push it with ULDTrainer.push_to_hub, "
+        "ULDForCausalLM.push_to_hub or `uld push`: they push privately, together with what is needed to load it."
+    )
+
+
 def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None, name: str = ADAPTER_NAME) -> PeftModel:
     """
     Put LoRA on a truncated model; its base is frozen.
@@ -362,11 +374,13 @@ def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None, 
     check_lora_config(peft_config)
     # GPT-2 stores its linear layers transposed; saying so spares PEFT's warning that it noticed.
     peft_config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in truncated.modules())
-    peft_config.base_model_name_or_path = None  # PEFT fills it in; a loaded one may say where the target once was
+    peft_config.base_model_name_or_path = None  # PEFT fills it in
     with warnings.catch_warnings():
         # PEFT up to 0.21 asks transformers by an old name; users can do nothing about it.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         assistant = get_peft_model(truncated, peft_config, adapter_name=name)
+    assistant.peft_config[name].base_model_name_or_path = NO_BASE
+    assistant.push_to_hub = _refuse_push
     for layer in assistant.modules():
         if isinstance(layer, LoraLayer) and any(weight.is_meta for weight in layer.lora_A.parameters()):
             # The base is offloaded, and PEFT has put the LoRA where the weight seems to be: nowhere.

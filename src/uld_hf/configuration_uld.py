@@ -128,6 +128,9 @@ class ULDModelConfig(PreTrainedConfig):
         if assistants is None:
             assistants = {ADAPTER_NAME: {"num_layers": num_assistant_layers, "alpha": alpha}}
         check_assistants(assistants, target_config)
+        for name, table in (("target_fingerprint", target_fingerprint), ("training", training), ("files", files)):
+            if not isinstance(table, dict | None):
+                raise ValueError(f"{name}={table!r} must be a dictionary: config.json is damaged.")
         self.target_config = target_config
         self.target_name_or_path = target_name_or_path
         self.target_revision = target_revision

@@ -68,10 +68,6 @@ logger = logging.get_logger(__name__)
 # Values hashed of each tensor: enough to tell two finetuned models apart, cheap on a sharded 70B.
 _SAMPLES_PER_TENSOR = 256
 
-# Stands in adapter_config.json where PEFT names the base. With the target's name there, AutoModelForCausalLM and
-# AutoPeftModel, given the subfolder, would put the adapter on the whole target: a model that recites.
-_NO_BASE = "(none: load the repository with uld_hf.ULDForCausalLM; the adapter fits the target's first layers only)"
-
 _LORA_DTYPES = ("float32", "bfloat16", "float16")
 
 # Tokenizers that split this text alike and have the same vocabulary are the same to an assistant.
@@ -260,7 +256,12 @@ def attach_assistant(
         raise ValueError(
             f"The assistant's weights {broken[:3]} hold NaN or infinite values: train or download it again."
         )
-    assistant = add_lora(truncate_model(target, num_layers), peft_config, name)
+    try:
+        assistant = add_lora(truncate_model(target, num_layers), peft_config, name)
+    except Exception as error:  # PEFT has its own way with every setting that cannot be
+        raise ValueError(
+            f"The adapter that the assistant's adapter_config.json describes does not fit the target: {error}"
+        ) from error
     expected = get_peft_model_state_dict(assistant, lora_weights(assistant), adapter_name=name)
     wrong = {
         name
@@ -661,11 +662,6 @@ def save_unlearned_model(
             weights = lora_weights(assistant) if state_dict is None else state_dict
             assistant.save_pretrained(
                 staging, selected_adapters=[name], save_embedding_layers=False, state_dict=weights
-            )
-            adapter_config = staging / name / "adapter_config.json"
-            content = json.loads(adapter_config.read_text(encoding="utf-8"))
-            adapter_config.write_text(
-                json.dumps({**content, "base_model_name_or_path": _NO_BASE}, indent=2, sort_keys=True), encoding="utf-8"
             )
         generation_config.save_pretrained(staging)
         model_card(config).save(staging / "README.md")

@@ -6,7 +6,8 @@ from transformers import Cache, DynamicCache, LogitsProcessor
 
 from .assistant import ADAPTER_NAME, remembered_settings
 from .configuration_uld import ULDModelConfig
-from .logit_difference import Outside, logit_difference
+from .intact import Watch
+from .logit_difference import Outside, check_subtraction, logit_difference
 
 
 def longest_common_prefix(previous: torch.Tensor, current: torch.Tensor) -> torch.Tensor:
@@ -86,6 +87,7 @@ class ULDLogitsProcessor(LogitsProcessor):
         settings = remembered_settings(assistant) | {name: value for name, value in given.items() if value is not None}
         config = ULDModelConfig(**settings)
         self.assistant = assistant
+        self._watch = Watch({ADAPTER_NAME: assistant})
         self.alpha = config.alpha
         self.relative_top = config.relative_top
         self.outside = config.outside
@@ -147,13 +149,17 @@ class ULDLogitsProcessor(LogitsProcessor):
             `torch.FloatTensor` of shape `(batch_size, vocab_size)`: The unlearned model's log-probabilities.
 
         Raises:
-            ValueError: If there are no tokens (prompts given as `inputs_embeds`), or the vocabularies differ.
+            RuntimeError: If the assistant was disabled, merged or taken apart.
+            ValueError: If there are no tokens (prompts given as `inputs_embeds`), the vocabularies differ, or a setting
+                of the subtraction is out of range.
         """
         if input_ids.shape[1] == 0:
             raise ValueError(
                 "ULDLogitsProcessor got no tokens: prompts given as inputs_embeds are not visible to a processor. Use "
                 "input_ids, or ULDForCausalLM."
             )
+        self._watch.check({ADAPTER_NAME: self.assistant})
+        check_subtraction(self.alpha, self.relative_top, self.outside, self.center, self.clamp)
         self.assistant.eval()  # training goes on between two evaluations
         mask = self._full_mask(input_ids)
         tokens = input_ids.masked_fill(mask == 0, -1)

@@ -51,6 +51,7 @@ from .hub import (
     read_unlearned_model,
     save_unlearned_model,
 )
+from .intact import Watch
 from .lockstep import Lockstep, can_join, why_no_lockstep
 from .logit_difference import Outside, check_subtraction, logit_difference
 from .publish import push_unlearned_model
@@ -132,8 +133,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     their rows through the layers that they share together; `"two passes"` runs them one after the other. With
     `"blocks"`, greedy decoding and sampling let the target draft up to `model.max_block_size` tokens, which the
     assistants then check in one pass: the same text, near the target's own speed where it has nothing to do with the
-    forget set. What one way cannot do takes the next: blocks need a growing cache and no beams, lockstep a growing
-    cache that is neither offloaded nor quantized.
+    forget set. What one way cannot do takes the next: blocks need a growing cache and no beams, lockstep one
+    that is neither offloaded nor quantized.
 
     Args:
         config ([`ULDModelConfig`], *optional*):
@@ -238,6 +239,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.target = target
         self.assistants = nn.ModuleDict(assistants)
+        self._watch = Watch(assistants)
         self.generation_config = copy.deepcopy(target.generation_config)
         # How generate() decodes, see the class docstring. Settings of a running model, not of a saved one.
         self._lockstep: Lockstep | None = None  # built when first needed
@@ -264,6 +266,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         self._execution = execution
 
     def _assistants_changed(self) -> None:
+        self._watch = Watch(dict(self.assistants.items()))
         self._lockstep = None
         self._no_lockstep = why_no_lockstep(self.target, self.assistants.values())
         if self._execution == "lockstep" and self._no_lockstep:
@@ -494,16 +497,20 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             sequence_length, vocab_size)` in float32, `loss` and `past_key_values`.
 
         Raises:
+            RuntimeError: If an assistant was disabled, merged or taken apart.
             ValueError: If hidden states or attentions are asked for, the cache does not fit, or a setting of the
                 subtraction is out of range.
         """
         config = self.config
         config.check()
+        self._check_intact()
         if list(config.assistants) != list(self.assistants):
             raise ValueError(
                 f"config.assistants names {list(config.assistants)}, the model has {list(self.assistants)}: use "
                 "add_assistant and remove_assistant."
             )
+        if "adapter_names" in kwargs:
+            raise ValueError("adapter_names is not supported: with it, PEFT would leave the assistant's adapter out.")
         refused = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
         if refused:
             raise ValueError(
@@ -533,6 +540,13 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
+    def _check_intact(self) -> None:
+        if "_is_replica" in vars(self):
+            raise NotImplementedError(
+                "DataParallel is not supported: use device_map, or one process for each GPU (accelerate launch)."
+            )
+        self._watch.check(self.assistants)
+
     def _get_candidate_generator(
         self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
     ) -> CandidateGenerator:
@@ -551,7 +565,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             and self._no_lockstep is None
             and "cache" not in inputs
             and can_join(cache)
-            and not (self.training or torch.compiler.is_compiling())
+            and not self.training
         ):
             if self._lockstep is None:
                 self._lockstep = Lockstep(self.target, list(self.assistants.values()))
@@ -672,8 +686,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 here: there is one small file.
 
         Raises:
-            ValueError: If the folder holds an `adapter_config.json` at its root.
+            OSError: If the files cannot be written. What was there before is as it was.
+            RuntimeError: If an assistant was disabled, merged or taken apart.
+            ValueError: If the folder holds another model, or an `adapter_config.json` at its root.
         """
+        self._check_intact()
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
         # What was loaded with an assistant stays with it: a quantized load could not say as much.
@@ -791,7 +808,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         """
         hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         # What AutoModelForCausalLM says of this repository must not be taken for the target's.
-        target_kwargs = {name: value for name, value in target_kwargs.items() if name != "adapter_kwargs"}
+        target_kwargs.pop("adapter_kwargs", None)
+        if not target_kwargs.get("trust_remote_code"):
+            target_kwargs.pop("trust_remote_code", None)
         if target_kwargs.pop("subfolder", ""):
             raise ValueError("subfolder= is not supported: give the folder of a saved unlearned model itself.")
         # All files of the assistant come first: they are small, and the target may be large.

@@ -21,7 +21,8 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CHECKSUM = "checksum"
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".saving.lock"
-_LOCK_TIMEOUT = 60.0  # seconds; moving a few files takes none
+_LOCK_TIMEOUT = 600.0  # seconds; a save is small, a network file system may be slow
+_STAGING = ".saving-"
 
 
 class DamagedFileError(ValueError):
@@ -132,23 +133,25 @@ def write_together(folder: Path, write: Callable[[Path], None]) -> None:
             Writes them to the empty folder that it is given.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Beside their place, so that moving them is a rename.
-    staging = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
-    try:
-        write(staging)
-        files = [file.relative_to(staging) for file in staging.rglob("*") if file.is_file()]
-        with FileLock(folder / LOCK_FILE, timeout=_LOCK_TIMEOUT):
+    with FileLock(folder / LOCK_FILE, timeout=_LOCK_TIMEOUT):
+        for left_behind in folder.glob(f"{_STAGING}*"):  # by a process that died: nobody else has the lock
+            shutil.rmtree(left_behind, ignore_errors=True)
+        # Beside their place, so that moving them is a rename.
+        staging = Path(tempfile.mkdtemp(prefix=_STAGING, dir=folder))
+        try:
+            write(staging)
+            files = [file.relative_to(staging) for file in staging.rglob("*") if file.is_file()]
             # config.json comes last: until then it does not fit the new files, and nothing is loaded.
             for file in sorted(files, key=lambda file: file == Path(CONFIG_FILE)):
                 (folder / file).parent.mkdir(exist_ok=True)
                 os.replace(staging / file, folder / file)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def wait_for_save(folder: Path) -> None:
     """
-    Wait until no process is moving files into a folder.
+    Wait until no process is saving to a folder.
 
     Args:
         folder (`Path`):

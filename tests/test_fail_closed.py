@@ -1,0 +1,365 @@
+"""The fail-closed audit: every public way to get text or scores from a loaded model subtracts, or is an error.
+
+docs/fail-closed.md lists the same ways, in the same words; the last tests keep the two equal.
+"""
+
+import copy
+import io
+import pickle
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from families import BOS, PAD, make_tokenizer, tiny_model, train_like
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, pipeline
+
+from uld_hf import ULDForCausalLM, ULDLogitsProcessor, build_assistant, logit_difference
+
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "fail-closed.md"
+IDS = torch.tensor([[BOS, 9, 12, 5, 33, 21, 8]])
+ALPHA = 1.0
+LORA = LoraConfig(r=4, target_modules=["q_proj"])
+
+Model = ULDForCausalLM
+
+
+@pytest.fixture
+def model() -> ULDForCausalLM:
+    target = tiny_model("llama")
+    return ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), alpha=ALPHA, relative_top=0)
+
+
+@torch.no_grad()
+def formula(model: ULDForCausalLM, ids: torch.Tensor = IDS) -> torch.Tensor:
+    """Logits by definition, of the model's own parts."""
+    parts = [part(input_ids=ids, use_cache=False).logits for part in (model.target, model.assistant)]
+    return logit_difference(parts[0], parts[1:], [ALPHA], relative_top=0)
+
+
+def generated_logits(model: ULDForCausalLM, **options: object) -> torch.Tensor:
+    """What generate() chose from, at every position: with the last token fed back, the formula must say the same."""
+    out = model.generate(
+        IDS, max_new_tokens=4, eos_token_id=None, output_logits=True, return_dict_in_generate=True, **options
+    )
+    expected = formula(model, out.sequences[:1])[:, IDS.shape[1] - 1 : -1]
+    actual = torch.stack([logits[:1] for logits in out.logits], dim=1)
+    # Compared here, because the text is known here only: the caller compares what is the same for all ways.
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    return formula(model)
+
+
+def after(change: Callable[[Model], object]) -> Callable[[Model], torch.Tensor]:
+    """The logits behind a change of the model."""
+
+    def way(model: Model) -> torch.Tensor:
+        change(model)
+        return model(IDS).logits
+
+    return way
+
+
+def in_dtype(dtype: torch.dtype) -> Callable[[Model], torch.Tensor]:
+    def way(model: Model) -> torch.Tensor:
+        logits = model.to(dtype)(IDS).logits
+        torch.testing.assert_close(logits, formula(model).to(logits.dtype), rtol=2e-2, atol=2e-2)
+        return formula(model.float())  # rounded parts, compared above
+
+    return way
+
+
+def by_torch_save(model: Model) -> torch.Tensor:
+    file = io.BytesIO()
+    torch.save(model, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)(IDS).logits
+
+
+def by_loss(model: Model) -> torch.Tensor:
+    loss = model(IDS, labels=IDS).loss
+    expected = nn.functional.cross_entropy(formula(model)[0, :-1], IDS[0, 1:])
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    return formula(model)
+
+
+def by_pipeline(model: Model) -> torch.Tensor:
+    generator = pipeline("text-generation", model=model, tokenizer=make_tokenizer())
+    options = {"max_new_tokens": 4, "do_sample": False, "return_full_text": False}
+    text = generator("w5 w8 w1", **options)[0]["generated_text"]
+    ids = make_tokenizer()("w5 w8 w1", return_tensors="pt").input_ids
+    length = ids.shape[1]
+    for _ in range(4):
+        ids = torch.cat([ids, formula(model, ids)[:, -1:].argmax(-1)], dim=1)
+    assert text.split() == make_tokenizer().decode(ids[0, length:], skip_special_tokens=True).split()
+    return formula(model)
+
+
+def by_continuous_batching(model: Model) -> torch.Tensor:
+    settings = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1, pad_token_id=PAD)
+    pages = ContinuousBatchingConfig(num_blocks=16, page_size=16, max_batch_tokens=64)
+    (result,) = model.generate_batch(
+        [IDS[0].tolist()], generation_config=settings, continuous_batching_config=pages
+    ).values()
+    ids = IDS
+    for _ in range(4):
+        ids = torch.cat([ids, formula(model, ids)[:, -1:].argmax(-1)], dim=1)
+    assert result.generated_tokens == ids[0, IDS.shape[1] :].tolist()
+    return formula(model)
+
+
+def by_processor(model: Model) -> torch.Tensor:
+    processor = ULDLogitsProcessor(model.assistant, alpha=ALPHA, relative_top=0)
+    scores = processor(IDS, model.target(IDS).logits[:, -1])
+    torch.testing.assert_close(scores, formula(model)[:, -1].log_softmax(-1), rtol=1e-4, atol=1e-4)
+    return formula(model)
+
+
+def by_export(model: Model) -> torch.Tensor:
+    exported = torch.export.export(model, (IDS,), {"use_cache": False}, strict=False)
+    return exported.module()(IDS, use_cache=False).logits
+
+
+SUBTRACTS: dict[str, Callable[[Model], torch.Tensor]] = {
+    "model(ids)": lambda model: model(IDS).logits,
+    "model(inputs_embeds=...)": lambda model: model(inputs_embeds=model.get_input_embeddings()(IDS)).logits,
+    "model(ids, labels=...)": by_loss,
+    "model.generate()": generated_logits,
+    "model.generate(do_sample=True)": lambda model: generated_logits(model, do_sample=True),
+    "model.generate(use_cache=False)": lambda model: generated_logits(model, use_cache=False),
+    "model.generate(cache_implementation='static')": lambda model: generated_logits(
+        model, cache_implementation="static", disable_compile=True
+    ),
+    "model.generate(prompt_lookup_num_tokens=...)": lambda model: generated_logits(model, prompt_lookup_num_tokens=2),
+    "model.generate(assistant_model=...)": lambda model: generated_logits(model, assistant_model=model.target),
+    "model.execution = 'blocks'": lambda model: (setattr(model, "execution", "blocks"), generated_logits(model))[1],
+    "model.execution = 'lockstep'": lambda model: (setattr(model, "execution", "lockstep"), generated_logits(model))[1],
+    "model.generate_batch(...)": by_continuous_batching,
+    "pipeline('text-generation', model=model)": by_pipeline,
+    "ULDLogitsProcessor": by_processor,
+    "model.base_model": lambda model: model.base_model(IDS).logits,
+    "model.get_decoder()": lambda model: model.get_decoder()(IDS).logits,
+    "model.tie_weights()": after(lambda model: model.tie_weights()),
+    "model.set_decoder(...)": after(lambda model: model.set_decoder(model.target.get_decoder())),
+    "model.set_attn_implementation(...)": after(lambda model: model.set_attn_implementation("eager")),
+    "model.train()": after(lambda model: model.train()),
+    "model.to(torch.float64)": in_dtype(torch.float64),
+    "model.half()": in_dtype(torch.float16),
+    "model.bfloat16()": in_dtype(torch.bfloat16),
+    "model.share_memory()": after(lambda model: model.share_memory()),
+    "model.load_state_dict(...)": after(lambda model: model.load_state_dict(model.state_dict())),
+    "merge_adapter(), then unmerge_adapter()": after(
+        lambda model: (model.assistant.merge_adapter(), model.assistant.unmerge_adapter())
+    ),
+    "copy.deepcopy(model)": lambda model: copy.deepcopy(model)(IDS).logits,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model))(IDS).logits,
+    "torch.save(model)": by_torch_save,
+    "torch.compile(model)": lambda model: torch.compile(model, backend="eager")(IDS).logits,
+    "model.compile()": after(lambda model: model.compile(backend="eager")),
+    "torch.export.export(model, ...)": by_export,
+    "nn.DataParallel(model), without or with one GPU": lambda model: nn.DataParallel(model)(IDS).logits,
+    "nn.Sequential(model)": lambda model: nn.Sequential(model)(IDS).logits,
+    "torch.func.functional_call(model, ...)": lambda model: torch.func.functional_call(model, {}, (IDS,)).logits,
+}
+
+
+def disabled(model: Model) -> torch.Tensor:
+    with model.assistant.disable_adapter():
+        return model(IDS).logits
+
+
+def disabled_in_generate(model: Model) -> torch.Tensor:
+    with model.assistant.disable_adapter():
+        return model.generate(IDS, max_new_tokens=2)
+
+
+def disabled_for_processor(model: Model) -> torch.Tensor:
+    processor = ULDLogitsProcessor(model.assistant, alpha=ALPHA)
+    with model.assistant.disable_adapter():
+        return processor(IDS, model.target(IDS).logits[:, -1])
+
+
+def disabled_after_compiling(model: Model) -> torch.Tensor:
+    compiled = torch.compile(model, backend="eager")
+    compiled(IDS)
+    with model.assistant.disable_adapter():
+        return compiled(IDS).logits
+
+
+def saved_when_disabled(model: Model) -> None:
+    model.assistant.base_model.disable_adapter_layers()
+    model.save_pretrained("never-written")
+
+
+def another_active(model: Model) -> None:
+    model.assistant.add_adapter("another", LORA)
+    model.assistant.set_adapter("another")
+
+
+def rescaled(model: Model) -> None:
+    next(layer for layer in model.assistant.modules() if isinstance(layer, LoraLayer)).scale_layer(0.0)
+
+
+def wrapped(model: Model) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT has doubts of its own
+        return get_peft_model(model, LORA)(IDS).logits
+
+
+def filled_by_the_target(model: Model) -> torch.Tensor:
+    cache = DynamicCache(config=model.config)
+    model.target(IDS, past_key_values=cache)
+    return model(IDS[:, -1:], past_key_values=cache).logits
+
+
+REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
+    "model.model": (lambda model: model.model, "no attribute 'model'"),
+    "model.transformer": (lambda model: model.transformer, "no attribute 'transformer'"),
+    "model.lm_head": (lambda model: model.lm_head, "no attribute 'lm_head'"),
+    "model.get_output_embeddings()(hidden)": (
+        lambda model: model.get_output_embeddings()(torch.zeros(1, 1, 32)),
+        "'NoneType' object is not callable",
+    ),
+    "model.set_output_embeddings(...)": (lambda model: model.set_output_embeddings(nn.Linear(32, 64)), "lm_head"),
+    "model.set_input_embeddings(...)": (
+        lambda model: model.set_input_embeddings(nn.Embedding(64, 32)),
+        "set_input_embeddings",
+    ),
+    "model.resize_token_embeddings(...)": (lambda model: model.resize_token_embeddings(80), "Resize the target's"),
+    "model(ids, output_hidden_states=True)": (lambda model: model(IDS, output_hidden_states=True), "not supported"),
+    "model(ids, output_attentions=True)": (lambda model: model(IDS, output_attentions=True), "not supported"),
+    "model.generate(output_hidden_states=True)": (
+        lambda model: model.generate(IDS, max_new_tokens=2, output_hidden_states=True, return_dict_in_generate=True),
+        "output_hidden_states is not supported",
+    ),
+    "model(ids, adapter_names=['__base__'])": (
+        lambda model: model(IDS, adapter_names=["__base__"]),
+        "adapter_names is not supported",
+    ),
+    "model.generate(penalty_alpha=...)": (
+        lambda model: model.generate(IDS, penalty_alpha=0.6, top_k=4),
+        "requires `trust_remote_code=True`",
+    ),
+    "model.generate(dola_layers=...)": (
+        lambda model: model.generate(IDS, dola_layers="high"),
+        "requires `trust_remote_code=True`",
+    ),
+    "model.generate(assistant_early_exit=...)": (
+        lambda model: model.generate(IDS, max_new_tokens=2, assistant_early_exit=2),
+        "assistant_early_exit is not supported",
+    ),
+    "a cache of the target's config": (
+        lambda model: model(IDS, past_key_values=DynamicCache(config=model.target.config)),
+        "past_key_values has 4 layers",
+    ),
+    "a cache filled by the target": (filled_by_the_target, "not filled by the unlearned model"),
+    "model.config.alpha = 0": (after(lambda model: setattr(model.config, "alpha", 0.0)), "the target's own output"),
+    "model.config.alpha = nan": (after(lambda model: setattr(model.config, "alpha", float("nan"))), "alpha=nan"),
+    "model.config.relative_top = 2": (
+        after(lambda model: setattr(model.config, "relative_top", 2.0)),
+        "must lie between 0",
+    ),
+    "model.config.assistants.clear()": (
+        after(lambda model: model.config.assistants.clear()),
+        r"config\.assistants names \[\]",
+    ),
+    "model.remove_assistant(the last one)": (
+        lambda model: model.remove_assistant("assistant"),
+        "is the only assistant",
+    ),
+    "model.disable_adapters()": (lambda model: model.disable_adapters(), "No adapter loaded"),
+    "model.add_adapter(...)": (
+        after(lambda model: model.add_adapter(LORA)),
+        "disabled, rescaled, or not the only active adapter",
+    ),
+    "get_peft_model(model, ...)": (
+        wrapped,
+        "disabled, rescaled, or not the only active adapter",
+    ),
+    "model.merge_and_unload()": (lambda model: model.merge_and_unload(), "no attribute 'merge_and_unload'"),
+    "model.assistant.disable_adapter()": (disabled, "disabled, rescaled"),
+    "model.assistant.disable_adapter(), generate()": (disabled_in_generate, "disabled, rescaled"),
+    "model.assistant.disable_adapter(), processor": (disabled_for_processor, "disabled, rescaled"),
+    "model.assistant.disable_adapter(), compiled": (disabled_after_compiling, "disabled, rescaled"),
+    "model.assistant.disable_adapter(), save_pretrained()": (saved_when_disabled, "disabled, rescaled"),
+    "model.assistant.set_adapter(another)": (after(another_active), "not the only active adapter"),
+    "scale_layer(0)": (after(rescaled), "disabled, rescaled"),
+    "model.assistant.merge_adapter()": (
+        after(lambda model: model.assistant.merge_adapter()),
+        "is merged: that wrote into the target's own weights",
+    ),
+    "model.assistant.merge_and_unload()": (after(lambda model: model.assistant.merge_and_unload()), "is merged"),
+    "model.assistant.unload()": (after(lambda model: model.assistant.unload()), "has lost its adapter"),
+    "model.assistant.delete_adapter(...)": (
+        after(lambda model: model.assistant.delete_adapter("assistant")),
+        "has lost its adapter",
+    ),
+    "model.assistants[name] = another": (
+        after(lambda model: model.assistants.update({"assistant": build_assistant(model.target, 2)})),
+        "was replaced: use remove_assistant and add_assistant",
+    ),
+    "model.assistant.push_to_hub(...)": (lambda model: model.assistant.push_to_hub("me/it"), "concentrated copy"),
+    "nn.DataParallel(model) on several GPUs": (
+        lambda model: model._replicate_for_data_parallel()(IDS),
+        "DataParallel is not supported",
+    ),
+}
+
+ELSEWHERE = {
+    "uld serve": "tests/test_serve.py",
+    "uld serve --continuous_batching": "tests/test_serve.py",
+    "uld lm_eval": "tests/test_lm_eval.py",
+    "every mode of generate() on every family": "tests/test_generation_matrix.py",
+    "a saved model that is damaged": "tests/test_damaged_files.py",
+    "a repository opened without uld_hf": "tests/test_hub.py",
+    "another target, or another revision of it": "tests/test_hub.py",
+}
+
+
+@pytest.mark.parametrize("way", SUBTRACTS)
+def test_this_way_subtracts(model: ULDForCausalLM, way: str):
+    expected, target = formula(model), model.target(IDS).logits
+    assert not torch.allclose(expected, target, atol=0.1)
+    rounded = way in ("model.half()", "model.bfloat16()")
+    with torch.no_grad():
+        actual = SUBTRACTS[way](model)
+    torch.testing.assert_close(actual.to(expected), expected, rtol=1e-4, atol=0.3 if rounded else 1e-4)
+
+
+@pytest.mark.parametrize("way", REFUSED)
+def test_this_way_is_refused(model: ULDForCausalLM, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    action, message = REFUSED[way]
+    with torch.no_grad(), pytest.raises(Exception, match=message):
+        action(model)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_peft_saves_of_an_assistant_names_no_base(model: ULDForCausalLM, tmp_path: Path):
+    model.assistant.save_pretrained(tmp_path)
+    assert not (tmp_path / "adapter_config.json").exists()
+    content = (tmp_path / "assistant" / "adapter_config.json").read_text()
+    assert '"base_model_name_or_path": "(none: load the repository with uld_hf.ULDForCausalLM' in content
+
+
+def documented(heading: str) -> list[str]:
+    """The ways in the table below a heading of the document."""
+    section = DOCUMENT.read_text(encoding="utf-8").split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("heading", "ways"), [("It subtracts", SUBTRACTS), ("It is an error", REFUSED), ("Tested elsewhere", ELSEWHERE)]
+)
+def test_the_document_lists_the_ways_that_are_tested(heading: str, ways: dict):
+    assert documented(heading) == list(ways)
+
+
+def test_the_tests_that_are_elsewhere_exist():
+    for way, file in ELSEWHERE.items():
+        assert (DOCUMENT.parent.parent / file).exists(), way
+        assert f"| `{way}` | `{file}`" in DOCUMENT.read_text(encoding="utf-8")
