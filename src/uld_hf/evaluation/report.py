@@ -187,7 +187,7 @@ class _Axes:
             '<line x1="60" y1="300" x2="580" y2="300" stroke="#333"/>'
             '<line x1="60" y1="20" x2="60" y2="300" stroke="#333"/>'
             f'<text x="320" y="344" text-anchor="middle">{escape(self.x_label)}</text>'
-            f'<text x="-2" y="160" text-anchor="middle" transform="rotate(-90 -2 160)">{escape(self.y_label)}</text>'
+            f'<text x="-22" y="160" text-anchor="middle" transform="rotate(-90 -22 160)">{escape(self.y_label)}</text>'
             + "".join(
                 f'<text x="{60 + 130 * index}" y="320" text-anchor="middle" font-size="12">{x:.3g}</text>'
                 f'<text x="54" y="{304 - 70 * index}" text-anchor="end" font-size="12">{y:.3g}</text>'
@@ -198,7 +198,7 @@ class _Axes:
 
 def _svg(body: str, title: str) -> str:
     return (
-        f'<figure><svg viewBox="-20 0 640 356" width="640" role="img" aria-label="{escape(title)}" '
+        f'<figure><svg viewBox="-44 0 664 356" width="664" role="img" aria-label="{escape(title)}" '
         f'font-family="system-ui, sans-serif" font-size="14">{body}</svg>'
         f"<figcaption>{escape(title)}</figcaption></figure>"
     )
