@@ -114,13 +114,16 @@ def test_wrong_answers_in_some_rows_only_are_refused(unlearned):
         evaluate(unlearned, make_tokenizer(), questions)
 
 
-def test_models_evaluated_on_different_rows_are_not_compared(unlearned):
-    evaluations = {
-        name: Evaluation(name, {"forget": evaluate(unlearned, make_tokenizer(), as_questions(make_questions(first)))})
-        for name, first in (("target", 10), ("unlearned", 20))
-    }
-    with pytest.raises(ValueError, match="different forget sets"):
-        compare(evaluations)
+@pytest.mark.parametrize("split", ["forget", "retain", "holdout"])
+def test_models_evaluated_on_different_rows_are_not_compared(unlearned, split):
+    first, second = (
+        evaluate(unlearned, make_tokenizer(), as_questions(make_questions(start)), max_new_tokens=1)
+        for start in (10, 20)
+    )
+    target = Evaluation("target", dict.fromkeys(("forget", "retain", "holdout"), first))
+    other = Evaluation("unlearned", target.sets | {split: second})
+    with pytest.raises(ValueError, match=f"different {split} sets"):
+        compare({"target": target, "unlearned": other})
 
 
 # --- questions ---
