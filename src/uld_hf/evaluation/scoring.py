@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ..modeling_uld import ULDForCausalLM
 
 
 MAX_BATCH_TOKENS = 4096
+TOKENS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -172,21 +174,30 @@ def _batches(
             progress.update(len(batch))
 
 
-def _token_scores(logits: torch.Tensor, tokens: torch.Tensor, lengths: list[int]) -> list[TokenScores]:
-    """Scores of the counted tokens of a batch, row by row; `logits` has one row for each."""
+def _statistics(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The columns of [`TokenScores`]; `logits` has one row for each token."""
     log_probs = logits.float().log_softmax(dim=-1)
     # A token that cannot be drawn adds nothing to mean and deviation: 0, where the product would be 0 times infinity.
     finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
     probs = log_probs.exp()
     means = (probs * finite).sum(dim=-1)
     variances = (probs * finite.square()).sum(dim=-1) - means.square()
-    columns = (
+    return (
         log_probs.gather(-1, tokens[:, None]).squeeze(-1),
         means,
         variances.clamp(min=0).sqrt(),
         log_probs.argmax(dim=-1) == tokens,
     )
-    by_row = zip(*(column.cpu().split(lengths) for column in columns), strict=True)
+
+
+def _token_scores(
+    view: Callable[..., torch.Tensor], logits: Sequence[torch.Tensor], tokens: torch.Tensor, lengths: list[int]
+) -> list[TokenScores]:
+    """Scores of the counted tokens of a batch, row by row, by the logits that `view` makes of those of the models."""
+    # A few tokens at a time: what is computed on the way is several times as large as the logits.
+    parts = zip(tokens.split(TOKENS_AT_ONCE), *(each.split(TOKENS_AT_ONCE) for each in logits), strict=True)
+    columns = zip(*(_statistics(view(*some_logits), some) for some, *some_logits in parts), strict=True)
+    by_row = zip(*(torch.cat(column).cpu().split(lengths) for column in columns), strict=True)
     return [TokenScores(*(value.numpy() for value in row)) for row in by_row]
 
 
@@ -226,7 +237,8 @@ def score_completions(
     arguments = (model, tokenizer, prompts, completions, max_batch_tokens, with_end)
     for batch, inputs, counted, lengths in _batches(*arguments):
         logits = model(**inputs, use_cache=False).logits[:, :-1][counted[:, 1:]]
-        for index, row in zip(batch, _token_scores(logits, inputs["input_ids"][counted], lengths), strict=True):
+        rows = _token_scores(lambda logits: logits, [logits], inputs["input_ids"][counted], lengths)
+        for index, row in zip(batch, rows, strict=True):
             scores[index] = row
     return scores
 
@@ -265,10 +277,10 @@ def score_subtractions(
     """
     weights = [entry["alpha"] for entry in model.config.assistants.values()]
 
-    def subtract(setting: Subtraction, target: torch.Tensor, assistants: list[torch.Tensor]) -> torch.Tensor:
+    def subtract(setting: Subtraction, target: torch.Tensor, *assistants: torch.Tensor) -> torch.Tensor:
         return logit_difference(
             target,
-            assistants,
+            list(assistants),
             [setting.alpha * weight / weights[0] for weight in weights],
             relative_top=setting.relative_top,
             outside=setting.outside,
@@ -276,17 +288,16 @@ def score_subtractions(
             clamp=setting.clamp,
         )
 
-    views: list[Callable[[torch.Tensor, list[torch.Tensor]], torch.Tensor]] = [lambda target, assistants: target]
-    views += [lambda *logits, setting=setting: subtract(setting, *logits) for setting in subtractions]
+    views: list[Callable[..., torch.Tensor]] = [lambda target, *assistants: target]
+    views += [partial(subtract, setting) for setting in subtractions]
     scores: list[list[TokenScores]] = [[None] * len(prompts) for _ in views]
     arguments = (model, tokenizer, prompts, completions, max_batch_tokens)
     for batch, inputs, counted, lengths in _batches(*arguments):
         tokens = inputs["input_ids"][counted]
         target_logits, assistant_logits = model.component_logits(**inputs)
-        target_logits = target_logits[:, :-1][counted[:, 1:]]
-        assistant_logits = [logits[:, :-1][counted[:, 1:]] for logits in assistant_logits]
+        logits = [each[:, :-1][counted[:, 1:]] for each in (target_logits, *assistant_logits)]
         for of_view, view in zip(scores, views, strict=True):
-            rows = _token_scores(view(target_logits, assistant_logits), tokens, lengths)
+            rows = _token_scores(view, logits, tokens, lengths)
             for index, row in zip(batch, rows, strict=True):
                 of_view[index] = row
     return scores[0], scores[1:]
