@@ -36,10 +36,13 @@ def make_page(folder: Path) -> Path:
     if not (folder / "results.json").exists():
         run_demo(folder)
     made = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    # People that no model has seen: the same generator goes on after the demo's.
-    people = invent_people(2 * made["num_people"], made["seed"])
-    split = split_people(fictitious_dataset(people[: made["num_people"]], made["seed"]), 0.1, made["seed"])
-    unseen = fictitious_dataset(people[made["num_people"] :], made["seed"]).select(range(len(split["forget"])))
+    number, seed = made["num_people"], made["seed"]
+    people = invent_people(number, seed)
+    split = split_people(fictitious_dataset(people, seed), 0.1, seed)
+    # People that no model has seen.
+    names = {person.name for person in people}
+    others = [person for person in invent_people(number, seed + 1) if person.name not in names]
+    unseen = fictitious_dataset(others, seed).select(range(len(split["forget"])))
     sets = {"forget": split["forget"], "retain": split["retain"], "holdout": unseen}
     for name, rows in sets.items():
         write_rows(folder / f"{name}.jsonl", rows)

@@ -143,9 +143,23 @@ def test_wrong_answers_must_be_a_list(tmp_path):
 
 def test_questions_go_through_the_chat_template(tmp_path):
     tokenizer = make_tokenizer()
+    # As the demo's: the space before an answer is the template's, and so is the end after it.
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}w1 {{ m.content }} w2{% else %} {{ m.content }}</s>{% endif %}"
+        "{% endfor %}"
+    )
+    (tmp_path / "rows.jsonl").write_text('{"question": "w5", "answer": "w6", "perturbed_answer": ["w7"]}\n')
+    assert read_questions(str(tmp_path / "rows.jsonl"), tokenizer) == [
+        Question("w1 w5 w2", " w6", perturbed_answers=(" w7",))
+    ]
+
+
+def test_a_chat_template_that_renders_answers_elsewhere_is_refused(tmp_path):
+    tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}w1 {{ m.content }} {% endfor %}w2"
     (tmp_path / "rows.jsonl").write_text('{"question": "w5", "answer": "w6"}\n')
-    assert read_questions(str(tmp_path / "rows.jsonl"), tokenizer) == [Question("w1 w5 w2", "w6")]
+    with pytest.raises(ValueError, match=r"Row 1 of .* does not go on from the prompt"):
+        read_questions(str(tmp_path / "rows.jsonl"), tokenizer)
 
 
 # --- uld eval ---

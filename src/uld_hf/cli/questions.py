@@ -42,9 +42,18 @@ def _question(row: dict, source: str, tokenizer: PreTrainedTokenizerBase) -> Que
     if tokenizer.chat_template is not None:
         messages = [{"role": "user", "content": row[asked]}]
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        # What the template puts before an answer, a space for one, was there in training too.
+        messages.append({"role": "assistant", "content": row[answered]})
+        whole = tokenizer.apply_chat_template(messages, tokenize=False)
+        start = whole.find(row[answered].strip(), len(prompt))
+        if not whole.startswith(prompt) or start < 0:
+            raise ValueError(
+                f"{source}: the tokenizer's chat template renders question and answer as {whole!r}, which does not go "
+                f"on from the prompt {prompt!r}: use a tokenizer whose template does, or none."
+            )
+        space = whole[len(prompt) : start]
         if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:  # the tokenizer begins with it by itself
             prompt = prompt.removeprefix(tokenizer.bos_token)
-        space = ""
     else:
         prompt = row[asked] if asked == "prompt" else PROMPT_TEMPLATE.format(question=row[asked])
         space = "" if asked == "prompt" else " "
