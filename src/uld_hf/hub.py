@@ -262,7 +262,9 @@ def attach_assistant(
         raise ValueError(
             f"The adapter that the assistant's adapter_config.json describes does not fit the target: {error}"
         ) from error
-    expected = get_peft_model_state_dict(assistant, lora_weights(assistant), adapter_name=name)
+    expected = get_peft_model_state_dict(
+        assistant, lora_weights(assistant), adapter_name=name, save_embedding_layers=False
+    )
     wrong = {
         name
         for name in expected.keys() | state_dict.keys()
