@@ -78,9 +78,10 @@ def released_way(target: PreTrainedModel, merged: PreTrainedModel, alpha: float)
 
 
 def modes(
-    target: PreTrainedModel, model: ULDForCausalLM, merged: PreTrainedModel, alpha: float
+    target: PreTrainedModel, model: ULDForCausalLM, merged: PreTrainedModel, alpha: float, compiled: bool
 ) -> dict[str, Callable[..., torch.Tensor]]:
     """Every way to decode: from prompts and a number of tokens to the text."""
+    cache = {"cache_implementation": "static"} if compiled else {}
 
     def stock(decoder: PreTrainedModel, execution: str | None = None, **options: object) -> Callable[..., torch.Tensor]:
         def generate(input_ids: torch.Tensor, max_new_tokens: int, clock: Clock) -> torch.Tensor:
@@ -93,6 +94,7 @@ def modes(
                 do_sample=False,
                 pad_token_id=0,
                 stopping_criteria=[clock],
+                **cache,
                 **options,
             )
 
@@ -212,6 +214,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="static caches, which generate() compiles on a GPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/decode.json"))
     args = parser.parse_args()
@@ -223,7 +226,9 @@ def main() -> None:
             input_ids = torch.randint(1, args.vocab_size, (batch_size, length), device=args.device)
             held = memory(target, model, merged, input_ids)
             for text, alpha in ALPHAS.items():
-                results = measure(modes(target, model, merged, alpha), input_ids, args.new_tokens, args.turns)
+                results = measure(
+                    modes(target, model, merged, alpha, args.compile), input_ids, args.new_tokens, args.turns
+                )
                 runs.append(
                     {"batch_size": batch_size, "prompt_length": length, "text": text, "modes": results, "bytes": held}
                 )

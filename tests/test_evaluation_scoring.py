@@ -66,6 +66,15 @@ def test_no_batch_holds_more_tokens_than_allowed(unlearned):
     assert max(sizes) <= 16
 
 
+def test_the_end_of_a_passage_is_not_scored(unlearned):
+    tokenizer = make_tokenizer()
+    with_end, without = (
+        score_completions(unlearned, tokenizer, PROMPTS, COMPLETIONS, with_end=with_end) for with_end in (True, False)
+    )
+    for long, short in zip(with_end, without, strict=True):
+        np.testing.assert_allclose(short.log_probs, long.log_probs[:-1], atol=1e-5)
+
+
 def test_loss_and_probability_of_an_answer(unlearned):
     scores = score_completions(unlearned, make_tokenizer(), PROMPTS[:1], COMPLETIONS[:1])[0]
     assert scores.loss == pytest.approx(-scores.log_probs.mean())

@@ -16,7 +16,13 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 from transformers.pytorch_utils import Conv1D
 
 from .assistant import find_decoder_layers, shared_with
@@ -71,11 +77,9 @@ def can_join(cache: Cache | None) -> bool:
             The cache of N + K layers, if there is one.
 
     Returns:
-        `bool`: `False` for caches that are offloaded, quantized, or allocated whole, where joining would copy it all.
+        `bool`: `False` for caches that are offloaded or quantized.
     """
-    return cache is None or (
-        not cache.offloading and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
-    )
+    return cache is None or (not cache.offloading and all(type(layer) in JOINABLE for layer in cache.layers))
 
 
 def _multiply(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -112,12 +116,17 @@ class _RowsLinear(nn.Module):
         return torch.cat(results)
 
 
+# By exact type: a subclass may store what handing out rows does not reach.
+JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer)
+
+
 class _JoinedLayer(CacheLayerMixin):
     """The same layer of the caches of target and assistants, as one layer for all of their rows."""
 
     def __init__(self, layers: Sequence[DynamicLayer]):
         self.layers = layers
         self.is_sliding = layers[0].is_sliding
+        self.is_compileable = layers[0].is_compileable
         self.is_initialized = layers[0].is_initialized
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:

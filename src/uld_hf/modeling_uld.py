@@ -133,8 +133,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     their rows through the layers that they share together; `"two passes"` runs them one after the other. With
     `"blocks"`, greedy decoding and sampling let the target draft up to `model.max_block_size` tokens, which the
     assistants then check in one pass: the same text, near the target's own speed where it has nothing to do with the
-    forget set. What one way cannot do takes the next: blocks need a growing cache and no beams, lockstep a growing
-    cache that is neither offloaded nor quantized.
+    forget set. What one way cannot do takes the next: blocks need a growing cache and no beams, lockstep one
+    that is neither offloaded nor quantized.
 
     Args:
         config ([`ULDModelConfig`], *optional*):
@@ -565,7 +565,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             and self._no_lockstep is None
             and "cache" not in inputs
             and can_join(cache)
-            and not (self.training or torch.compiler.is_compiling())
+            and not self.training
         ):
             if self._lockstep is None:
                 self._lockstep = Lockstep(self.target, list(self.assistants.values()))

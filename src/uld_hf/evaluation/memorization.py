@@ -1,6 +1,7 @@
 """Measures of memorisation, as OpenUnlearning has them (arXiv 2506.12618), and what its critics add."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,6 +65,54 @@ def memorization_score(figures: Mapping[str, float], before: Mapping[str, float]
     if figures.keys() != before.keys() or min(before.values()) <= 0:
         raise ValueError(f"Give the same positive figures for both models, got {dict(figures)} and {dict(before)}.")
     return float(hmean([max(0.0, 1 - figures[name] / before[name]) for name in figures]))
+
+
+def fluency(
+    texts: Sequence[str], classifier: Callable[[list[str]], list[dict[str, Any]]], clean: str = "clean"
+) -> float:
+    """
+    OpenUnlearning's fluency: the mean probability, by a classifier, that a text is no gibberish.
+
+    Args:
+        texts (`Sequence[str]`):
+            Generated answers.
+        classifier (`Callable`):
+            A `pipeline("text-classification", model=..., top_k=None)`, e.g. of
+            `"madhurjindal/autonlp-Gibberish-Detector-492513457"`.
+        clean (`str`, *optional*, defaults to `"clean"`):
+            Label of texts that are no gibberish.
+
+    Returns:
+        `float`: Between 0 and 1. An empty text counts as gibberish.
+
+    Raises:
+        ValueError: If the classifier has no such label.
+    """
+    written = [text for text in texts if text.strip()]
+    probabilities = []
+    for scores in classifier(written) if written else []:
+        by_label = {score["label"]: score["score"] for score in scores}
+        if clean not in by_label:
+            raise ValueError(f"The classifier has no label {clean!r}, only {list(by_label)}: name the right one.")
+        probabilities.append(by_label[clean])
+    return float(sum(probabilities) / len(texts))
+
+
+def half_given(answer: str, fact: str) -> str | None:
+    """
+    An answer cut off just before its fact: does a model that was led so far say it after all?
+
+    Args:
+        answer (`str`):
+            The right answer.
+        fact (`str`):
+            The words in it that must not come out.
+
+    Returns:
+        `str` or `None`: What comes before the fact, to be put behind the question; `None` where that is nothing.
+    """
+    before, found, _ = answer.partition(fact)
+    return before.rstrip() if found and before.strip() else None
 
 
 def leak_at_k(leaked: np.ndarray, k: int) -> np.ndarray:

@@ -79,7 +79,9 @@ class Subtraction:
         check_subtraction(self.alpha, self.relative_top, self.outside, self.center, self.clamp)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> tuple[list[int], int]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, with_end: bool = True
+) -> tuple[list[int], int]:
     """
     Tokens of prompt, completion and end, as in training.
 
@@ -90,13 +92,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> 
             The prompt.
         completion (`str`):
             The completion, with its leading space.
+        with_end (`bool`, *optional*, defaults to `True`):
+            Whether the end token follows. A passage from the middle of a text has none.
 
     Returns:
         `tuple[list[int], int]`: The tokens, and how many of them belong to the prompt.
     """
     prompt_ids = tokenizer(prompt)["input_ids"]
     input_ids = tokenizer(prompt + completion)["input_ids"]
-    if input_ids[-1] != tokenizer.eos_token_id:
+    if with_end and input_ids[-1] != tokenizer.eos_token_id:
         input_ids = [*input_ids, tokenizer.eos_token_id]
     same = [first == second for first, second in zip(prompt_ids, input_ids, strict=False)]
     return input_ids, same.index(False) if False in same else len(same)
@@ -130,13 +134,13 @@ def _batches(
     prompts: Sequence[str],
     completions: Sequence[str],
     max_batch_tokens: int,
-    description: str,
+    with_end: bool = True,
 ) -> Iterator[tuple[list[int], dict[str, torch.Tensor], torch.Tensor, list[int]]]:
     """Batches of rows of like length: their indices, inputs, which predictions count, and how many in each row."""
-    encoded = [encode(tokenizer, *pair) for pair in zip(prompts, completions, strict=True)]
+    encoded = [encode(tokenizer, *pair, with_end) for pair in zip(prompts, completions, strict=True)]
     check_lengths(model, [len(ids) for ids, _ in encoded])
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index][0]))
-    with tqdm(total=len(order), desc=description, leave=False) as progress:
+    with tqdm(total=len(order), desc="Scoring answers", leave=False) as progress:
         while order:
             length = len(encoded[order[0]][0])
             size = max(1, max_batch_tokens // length)
@@ -179,6 +183,7 @@ def score_completions(
     prompts: Sequence[str],
     completions: Sequence[str],
     max_batch_tokens: int = MAX_BATCH_TOKENS,
+    with_end: bool = True,
 ) -> list[TokenScores]:
     """
     What a model makes of each completion's tokens, its end included.
@@ -194,6 +199,8 @@ def score_completions(
             One completion for each prompt, with its leading space.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
             Most tokens of a batch, padding included: the logits held at once are so many times the vocabulary.
+        with_end (`bool`, *optional*, defaults to `True`):
+            Whether the end token is scored too, as for answers; not for passages from the middle of a text.
 
     Returns:
         `list[TokenScores]`: One for each row.
@@ -202,7 +209,7 @@ def score_completions(
         ValueError: If a row is longer than the model's context.
     """
     scores: list[TokenScores] = [None] * len(prompts)  # filled below, in order of length
-    arguments = (model, tokenizer, prompts, completions, max_batch_tokens, "Scoring answers")
+    arguments = (model, tokenizer, prompts, completions, max_batch_tokens, with_end)
     for batch, inputs, counted, lengths in _batches(*arguments):
         logits = model(**inputs, use_cache=False).logits[:, :-1][counted[:, 1:]]
         for index, row in zip(batch, _token_scores(logits, inputs["input_ids"][counted], lengths), strict=True):
@@ -258,7 +265,7 @@ def score_subtractions(
     views: list[Callable[[torch.Tensor, list[torch.Tensor]], torch.Tensor]] = [lambda target, assistants: target]
     views += [lambda *logits, setting=setting: subtract(setting, *logits) for setting in subtractions]
     scores: list[list[TokenScores]] = [[None] * len(prompts) for _ in views]
-    arguments = (model, tokenizer, prompts, completions, max_batch_tokens, "Scoring answers")
+    arguments = (model, tokenizer, prompts, completions, max_batch_tokens)
     for batch, inputs, counted, lengths in _batches(*arguments):
         tokens = inputs["input_ids"][counted]
         target_logits, assistant_logits = model.component_logits(**inputs)
