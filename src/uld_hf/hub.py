@@ -578,7 +578,8 @@ def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
     except OSError as error:
         raise OSError(
             f"The target {config.target_name_or_path!r} of this assistant cannot be loaded. If it has moved, load it "
-            "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target), or `uld generate --target`."
+            "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target), or `uld generate --target`. "
+            f"If it has no safetensors, say use_safetensors=False. ({str(error).splitlines()[0]})"
         ) from error
 
 
