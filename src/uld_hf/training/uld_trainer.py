@@ -5,11 +5,13 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
+import transformers
+import trl
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig
@@ -26,6 +28,8 @@ from transformers import (
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils import PushInProgress, logging
 from trl import SFTTrainer
+
+import uld_hf
 
 from ..assistant import (
     ADAPTER_NAME,
@@ -405,7 +409,10 @@ class ULDTrainer(SFTTrainer):
                 **{name: vars(args)[name] for name in settings},
             },
             "metrics": {name: last[name] for name in ("forget_loss", "forget_accuracy", "retain_kl") if name in last},
-            "versions": {package: version(package) for package in ("uld_hf", "transformers", "trl", "peft", "torch")},
+            "versions": {
+                "uld_hf": uld_hf.__version__,
+                **{module.__name__: module.__version__ for module in (transformers, trl, peft, torch)},
+            },
         }
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
