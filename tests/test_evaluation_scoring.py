@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from all_families import any_model
 from families import make_tokenizer, tiny_model, train_like
 
 from uld_hf import ULDForCausalLM, build_assistant
@@ -131,6 +132,11 @@ def test_settings_cost_no_further_pass(unlearned):
 def test_rows_longer_than_the_context_are_refused(unlearned):
     with pytest.raises(ValueError, match=r"1 of 2 rows are longer .* context of 128 tokens \(row 1 has 20"):
         score_completions(unlearned, make_tokenizer(), ["w1", "w1"], [" w2", " w2" * 200])
+
+
+def test_a_model_without_a_limit_of_positions_takes_any_row():
+    (scores,) = score_completions(any_model("bloom"), make_tokenizer(), ["w1 w2"], [" w3" * 200])
+    assert len(scores.log_probs) == 201
 
 
 @pytest.mark.parametrize("alpha", [0.0, float("nan")])

@@ -106,6 +106,20 @@ def encode(
     return input_ids, same.index(False) if False in same else len(same)
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """
+    Most tokens that a model can be given.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+
+    Returns:
+        `int` or `None`: `None` if there is no limit: models with ALiBi (BLOOM) have no positions to run out of.
+    """
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def check_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None:
     """
     Refuse rows that are longer than the model's context.
@@ -119,8 +133,8 @@ def check_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None:
     Raises:
         ValueError: If a row is too long.
     """
-    longest = model.config.get_text_config(decoder=True).max_position_embeddings
-    long = [index for index, length in enumerate(lengths) if length > longest]
+    longest = context_length(model)
+    long = [] if longest is None else [index for index, length in enumerate(lengths) if length > longest]
     if long:
         raise ValueError(
             f"{len(long)} of {len(lengths)} rows are longer than the model's context of {longest} tokens (row "
