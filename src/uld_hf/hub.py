@@ -6,6 +6,8 @@
     assistant/adapter_config.json         the assistant's LoRA, in PEFT's own format; further assistants are in folders
     assistant/adapter_model.safetensors   of their names
 
+saved_files.py writes and reads the files, publish.py pushes them, model_card.py makes the README.
+
 There is never an `adapter_config.json` at the root: AutoModelForCausalLM would then ignore config.json and put the
 adapter on the first K layers of the whole target, which gives a model that *recites* what it should have forgotten.
 """
