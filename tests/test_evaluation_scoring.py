@@ -96,24 +96,26 @@ SETTINGS = [
     Subtraction(1.5, relative_top=0, clamp=True),
     Subtraction(0.8),
     Subtraction(0.8, outside="mask"),
+    Subtraction(1.6, outside="mask"),
+    Subtraction(-0.5, outside="mask"),
     Subtraction(0.8, center=False),
 ]
 
 
 def test_every_setting_is_scored_as_by_a_model_that_has_it(unlearned):
     tokenizer = make_tokenizer()
-    target_scores, by_setting = score_subtractions(unlearned, tokenizer, PROMPTS, COMPLETIONS, SETTINGS)
+    target_log_probs, by_setting = score_subtractions(unlearned, tokenizer, PROMPTS, COMPLETIONS, SETTINGS)
     alone = score_completions(unlearned.target, tokenizer, PROMPTS, COMPLETIONS)
-    for first, second in zip(target_scores, alone, strict=True):
-        np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)
-    for setting, scores in zip(SETTINGS, by_setting, strict=True):
+    for first, second in zip(target_log_probs, alone, strict=True):
+        np.testing.assert_allclose(first, second.log_probs, atol=1e-5)
+    for setting, log_probs in zip(SETTINGS, by_setting, strict=True):
         model = ULDForCausalLM(
             target=unlearned.target,
             assistant=dict(unlearned.assistants.items()),
             **(vars(setting) | {"alpha": {"a": setting.alpha, "b": 2 * setting.alpha}}),
         )
-        for first, second in zip(scores, score_completions(model, tokenizer, PROMPTS, COMPLETIONS), strict=True):
-            np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)
+        for first, second in zip(log_probs, score_completions(model, tokenizer, PROMPTS, COMPLETIONS), strict=True):
+            np.testing.assert_allclose(first, second.log_probs, atol=1e-5)
 
 
 def test_settings_cost_no_further_pass(unlearned):

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling_uld import ULDForCausalLM
 from .evaluation import Question, check_questions
-from .scoring import MAX_BATCH_TOKENS, Subtraction, TokenScores, score_subtractions
+from .scoring import MAX_BATCH_TOKENS, Subtraction, score_subtractions
 from .tofu import forget_quality, truth_ratio
 
 
@@ -79,18 +79,18 @@ def sweep(
         pairs += [(question.prompt, wrong) for question in forget for wrong in question.perturbed_answers]
     prompts, answers = zip(*pairs, strict=True)
 
-    def outcome(scores: Sequence[TokenScores]) -> Outcome:
-        rows = iter(scores)
-        probabilities = [np.mean([next(rows).probability for _ in questions]) for questions in (forget, retain)]
+    def outcome(log_probs: Sequence[np.ndarray]) -> Outcome:
+        losses = (-row.mean() for row in log_probs)
+        probabilities = [np.mean([np.exp(-next(losses)) for _ in questions]) for questions in (forget, retain)]
         quality = None
         if with_ratios:
-            paraphrased = np.array([next(rows).loss for _ in forget])
-            wrong = np.array([[np.mean([next(rows).loss for _ in question.perturbed_answers])] for question in forget])
+            paraphrased = np.array([next(losses) for _ in forget])
+            wrong = np.array([[np.mean([next(losses) for _ in question.perturbed_answers])] for question in forget])
             quality = forget_quality(truth_ratio(paraphrased, wrong), retrained_truth_ratios)
         return Outcome(*map(float, probabilities), quality)
 
     target, by_setting = score_subtractions(model, tokenizer, prompts, answers, subtractions, max_batch_tokens)
-    return outcome(target), [outcome(scores) for scores in by_setting]
+    return outcome(target), [outcome(log_probs) for log_probs in by_setting]
 
 
 def has_forgotten(outcome: Outcome, unknown_probability: float | None = None) -> bool:
