@@ -143,6 +143,8 @@ def relearning(
     What comes out about the other half? Loading refuses this target; here it is allowed in words.
     """
     people = sorted(set(split["forget"]["person"]))
+    if len(people) < 2:
+        raise ValueError("The demo forgot one person, who has no other half: run `uld demo` with 20 people or more.")
     known = set(people[: len(people) // 2])
     seen = split["forget"].filter(lambda row: row["person"] in known)
     unseen = split["forget"].filter(lambda row: row["person"] not in known)
@@ -213,12 +215,7 @@ def main() -> None:
             "greedy": greedy_share(unlearned, tokenizer, trained_on, values),
             **sampled_share(unlearned, tokenizer, trained_on, values, args.seed),
             "least likely of six": pick_share(unlearned, tokenizer, forget)["least likely"],
-            "kept, greedy": greedy_share(
-                unlearned,
-                tokenizer,
-                prompts_of(tokenizer, split["retain"]["question"][:60]),
-                split["retain"]["value"][:60],
-            ),
+            "kept, greedy": greedy_share(unlearned, tokenizer, prompts_of(tokenizer, kept["question"]), kept["value"]),
         }
     unlearned.config.alpha = report["alpha"]
     report["holder of the assistant, greedy"] = {

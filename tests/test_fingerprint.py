@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import VOCAB_SIZE, make_tokenizer, tiny_model, train_like
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.hub import fingerprint_target, fingerprint_tokenizer
@@ -181,8 +181,22 @@ def quantized(model: PreTrainedModel) -> PreTrainedModel:
 def test_of_a_quantized_target_the_rest_is_compared():
     plain = fingerprint_target(tiny_model("llama"), 2)
     actual = fingerprint_target(quantized(tiny_model("llama")), 2)
-    assert actual == plain | {"layers": None}
+    assert actual == plain | {"layers": None, "above": None}
     assert fingerprint_target(quantized(tiny_model("llama", seed=9)), 2)["rest"] != plain["rest"]
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_a_quantized_load_of_the_target_is_accepted_and_another_is_not(saved: Path, bits: str):
+    pytest.importorskip("bitsandbytes", reason="quantized loads need bitsandbytes")
+    options = {
+        "quantization_config": BitsAndBytesConfig(**{f"load_in_{bits}": True}),
+        "dtype": torch.float32,
+    }
+    model = ULDForCausalLM.from_pretrained(saved / "unlearned", **options)
+    assert fingerprint_target(model.target, 2)["layers"] is None
+    tiny_model("llama", seed=9).save_pretrained(saved / "target")
+    with pytest.raises(ValueError, match="their embeddings, norms or head differ"):
+        ULDForCausalLM.from_pretrained(saved / "unlearned", **options)
 
 
 def test_saving_again_keeps_the_fingerprint(saved: Path):

@@ -705,7 +705,7 @@ def test_the_saved_config_names_the_target_and_the_class(tmp_path):
     assert saved["architectures"] == ["ULDForCausalLM"]
     assert saved["target_name_or_path"] == str(tmp_path / "target")
     assert saved["assistants"] == {"assistant": {"num_layers": 2, "alpha": 0.75}}
-    assert set(saved["target_fingerprint"]) == {"config", "layers", "rest"}
+    assert set(saved["target_fingerprint"]) == {"config", "layers", "above", "rest"}
 
 
 def test_the_card_does_not_give_away_local_folders(tmp_path):
@@ -826,11 +826,25 @@ def test_a_target_that_was_finetuned_further_is_refused(tmp_path, name, what):
         ULDForCausalLM.from_pretrained(tmp_path / "unlearned", target=target)
 
 
-def test_a_target_that_was_finetuned_above_the_assistant_only_is_not_noticed(tmp_path):
-    # A limit, not a promise: the fingerprint covers what the assistant runs on, so that training never reads the rest.
-    save("llama", tmp_path)
+def finetuned_above() -> PreTrainedModel:
     target = tiny_model("llama")
     target.get_parameter("model.layers.2.mlp.down_proj.weight").data.mul_(1.5)
+    return target
+
+
+def test_a_target_that_was_finetuned_above_the_assistant_only_is_refused(tmp_path):
+    save("llama", tmp_path)
+    with pytest.raises(ValueError, match=r"their weights of the layers above the assistant's differ"):
+        ULDForCausalLM.from_pretrained(tmp_path / "unlearned", target=finetuned_above())
+
+
+def test_a_target_that_was_finetuned_above_an_assistant_trained_without_these_layers_is_not_noticed(tmp_path):
+    # A limit, not a promise: training from a name never reads them.
+    save("llama", tmp_path)
+    file = tmp_path / "unlearned" / "config.json"
+    fingerprint = json.loads(file.read_text())["target_fingerprint"]
+    edit_json(file, target_fingerprint=fingerprint | {"above": None})
+    target = finetuned_above()
     assert ULDForCausalLM.from_pretrained(tmp_path / "unlearned", target=target).target is target
 
 
@@ -867,7 +881,8 @@ def test_the_fingerprint_of_the_first_layers_alone_is_that_of_the_whole(family, 
     target = tiny_model(family)
     target.save_pretrained(tmp_path)
     first_layers = add_lora(load_truncated_model(tmp_path, 2)).get_base_model()
-    assert fingerprint_target(first_layers, 2, target_config=target.config) == fingerprint_target(target, 2)
+    expected = fingerprint_target(target, 2) | {"above": None}
+    assert fingerprint_target(first_layers, 2, target_config=target.config) == expected
 
 
 def test_the_fingerprint_does_not_count_training(family):
@@ -875,7 +890,8 @@ def test_the_fingerprint_does_not_count_training(family):
     before = fingerprint_target(target, 2)
     assistant = train_like(build_assistant(target, 2))
     assert fingerprint_target(target, 2) == before
-    assert fingerprint_target(assistant.get_base_model(), 2, target_config=target.config) == before
+    of_assistant = fingerprint_target(assistant.get_base_model(), 2, target_config=target.config)
+    assert of_assistant == before | {"above": None}
 
 
 def test_saving_beside_an_adapter_is_refused(tmp_path):

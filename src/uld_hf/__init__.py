@@ -2,6 +2,7 @@
 
     training/    train an assistant: ULDTrainer, ULDConfig
     modeling_uld.py, logits_process.py    use it: ULDForCausalLM, ULDLogitsProcessor
+    hub.py, saved_files.py, publish.py, model_card.py    save it, know its target, push it
     data/        forget and retain sets: TOFU, invented people
     evaluation/  know what was forgotten: TOFU, memorisation, privacy, verbatim, sweeps over settings
     cli/         the `uld` command

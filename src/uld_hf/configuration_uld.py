@@ -96,6 +96,8 @@ class ULDModelConfig(PreTrainedConfig):
             Do not lift the tokens that the assistant finds less probable than a uniform guess (not in the paper).
         training (`dict[str, dict[str, Any]]`, *optional*):
             How each assistant was trained, for the model card: sizes of the data, settings, last metrics. Never texts.
+            Results of an evaluation may be added by name: `training["assistant"]["evaluation"] = {"forget quality p":
+            0.16}`.
         files (`dict[str, dict[str, Any]]`, *optional*):
             Size and hash of each of the assistants' files. Written by `save_pretrained`.
 

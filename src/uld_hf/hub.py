@@ -6,6 +6,8 @@
     assistant/adapter_config.json         the assistant's LoRA, in PEFT's own format; further assistants are in folders
     assistant/adapter_model.safetensors   of their names
 
+saved_files.py writes and reads the files, publish.py pushes them, model_card.py makes the README.
+
 There is never an `adapter_config.json` at the root: AutoModelForCausalLM would then ignore config.json and put the
 adapter on the first K layers of the whole target, which gives a model that *recites* what it should have forgotten.
 """
@@ -78,7 +80,8 @@ def fingerprint_target(
     model: PreTrainedModel, num_layers: int, target_config: PreTrainedConfig | None = None
 ) -> dict[str, str | None]:
     """
-    Hash what an assistant depends on: the target's shape, its embeddings, norms and head, and its first layers.
+    Hash what an assistant depends on: the target's shape, its embeddings, norms and head, and its first layers; and the
+    layers above these where they are there to be read.
 
     Evenly spaced values of every tensor are rounded to bfloat16 before hashing, so bf16 and fp32 loads agree. A
     float16 load rounds differently and counts as another target.
@@ -93,7 +96,8 @@ def fingerprint_target(
 
     Returns:
         `dict[str, str | None]`: SHA-256 by part: `"config"`, `"layers"` (`None` where the layers are quantized, which
-        makes their values incomparable) and `"rest"`.
+        makes their values incomparable), `"above"` (`None` also where there are none, or they are offloaded or
+        tensor-parallel and would have to be fetched) and `"rest"`.
     """
     text_config = (target_config or model.config).get_text_config(decoder=True)
     shape = {
@@ -106,8 +110,8 @@ def fingerprint_target(
     in_layers = {id(module) for layer in layers[:num_layers] for module in layer.modules()}
     above = {id(module) for layer in layers[num_layers:] for module in layer.modules()}
 
-    hashes = {"layers": hashlib.sha256(), "rest": hashlib.sha256()}
-    quantized = False
+    hashes = {"layers": hashlib.sha256(), "above": hashlib.sha256(), "rest": hashlib.sha256()}
+    unknown = set() if above else {"above"}
     # A tied head is the embedding once more. Tensors are told apart here, before offloaded ones come and go.
     first: dict[int, tuple[nn.Module, str]] = {}
     for module in model.modules():
@@ -115,16 +119,24 @@ def fingerprint_target(
             first.setdefault(id(tensor), (module, name))
     own = {(id(module), name) for module, name in first.values()}
     for module_name, module in model.named_modules():
-        if id(module) in above or "lora_" in module_name:
+        if "lora_" in module_name:
+            continue
+        if id(module) in above and any(
+            tensor.is_meta or isinstance(tensor, DTensor) for tensor in module.parameters(recurse=False)
+        ):
+            unknown.add("above")
             continue
         with align_module_device(module):
             for name, tensor in module.named_parameters(recurse=False):
                 if (id(module), name) not in own:
                     continue
-                if not tensor.is_floating_point():
-                    quantized = True
+                if id(module) in above:
+                    part = "above"
+                else:
+                    part = "layers" if id(module) in in_layers and tensor.dim() > 1 else "rest"
+                if not tensor.is_floating_point():  # quantized
+                    unknown.add("above" if part == "above" else "layers")
                     continue
-                part = "layers" if id(module) in in_layers and tensor.dim() > 1 else "rest"
                 if isinstance(tensor, DTensor):  # tensor parallel
                     tensor = tensor.full_tensor()
                 flat = tensor.detach().reshape(-1)
@@ -135,8 +147,7 @@ def fingerprint_target(
                 hashes[part].update(sample.numpy().tobytes())
     return {
         "config": hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest(),
-        "layers": None if quantized else hashes["layers"].hexdigest(),
-        "rest": hashes["rest"].hexdigest(),
+        **{part: None if part in unknown else value.hexdigest() for part, value in hashes.items()},
     }
 
 
@@ -192,11 +203,12 @@ def check_fingerprint(
     what = {
         "config": "architecture",
         "layers": "weights of the first layers",
+        "above": "weights of the layers above the assistant's",
         "rest": "embeddings, norms or head",
         "tokenizer": "tokenizers",
     }
     for part, description in what.items():
-        if part != "tokenizer" and (part not in expected or part not in actual):
+        if part in ("config", "layers", "rest") and (part not in expected or part not in actual):
             raise ValueError(f"The fingerprint lacks {part!r}: the saved config.json is damaged. Save the model again.")
         if None in (expected.get(part), actual.get(part)):
             continue
@@ -262,7 +274,9 @@ def attach_assistant(
         raise ValueError(
             f"The adapter that the assistant's adapter_config.json describes does not fit the target: {error}"
         ) from error
-    expected = get_peft_model_state_dict(assistant, lora_weights(assistant), adapter_name=name)
+    expected = get_peft_model_state_dict(
+        assistant, lora_weights(assistant), adapter_name=name, save_embedding_layers=False
+    )
     wrong = {
         name
         for name in expected.keys() | state_dict.keys()
@@ -566,7 +580,8 @@ def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
     except OSError as error:
         raise OSError(
             f"The target {config.target_name_or_path!r} of this assistant cannot be loaded. If it has moved, load it "
-            "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target), or `uld generate --target`."
+            "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target), or `uld generate --target`. "
+            f"If it has no safetensors, say use_safetensors=False. ({str(error).splitlines()[0]})"
         ) from error
 
 

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import cached_file
 
@@ -44,7 +45,7 @@ def find_license(name_or_path: str, **hub_kwargs: Any) -> dict[str, str]:
         return {}
     try:
         metadata = ModelCard.load(file, ignore_metadata_errors=True).data.to_dict()
-    except ValueError:  # somebody else's card need not be valid
+    except (ValueError, yaml.YAMLError):  # somebody else's card need not be valid
         return {}
     return {
         name: metadata[name]
@@ -61,8 +62,8 @@ def _assistant_row(name: str, assistant: dict[str, Any], training: dict[str, Any
 def _training_section(name: str, training: dict[str, Any]) -> str:
     lines = [
         f"| {setting} | {value:.4g} |" if isinstance(value, float) else f"| {setting} | {value} |"
-        for part in ("settings", "metrics", "versions")
-        for setting, value in training[part].items()
+        for part in ("settings", "metrics", "evaluation", "versions")
+        for setting, value in training.get(part, {}).items()
     ]
     return "\n".join([f"## Training of `{name}`", "", "| | |", "|---|---|", *lines, ""])
 
