@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from uld_hf.cli.main import main as uld
-from uld_hf.evaluation.evaluation import Evaluation, SetResults
+from uld_hf.evaluation.evaluation import Evaluation, SetResults, compare
 from uld_hf.evaluation.report import mark_differences, run_checks
 
 
@@ -189,6 +189,17 @@ def test_what_does_not_hold_is_failed(tmp_path, capsys, changes, statement):
     assert statement in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
     assert page.count("FAILED: ") == len(failed)
+
+
+@pytest.mark.parametrize(("forget", "passed"), [(0.9, False), (0.1, True)])
+def test_attacks_must_do_no_better_than_with_the_retrained_model(forget, passed):
+    measured = evaluations(forget=forget)
+    for evaluation in measured.values():
+        evaluation.sets["holdout"] = results(0.11)
+    (check,) = (check for check in run_checks(measured) if "No attack" in check.statement)
+    assert check.passed == passed
+    auc = compare(measured)["unlearned"]["AUC loss"]
+    assert f"AUC loss {auc:.3g} against " in check.statement
 
 
 def test_an_interrupted_evaluation_is_refused(tmp_path, capsys):

@@ -18,6 +18,7 @@ LIMITS = (
     "other languages were not.",
     "A p-value above 0.05 means that no difference was found with so many rows, not that there is none.",
 )
+AUC_MARGIN = 0.1  # about the standard error of the difference of two AUCs from forty rows each
 GLOSSARY = {
     "probability": "how likely the model finds the right answer, per token; 1 is certain.",
     "ROUGE-L recall": "share of the right answer's words that the model's own answer has, in order.",
@@ -97,6 +98,14 @@ def run_checks(evaluations: Mapping[str, Evaluation], utility_budget: float = 0.
         # A test that finds nothing in the target either says nothing about what has been forgotten.
         statement = f"The same test does tell the target from that model: p = {usual:.3g} (at most 0.05)"
         checks.append(Check(statement, usual <= 0.05))
+    if "privacy" in compared["unlearned"]:
+        aucs, usual = compared["unlearned"], compared["retrained"]
+        worst = max((name for name in usual if name.startswith("AUC ")), key=lambda name: aucs[name] - usual[name])
+        statement = (
+            "No attack tells better than with the retrained model what was trained on: "
+            f"{worst} {aucs[worst]:.3g} against {usual[worst]:.3g} (at most {AUC_MARGIN:g} more)"
+        )
+        checks.append(Check(statement, aucs[worst] - usual[worst] <= AUC_MARGIN))
     kept, had = unlearned["retain"].summary(), target["retain"].summary()
     for measure in ("probability", "ROUGE-L recall"):
         least = (1 - utility_budget) * had[measure]
