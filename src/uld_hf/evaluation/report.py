@@ -266,8 +266,8 @@ def plot_frontier(outcomes: Sequence[Mapping[str, Any]], target: Mapping[str, An
     axes = _Axes(
         "probability of the forgotten answers",
         "of the retained answers",
-        (0.0, 1.05 * max(forgotten)),
-        (max(0.0, min(kept) - margin), max(kept) + margin),
+        (0.0, min(1.0, 1.05 * max(forgotten))),
+        (max(0.0, min(kept) - margin), min(1.0, max(kept) + margin)),
     )
     x, y = axes.place(target["forget_probability"], target["retain_probability"])
     marks = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{COLORS["target"]}"><title>target</title></circle>']
