@@ -52,6 +52,15 @@ def test_evaluation_python_runs(workplace: Path, capsys: pytest.CaptureFixture[s
     assert "probability that one of ten answers gives the fact away: 0." in capsys.readouterr().out
 
 
+def test_training_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in code_blocks("training.md", "python"):
+        exec(compile(block, "training.md", "exec"), {})
+    commands = [block for block in code_blocks("training.md", "") if block.startswith("uld ")]
+    assert len(commands) == 1
+    assert uld([*shlex.split(commands[0])[1:], "--use_cpu", "--max_steps", "1"]) == 0, capsys.readouterr().err
+    assert (workplace / "forget-documents" / "config.json").exists()
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)", page.read_text()):

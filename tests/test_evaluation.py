@@ -114,13 +114,16 @@ def test_wrong_answers_in_some_rows_only_are_refused(unlearned):
         evaluate(unlearned, make_tokenizer(), questions)
 
 
-def test_models_evaluated_on_different_rows_are_not_compared(unlearned):
-    evaluations = {
-        name: Evaluation(name, {"forget": evaluate(unlearned, make_tokenizer(), as_questions(make_questions(first)))})
-        for name, first in (("target", 10), ("unlearned", 20))
-    }
-    with pytest.raises(ValueError, match="different forget sets"):
-        compare(evaluations)
+@pytest.mark.parametrize("split", ["forget", "retain", "holdout"])
+def test_models_evaluated_on_different_rows_are_not_compared(unlearned, split):
+    first, second = (
+        evaluate(unlearned, make_tokenizer(), as_questions(make_questions(start)), max_new_tokens=1)
+        for start in (10, 20)
+    )
+    target = Evaluation("target", dict.fromkeys(("forget", "retain", "holdout"), first))
+    other = Evaluation("unlearned", target.sets | {split: second})
+    with pytest.raises(ValueError, match=f"different {split} sets"):
+        compare({"target": target, "unlearned": other})
 
 
 # --- questions ---
@@ -244,6 +247,7 @@ def test_outcomes_are_those_of_a_model_with_the_setting(unlearned):
 
 SETTINGS = [Subtraction(alpha) for alpha in (0.5, 1.0, 2.0)]
 TARGET = Outcome(0.9, 0.8)
+MEASURED = Outcome(0.9, 0.8, forget_quality=1e-4)
 
 
 def test_the_smallest_alpha_that_forgets_within_the_budget_is_chosen():
@@ -253,7 +257,7 @@ def test_the_smallest_alpha_that_forgets_within_the_budget_is_chosen():
 
 def test_a_forget_quality_goes_before_probabilities():
     outcomes = [Outcome(0.5, 0.8, 0.01), Outcome(0.1, 0.79, 0.04), Outcome(0.01, 0.79, 0.3)]
-    assert choose(SETTINGS, outcomes, TARGET) == 2
+    assert choose(SETTINGS, outcomes, MEASURED) == 2
 
 
 def test_nothing_is_chosen_where_forgetting_costs_too_much():
@@ -264,6 +268,15 @@ def test_nothing_is_chosen_where_forgetting_costs_too_much():
 def test_without_a_measure_of_enough_nothing_can_be_chosen():
     with pytest.raises(ValueError, match="give a retrained model, or held-out questions"):
         choose(SETTINGS, [Outcome(0.5, 0.8)] * 3, TARGET)
+
+
+@pytest.mark.parametrize(
+    ("target", "unknown"), [(Outcome(0.1, 0.8), 0.2), (Outcome(0.9, 0.8, forget_quality=0.6), None)]
+)
+def test_nothing_is_chosen_by_a_measure_that_the_target_itself_passes(target, unknown):
+    outcomes = [Outcome(0.05, 0.8, target.forget_quality)] * 3
+    with pytest.raises(ValueError, match="the target itself has forgotten enough"):
+        choose(SETTINGS, outcomes, target, unknown_probability=unknown)
 
 
 @pytest.mark.parametrize("measure", ["retrained", "holdout", "neither"])
@@ -279,9 +292,9 @@ def test_sweep_prints_a_row_for_every_setting_and_the_choice(files, tmp_path, ca
     printed = capsys.readouterr().out
     assert printed.count("    on") == 2
     if measure == "neither":
-        assert "Nothing chosen" in printed
+        assert "Nothing chosen: give --retrained" in printed
     elif report["chosen"] is None:
-        assert "No setting reaches" in printed
+        assert "No setting reaches" in printed or "the target itself has forgotten" in printed
     else:
         assert f"Chosen: alpha={report['settings'][report['chosen']]['alpha']:g}" in printed
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from all_families import any_model
 from families import make_tokenizer, tiny_model, train_like
 
 from uld_hf import ULDForCausalLM, build_assistant
@@ -95,24 +96,26 @@ SETTINGS = [
     Subtraction(1.5, relative_top=0, clamp=True),
     Subtraction(0.8),
     Subtraction(0.8, outside="mask"),
+    Subtraction(1.6, outside="mask"),
+    Subtraction(-0.5, outside="mask"),
     Subtraction(0.8, center=False),
 ]
 
 
 def test_every_setting_is_scored_as_by_a_model_that_has_it(unlearned):
     tokenizer = make_tokenizer()
-    target_scores, by_setting = score_subtractions(unlearned, tokenizer, PROMPTS, COMPLETIONS, SETTINGS)
+    target_log_probs, by_setting = score_subtractions(unlearned, tokenizer, PROMPTS, COMPLETIONS, SETTINGS)
     alone = score_completions(unlearned.target, tokenizer, PROMPTS, COMPLETIONS)
-    for first, second in zip(target_scores, alone, strict=True):
-        np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)
-    for setting, scores in zip(SETTINGS, by_setting, strict=True):
+    for first, second in zip(target_log_probs, alone, strict=True):
+        np.testing.assert_allclose(first, second.log_probs, atol=1e-5)
+    for setting, log_probs in zip(SETTINGS, by_setting, strict=True):
         model = ULDForCausalLM(
             target=unlearned.target,
             assistant=dict(unlearned.assistants.items()),
             **(vars(setting) | {"alpha": {"a": setting.alpha, "b": 2 * setting.alpha}}),
         )
-        for first, second in zip(scores, score_completions(model, tokenizer, PROMPTS, COMPLETIONS), strict=True):
-            np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)
+        for first, second in zip(log_probs, score_completions(model, tokenizer, PROMPTS, COMPLETIONS), strict=True):
+            np.testing.assert_allclose(first, second.log_probs, atol=1e-5)
 
 
 def test_settings_cost_no_further_pass(unlearned):
@@ -131,6 +134,11 @@ def test_settings_cost_no_further_pass(unlearned):
 def test_rows_longer_than_the_context_are_refused(unlearned):
     with pytest.raises(ValueError, match=r"1 of 2 rows are longer .* context of 128 tokens \(row 1 has 20"):
         score_completions(unlearned, make_tokenizer(), ["w1", "w1"], [" w2", " w2" * 200])
+
+
+def test_a_model_without_a_limit_of_positions_takes_any_row():
+    (scores,) = score_completions(any_model("bloom"), make_tokenizer(), ["w1 w2"], [" w3" * 200])
+    assert len(scores.log_probs) == 201
 
 
 @pytest.mark.parametrize("alpha", [0.0, float("nan")])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from families import BOS, EOS, PAD, VOCAB_SIZE, tiny_model, train_like
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import ContinuousBatchingConfig, PreTrainedModel
 
 from uld_hf.assistant import build_assistant, remember_settings
 from uld_hf.logit_difference import logit_difference
@@ -220,10 +220,10 @@ def test_settings_of_an_assistant_that_was_only_built_are_the_papers():
 
 def test_continuous_batching_does_not_know_it(model):
     # Pinned, because the docstring warns of it: transformers hands no processor to this mode.
-    text = model.target.generate(
-        PROMPT, logits_processor=[processor(model)], cache_implementation="paged", max_new_tokens=4, do_sample=False
-    )
-    alone = model.target.generate(PROMPT, cache_implementation="paged", max_new_tokens=4, do_sample=False)
+    pages = ContinuousBatchingConfig(num_blocks=16, page_size=16, max_batch_tokens=64)  # or all of the memory is taken
+    options = {"cache_implementation": "paged", "continuous_batching_config": pages, "max_new_tokens": 4}
+    text = model.target.generate(PROMPT, logits_processor=[processor(model)], do_sample=False, **options)
+    alone = model.target.generate(PROMPT, do_sample=False, **options)
     assert torch.equal(text, alone)
 
 

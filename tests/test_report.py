@@ -1,6 +1,7 @@
 """The report page: what it shows, what it escapes, what it calls failed."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from uld_hf.evaluation.report import mark_differences, run_checks
 
 SETTINGS = {
     "data": {"forget": "aa11", "retain": "bb22"},
+    "max_new_tokens": 64,
     "target": {"layers": "cc33"},
     "lora": {"assistant": "dd44"},
     "assistants": {"assistant": {"num_layers": 2, "alpha": 0.75}},
@@ -40,10 +42,12 @@ def results(probability: float, completion: str = "a <b>bold</b> answer", rows: 
     )
 
 
-def evaluations(forget: float = 0.1, retain: float = 0.9, broken: bool = False) -> dict[str, Evaluation]:
+def evaluations(
+    forget: float = 0.1, retain: float = 0.9, broken: bool = False, before: float = 0.95
+) -> dict[str, Evaluation]:
     after = results(forget, "so so so so") if broken else results(forget, "another answer")
     return {
-        "target": Evaluation("target", {"forget": results(0.95), "retain": results(0.9)}, SETTINGS),
+        "target": Evaluation("target", {"forget": results(before), "retain": results(0.9)}, SETTINGS),
         "retrained": Evaluation("retrained", {"forget": results(0.1), "retain": results(0.9)}, SETTINGS),
         "unlearned": Evaluation("unlearned", {"forget": after, "retain": results(retain)}, SETTINGS),
     }
@@ -101,18 +105,71 @@ def test_examples_can_be_left_out(tmp_path):
     assert "question 0" not in (tmp_path / "report.html").read_text()
 
 
-def test_a_sweep_is_plotted_with_its_choice_ringed(tmp_path):
+def write_sweep(folder: Path, forgotten: float = 0.9, **measured) -> list[str]:
+    """Saves a sweep of two settings; gives the option that names it."""
     points = [
         {"alpha": alpha, "relative_top": 0.0, "clamp": True, "forget_probability": 0.1, "retain_probability": 0.8}
         for alpha in (0.5, 1.0)
     ]
-    target = {"forget_probability": 0.9, "retain_probability": 0.9}
-    (tmp_path / "sweep.json").write_text(json.dumps({"settings": points, "target": target, "chosen": 1}))
-    assert uld([*write(tmp_path), "--sweep", str(tmp_path / "sweep.json")]) == 0
+    identity = {name: SETTINGS[name] for name in ("data", "target", "lora")} | measured
+    target = {"forget_probability": forgotten, "retain_probability": 0.9}
+    sweep = {"settings": points, "target": target, "chosen": 1, "measured": identity}
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    return ["--sweep", str(folder / "sweep.json")]
+
+
+def test_a_sweep_is_plotted_with_its_choice_ringed(tmp_path):
+    assert uld([*write(tmp_path), *write_sweep(tmp_path)]) == 0
     page = (tmp_path / "report.html").read_text()
     Outline(page)
     assert page.count("<circle") == 3
     assert page.count('stroke-width="2"><title>alpha 1,') == 1
+
+
+def test_of_points_at_one_place_the_choice_is_labelled(tmp_path):
+    assert uld([*write(tmp_path), *write_sweep(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('font-size="11">1</text>') == 1
+    assert 'font-size="11">0.5</text>' not in page
+
+
+@pytest.mark.parametrize("forgotten", [0.9, 0.02])
+def test_the_target_is_within_the_frame_of_the_plot_whatever_the_scale(tmp_path, forgotten):
+    assert uld([*write(tmp_path), *write_sweep(tmp_path, forgotten)]) == 0
+    places = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', (tmp_path / "report.html").read_text())
+    assert all(60 < float(x) < 580 and 20 < float(y) < 300 for x, y in places)
+    assert max(float(x) for x, _ in places) > 500
+
+
+@pytest.mark.parametrize(
+    ("measured", "message"),
+    [
+        ({"lora": {"assistant": "other"}}, "with another 'lora'"),
+        ({"target": {"layers": "other"}}, "with another 'target'"),
+        ({"data": {"forget": "aa11", "retain": "other"}}, "on another retain set"),
+    ],
+)
+def test_a_sweep_of_something_else_is_refused(tmp_path, capsys, measured, message):
+    assert uld([*write(tmp_path), *write_sweep(tmp_path, **measured)]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("retrained", {"data": {"forget": "aa11", "retain": "other"}}),
+        ("target", {"target": {"layers": "other"}}),
+        ("target", {"max_new_tokens": 8}),
+    ],
+)
+def test_results_that_do_not_belong_together_are_refused(tmp_path, capsys, name, changed):
+    command = write(tmp_path)
+    other = evaluations()[name]
+    other.settings = SETTINGS | changed
+    other.save(tmp_path / "results" / f"{name}.json")
+    assert uld(command) == 2
+    assert f"{name!r} and 'unlearned' were evaluated with different" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -121,6 +178,7 @@ def test_a_sweep_is_plotted_with_its_choice_ringed(tmp_path):
         ({"forget": 0.96}, "less probable than before"),
         ({"forget": 0.5}, "cannot be told from a model that never saw"),
         ({"retain": 0.7}, "On the retain set probability is"),
+        ({"before": 0.1}, "The same test does tell the target from that model: p = 1"),
         ({"broken": True}, "No more broken answers than before: 40"),
     ],
 )

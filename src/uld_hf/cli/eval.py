@@ -135,6 +135,35 @@ def identify(model: PreTrainedModel) -> dict[str, str | None]:
     return fingerprint_target(model, model.config.get_text_config(decoder=True).num_hidden_layers)
 
 
+def identify_unlearned(model: ULDForCausalLM) -> dict[str, dict[str, Any]]:
+    """
+    What tells an unlearned model from others: its target's fingerprint and its assistants' weights.
+
+    Args:
+        model ([`ULDForCausalLM`]):
+            The model.
+
+    Returns:
+        `dict[str, dict]`: Under `"target"` and `"lora"`.
+    """
+    lora = {name: hash_tensors(lora_weights(assistant)) for name, assistant in model.assistants.items()}
+    return {"target": identify(model.target), "lora": lora}
+
+
+def hash_files(data: Mapping[str, str]) -> dict[str, str]:
+    """
+    SHA-256 of files.
+
+    Args:
+        data (`Mapping[str, str]`):
+            Files by set.
+
+    Returns:
+        `dict[str, str]`: Hexadecimal digests by set.
+    """
+    return {split: hashlib.sha256(Path(path).read_bytes()).hexdigest() for split, path in data.items()}
+
+
 def evaluate_or_load(
     name: str,
     model: PreTrainedModel,
@@ -164,8 +193,7 @@ def evaluate_or_load(
         [`Evaluation`]: The results.
     """
     file = Path(arguments.output_dir) / f"{name}.json"
-    hashes = {split: hashlib.sha256(Path(path).read_bytes()).hexdigest() for split, path in data.items()}
-    settings = {**settings, "max_new_tokens": arguments.max_new_tokens, "data": hashes}
+    settings = {**settings, "max_new_tokens": arguments.max_new_tokens, "data": hash_files(data)}
     evaluation = Evaluation(name, {}, settings)
     if file.exists():
         earlier = Evaluation.load(file)
@@ -231,13 +259,11 @@ def main(argv: Sequence[str]) -> None:
     for path in data.values():
         read_questions(path, tokenizer)  # a mistake in the last file is told before the first is measured
     subtraction = {name: vars(model.config)[name] for name in ("assistants", *SHARED_SETTINGS)}
-    lora = {name: hash_tensors(lora_weights(assistant)) for name, assistant in model.assistants.items()}
-    target = {"target": identify(model.target)}
+    identity = identify_unlearned(model)
+    target = {"target": identity["target"]}
     evaluations = {
         "target": evaluate_or_load("target", model.target, tokenizer, data, target, arguments),
-        "unlearned": evaluate_or_load(
-            "unlearned", model, tokenizer, data, {**target, "lora": lora, **subtraction}, arguments
-        ),
+        "unlearned": evaluate_or_load("unlearned", model, tokenizer, data, {**identity, **subtraction}, arguments),
     }
     if arguments.retrained is not None:
         del model  # one model at a time

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..evaluation.evaluation import Evaluation
-from ..evaluation.report import render_report, run_checks
+from ..evaluation.report import check_same, render_report, run_checks
 from .parsing import parse_command_line
 
 
@@ -68,8 +68,9 @@ def main(argv: Sequence[str]) -> None:
     sweep = None
     if arguments.sweep is not None:
         sweep = json.loads(Path(arguments.sweep).read_text(encoding="utf-8"))
-        if not {"settings", "target", "chosen"} <= set(sweep):
-            raise ValueError(f"{arguments.sweep} was not written by uld sweep --output.")
+        if not {"settings", "target", "chosen", "measured"} <= set(sweep):
+            raise ValueError(f"{arguments.sweep} was not written by this version's uld sweep --output.")
+    check_same(evaluations, sweep)
     packages = ("uld_hf", "transformers", "peft", "torch")
     page = render_report(
         arguments.title,

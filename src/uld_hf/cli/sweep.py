@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from ..evaluation.evaluation import evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, score_completions
-from ..evaluation.sweep import as_rows, choose, sweep
-from .eval import load_unlearned
+from ..evaluation.sweep import as_rows, choose, has_forgotten, sweep
+from .eval import hash_files, identify_unlearned, load_unlearned
 from .generate import load_tokenizer
 from .parsing import check_model_path, parse_command_line
 from .questions import read_questions
@@ -141,17 +141,27 @@ def main(argv: Sequence[str]) -> None:
             f"{outcome.forget_probability:>12.3g}{outcome.retain_probability:>12.3g}{quality}"
         )
     chosen = None
-    if ratios is not None or unknown_probability is not None:
+    if ratios is None and unknown_probability is None:
+        print("\nNothing chosen: give --retrained or --holdout_dataset to say how much is enough.")
+    elif has_forgotten(target, unknown_probability):
+        print(
+            "\nNothing chosen: by this measure the target itself has forgotten enough. It never learned the forget "
+            "set, or there are too few questions to tell."
+        )
+    else:
         chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown_probability)
         print(f"\n{describe_choice(settings, chosen, unknown_probability)}")
-    else:
-        print("\nNothing chosen: give --retrained or --holdout_dataset to say how much is enough.")
     if arguments.output is not None:
         report = {
             "target": vars(target),
             "unknown_probability": unknown_probability,
             "chosen": chosen,
             "settings": as_rows(settings, outcomes),
+            # By these `uld report` sees whether sweep and evaluation belong together.
+            "measured": {
+                "data": hash_files({"forget": arguments.forget_dataset, "retain": arguments.retain_dataset}),
+                **identify_unlearned(model),
+            },
         }
         Path(arguments.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

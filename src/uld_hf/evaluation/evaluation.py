@@ -270,9 +270,14 @@ def compare(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, float]
     Raises:
         ValueError: If the models were evaluated on different rows.
     """
-    asked = {name: tuple(evaluation.sets["forget"].prompts) for name, evaluation in evaluations.items()}
-    if len(set(asked.values())) > 1:
-        raise ValueError(f"The models were evaluated on different forget sets: {list(asked)}. Evaluate them again.")
+    asked: dict[str, tuple[list[str], list[str]]] = {}
+    for evaluation in evaluations.values():
+        for split, results in evaluation.sets.items():
+            rows = (results.prompts, results.answers)
+            if asked.setdefault(split, rows) != rows:
+                raise ValueError(
+                    f"The models were evaluated on different {split} sets: {list(evaluations)}. Evaluate them again."
+                )
     aucs = {
         name: {
             kind: attack_auc(numbers, evaluation.sets["holdout"].attacks[kind])

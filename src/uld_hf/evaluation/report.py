@@ -18,6 +18,19 @@ LIMITS = (
     "other languages were not.",
     "A p-value above 0.05 means that no difference was found with so many rows, not that there is none.",
 )
+GLOSSARY = {
+    "probability": "how likely the model finds the right answer, per token; 1 is certain.",
+    "ROUGE-L recall": "share of the right answer's words that the model's own answer has, in order.",
+    "exact memorization": "share of the right answer's tokens that are the model's first choice.",
+    "extraction strength": "share of the right answer that the model completes by itself once it has been begun.",
+    "broken answers": "number of answers that are empty or repeat themselves.",
+    "paraphrased probability": "the same as probability, of the right answer in other words.",
+    "truth ratio": "how much more likely right answers are than wrong ones in like words; 0.5 is no difference.",
+    "forget quality": "how well the model passes for the retrained one (a p-value); below 0.05 it does not.",
+    "memorization": "1 if nothing of what the target remembered is left, 0 if all of it.",
+    "AUC": "how well an attacker can tell from the model what it was trained on; compare with the retrained model's.",
+    "privacy": "1 if attackers learn no more than from the retrained model.",
+}
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
@@ -30,7 +43,9 @@ mark { background: #ffe08a }
 blockquote { margin: .3rem 0 1rem; padding-left: .8rem; border-left: 3px solid #ccc; overflow-wrap: anywhere }
 code { overflow-wrap: anywhere }
 svg { max-width: 100%; height: auto }
-@media (max-width: 40rem) { th, td { padding: .2rem; font-size: .8rem } figure { margin: 1rem 0 } }
+figure { margin: 1rem 0 }
+@media (max-width: 40rem) { th, td { padding: .2rem; font-size: .8rem } ul { padding-left: 1.2rem }
+  svg text { font-size: 20px } }
 @media print { body { margin: 0; max-width: none } h2, figure, article { break-inside: avoid } }
 """
 COLORS = {"target": "#757575", "retrained": "#1565c0", "unlearned": "#c62828"}
@@ -74,10 +89,14 @@ def run_checks(evaluations: Mapping[str, Evaluation], utility_budget: float = 0.
             after["probability"] < before["probability"],
         )
     ]
-    quality = compare(evaluations)["unlearned"].get("forget quality")
-    if quality is not None:
+    compared = compare(evaluations)
+    if "forget quality" in compared["unlearned"]:
+        quality, usual = (compared[name]["forget quality"] for name in ("unlearned", "target"))
         statement = f"It cannot be told from a model that never saw the forget set: p = {quality:.3g} (above 0.05)"
         checks.append(Check(statement, quality > 0.05))
+        # A test that finds nothing in the target either says nothing about what has been forgotten.
+        statement = f"The same test does tell the target from that model: p = {usual:.3g} (at most 0.05)"
+        checks.append(Check(statement, usual <= 0.05))
     kept, had = unlearned["retain"].summary(), target["retain"].summary()
     for measure in ("probability", "ROUGE-L recall"):
         least = (1 - utility_budget) * had[measure]
@@ -92,6 +111,37 @@ def run_checks(evaluations: Mapping[str, Evaluation], utility_budget: float = 0.
     usual = before["broken answers"] + had["broken answers"]
     checks.append(Check(f"No more broken answers than before: {broken:.0f}, {usual:.0f} before", broken <= usual))
     return checks
+
+
+def check_same(evaluations: Mapping[str, Evaluation], sweep: Mapping[str, Any] | None = None) -> None:
+    """
+    Refuse results that do not belong together, of which a table would compare what cannot be compared.
+
+    Args:
+        evaluations (`Mapping[str, Evaluation]`):
+            `"target"`, `"unlearned"` and, if there is one, `"retrained"`.
+        sweep (`Mapping[str, Any]`, *optional*):
+            What `uld sweep --output` wrote.
+
+    Raises:
+        ValueError: If they are of other data, another target or another assistant.
+    """
+    settings = evaluations["unlearned"].settings
+    for name, evaluation in evaluations.items():
+        for measured in ("data", "max_new_tokens", "target") if name == "target" else ("data", "max_new_tokens"):
+            if evaluation.settings[measured] != settings[measured]:
+                raise ValueError(
+                    f"{name!r} and 'unlearned' were evaluated with different {measured!r}: run uld eval again for all "
+                    f"models, or delete {name}.json."
+                )
+    if sweep is None:
+        return
+    for part in ("target", "lora"):
+        if sweep["measured"][part] != settings[part]:
+            raise ValueError(f"The sweep was made with another {part!r} than the evaluation: run uld sweep again.")
+    for split, digest in sweep["measured"]["data"].items():
+        if digest != settings["data"][split]:
+            raise ValueError(f"The sweep was made on another {split} set than the evaluation: run uld sweep again.")
 
 
 def mark_differences(before: str, after: str) -> str:
@@ -116,22 +166,39 @@ def mark_differences(before: str, after: str) -> str:
     return " ".join(parts)
 
 
-def _axes(x_label: str, y_label: str) -> str:
-    return (
-        '<line x1="60" y1="300" x2="580" y2="300" stroke="#333"/><line x1="60" y1="20" x2="60" y2="300" stroke="#333"/>'
-        f'<text x="320" y="340" text-anchor="middle">{escape(x_label)}</text>'
-        f'<text x="18" y="160" text-anchor="middle" transform="rotate(-90 18 160)">{escape(y_label)}</text>'
-        + "".join(
-            f'<text x="{60 + 520 * tick}" y="318" text-anchor="middle" font-size="12">{tick:g}</text>'
-            f'<text x="54" y="{304 - 280 * tick}" text-anchor="end" font-size="12">{tick:g}</text>'
-            for tick in (0, 0.25, 0.5, 0.75, 1)
+@dataclass(frozen=True)
+class _Axes:
+    """A plot's frame: what its axes are called and which values they span."""
+
+    x_label: str
+    y_label: str
+    x_range: tuple[float, float] = (0.0, 1.0)
+    y_range: tuple[float, float] = (0.0, 1.0)
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point goes, in pixels."""
+        across, up = ((value - low) / (high - low) for value, (low, high) in ((x, self.x_range), (y, self.y_range)))
+        return 60 + 520 * across, 300 - 280 * up
+
+    def draw(self) -> str:
+        """Lines, ticks and labels."""
+        ticks = zip(np.linspace(*self.x_range, 5), np.linspace(*self.y_range, 5), strict=True)
+        return (
+            '<line x1="60" y1="300" x2="580" y2="300" stroke="#333"/>'
+            '<line x1="60" y1="20" x2="60" y2="300" stroke="#333"/>'
+            f'<text x="320" y="344" text-anchor="middle">{escape(self.x_label)}</text>'
+            f'<text x="-22" y="160" text-anchor="middle" transform="rotate(-90 -22 160)">{escape(self.y_label)}</text>'
+            + "".join(
+                f'<text x="{60 + 130 * index}" y="320" text-anchor="middle" font-size="12">{x:.3g}</text>'
+                f'<text x="54" y="{304 - 70 * index}" text-anchor="end" font-size="12">{y:.3g}</text>'
+                for index, (x, y) in enumerate(ticks)
+            )
         )
-    )
 
 
 def _svg(body: str, title: str) -> str:
     return (
-        f'<figure><svg viewBox="0 0 600 350" width="600" role="img" aria-label="{escape(title)}" '
+        f'<figure><svg viewBox="-44 0 664 356" width="664" role="img" aria-label="{escape(title)}" '
         f'font-family="system-ui, sans-serif" font-size="14">{body}</svg>'
         f"<figcaption>{escape(title)}</figcaption></figure>"
     )
@@ -148,20 +215,23 @@ def plot_truth_ratios(evaluations: Mapping[str, Evaluation]) -> str:
     Returns:
         `str`: An SVG figure; empty without truth ratios.
     """
+    axes = _Axes("truth ratio r, as r / (1 + r)", "share of rows")
     curves = []
-    for name, evaluation in evaluations.items():
+    for number, (name, evaluation) in enumerate(evaluations.items()):
         ratios = evaluation.sets["forget"].truth_ratios
         if ratios is None:
             return ""
         # r / (1 + r) brings 0 to infinity onto the axis; 0.5 is where right and wrong answers are alike.
         x = np.sort(ratios / (1 + ratios))
         y = np.arange(1, len(x) + 1) / len(x)
-        steps = " ".join(f"{60 + 520 * a:.1f},{300 - 280 * b:.1f}" for a, b in zip(x, y, strict=True))
+        steps = " ".join("{:.1f},{:.1f}".format(*axes.place(*point)) for point in zip(x, y, strict=True))
         color = COLORS[name]
         curves.append(f'<polyline points="{steps}" fill="none" stroke="{color}" stroke-width="2"/>')
-        curves.append(f'<text x="75" y="{40 + 20 * len(curves) // 2}" fill="{color}">{escape(name)}</text>')
-    body = _axes("truth ratio r, as r / (1 + r)", "share of rows") + "".join(curves)
-    return _svg(body, "Truth ratios on the forget set. Right of 0.5, wrong answers are the more probable.")
+        curves.append(f'<text x="75" y="{40 + 22 * number}" fill="{color}">{escape(name)}</text>')
+    return _svg(
+        axes.draw() + "".join(curves),
+        "Truth ratios on the forget set. Right of 0.5, wrong answers are the more probable.",
+    )
 
 
 def plot_frontier(outcomes: Sequence[Mapping[str, Any]], target: Mapping[str, Any], chosen: int | None) -> str:
@@ -180,22 +250,34 @@ def plot_frontier(outcomes: Sequence[Mapping[str, Any]], target: Mapping[str, An
         `str`: An SVG figure.
     """
 
-    def place(point: Mapping[str, Any]) -> tuple[float, float]:
-        return 60 + 520 * point["forget_probability"], 300 - 280 * point["retain_probability"]
-
-    x, y = place(target)
+    forgotten, kept = (
+        [point[name] for point in (target, *outcomes)] for name in ("forget_probability", "retain_probability")
+    )
+    margin = max(0.1 * (max(kept) - min(kept)), 0.01 * max(kept))
+    axes = _Axes(
+        "probability of the forgotten answers",
+        "of the retained answers",
+        (0.0, 1.05 * max(forgotten)),
+        (max(0.0, min(kept) - margin), max(kept) + margin),
+    )
+    x, y = axes.place(target["forget_probability"], target["retain_probability"])
     marks = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{COLORS["target"]}"><title>target</title></circle>']
-    for index, point in enumerate(outcomes):
-        x, y = place(point)
+    labelled: list[tuple[float, float]] = []
+    for index in sorted(range(len(outcomes)), key=lambda index: index != chosen):  # the choice gets its label first
+        point = outcomes[index]
+        x, y = axes.place(point["forget_probability"], point["retain_probability"])
         ring = ' stroke="#000" stroke-width="2"' if index == chosen else ""
         name = f"alpha {point['alpha']:g}, filter {point['relative_top']:g}, clamp {'on' if point['clamp'] else 'off'}"
         marks.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{COLORS["unlearned"]}"{ring}><title>{name}</title></circle>'
-            f'<text x="{x + 8:.1f}" y="{y - 6:.1f}" font-size="11">{point["alpha"]:g}</text>'
         )
-    body = _axes("probability of the forgotten answers", "of the retained answers") + "".join(marks)
+        if all(abs(x - other) > 30 or abs(y - beside) > 16 for other, beside in labelled):
+            labelled.append((x, y))
+            marks.append(f'<text x="{x + 8:.1f}" y="{y - 6:.1f}" font-size="11">{point["alpha"]:g}</text>')
     return _svg(
-        body, "What forgetting costs: top left is best. Numbers are alpha, grey is the target, ringed the choice."
+        axes.draw() + "".join(marks),
+        "What forgetting costs: top left is best. Numbers are alpha, grey is the target, ringed the choice. "
+        "The scales follow the points.",
     )
 
 
@@ -266,12 +348,13 @@ def render_report(
         f"{escape(check.statement)}</li>"
         for check in checks
     )
+    meanings = "".join(f"<li><strong>{term}</strong>: {escape(meaning)}</li>" for term, meaning in GLOSSARY.items())
     target, unlearned = evaluations["target"], evaluations["unlearned"]
     parts = [
         f"<h1>{escape(title)}</h1><p>{escape(date)}</p>",
         f'<p class="{"failed" if failed else "passed"}">{verdict}</p><ul>{items}</ul>',
         f"<h2>Figures</h2>{_table(evaluations)}",
-        "<p>What each figure means: <code>docs/evaluation.md</code> of uld_hf.</p>",
+        f"<ul>{meanings}</ul><p>The formulas: <code>docs/evaluation.md</code> of uld_hf.</p>",
         plot_truth_ratios(evaluations),
     ]
     if sweep is not None:

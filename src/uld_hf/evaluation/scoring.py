@@ -1,7 +1,8 @@
 """One pass over answers, from which every likelihood measure follows: what a model makes of each of their tokens."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from ..modeling_uld import ULDForCausalLM
 
 
 MAX_BATCH_TOKENS = 4096
+TOKENS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,20 @@ def encode(
     return input_ids, same.index(False) if False in same else len(same)
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """
+    Most tokens that a model can be given.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+
+    Returns:
+        `int` or `None`: `None` if there is no limit: models with ALiBi (BLOOM) have no positions to run out of.
+    """
+    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def check_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None:
     """
     Refuse rows that are longer than the model's context.
@@ -119,8 +135,8 @@ def check_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None:
     Raises:
         ValueError: If a row is too long.
     """
-    longest = model.config.get_text_config(decoder=True).max_position_embeddings
-    long = [index for index, length in enumerate(lengths) if length > longest]
+    longest = context_length(model)
+    long = [] if longest is None else [index for index, length in enumerate(lengths) if length > longest]
     if long:
         raise ValueError(
             f"{len(long)} of {len(lengths)} rows are longer than the model's context of {longest} tokens (row "
@@ -158,22 +174,56 @@ def _batches(
             progress.update(len(batch))
 
 
-def _token_scores(logits: torch.Tensor, tokens: torch.Tensor, lengths: list[int]) -> list[TokenScores]:
-    """Scores of the counted tokens of a batch, row by row; `logits` has one row for each."""
+def _statistics(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The columns of [`TokenScores`]; `logits` has one row for each token."""
     log_probs = logits.float().log_softmax(dim=-1)
     # A token that cannot be drawn adds nothing to mean and deviation: 0, where the product would be 0 times infinity.
     finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
     probs = log_probs.exp()
     means = (probs * finite).sum(dim=-1)
     variances = (probs * finite.square()).sum(dim=-1) - means.square()
-    columns = (
+    return (
         log_probs.gather(-1, tokens[:, None]).squeeze(-1),
         means,
         variances.clamp(min=0).sqrt(),
         log_probs.argmax(dim=-1) == tokens,
     )
-    by_row = zip(*(column.cpu().split(lengths) for column in columns), strict=True)
+
+
+def _token_scores(logits: torch.Tensor, tokens: torch.Tensor, lengths: list[int]) -> list[TokenScores]:
+    """Scores of the counted tokens of a batch, row by row; `logits` has one row for each."""
+    # A few tokens at a time: what is computed on the way is several times as large as the logits.
+    parts = zip(logits.split(TOKENS_AT_ONCE), tokens.split(TOKENS_AT_ONCE), strict=True)
+    columns = zip(*(_statistics(*part) for part in parts), strict=True)
+    by_row = zip(*(torch.cat(column).cpu().split(lengths) for column in columns), strict=True)
     return [TokenScores(*(value.numpy() for value in row)) for row in by_row]
+
+
+def _subtracted_log_probs(
+    target: torch.Tensor,
+    assistants: Sequence[torch.Tensor],
+    proportions: Sequence[float],
+    subtractions: Sequence[Subtraction],
+    tokens: torch.Tensor,
+) -> torch.Tensor:
+    """Log-probabilities of tokens by the target, and by every setting; of shape `(1 + settings, num_tokens)`."""
+
+    def log_probs(logits: torch.Tensor) -> torch.Tensor:
+        return logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
+
+    target = target.float()
+    rows = [log_probs(target)]
+    # The difference is linear in alpha: settings that differ in nothing else share all but a multiple of one step.
+    steps: dict[Subtraction, torch.Tensor] = {}
+    for setting in subtractions:
+        unit = replace(setting, alpha=math.copysign(1.0, setting.alpha))
+        if unit not in steps:
+            options = {name: value for name, value in vars(unit).items() if name != "alpha"}
+            weights = [unit.alpha * proportion for proportion in proportions]
+            step = target - logit_difference(target, assistants, weights, **options)
+            steps[unit] = step.masked_fill(target == -torch.inf, 0.0)
+        rows.append(log_probs(torch.sub(target, steps[unit], alpha=abs(setting.alpha))))
+    return torch.stack(rows)
 
 
 @torch.no_grad()
@@ -225,9 +275,9 @@ def score_subtractions(
     completions: Sequence[str],
     subtractions: Sequence[Subtraction],
     max_batch_tokens: int = MAX_BATCH_TOKENS,
-) -> tuple[list[TokenScores], list[list[TokenScores]]]:
+) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     """
-    The same for the target and for every setting of the subtraction, from one pass of target and assistants.
+    Log-probabilities by the target and by every setting of the subtraction, from one pass of target and assistants.
 
     Args:
         model ([`ULDForCausalLM`]):
@@ -244,35 +294,29 @@ def score_subtractions(
             Most tokens of a batch, padding included.
 
     Returns:
-        `tuple[list[TokenScores], list[list[TokenScores]]]`: The target's scores, and those of each setting.
+        `tuple[list[numpy.ndarray], list[list[numpy.ndarray]]]`: For the target, and for each setting: of every row the
+        log-probabilities, in nats, of shape `(num_tokens,)`.
 
     Raises:
         ValueError: If a row is longer than the model's context.
     """
     weights = [entry["alpha"] for entry in model.config.assistants.values()]
-
-    def subtract(setting: Subtraction, target: torch.Tensor, assistants: list[torch.Tensor]) -> torch.Tensor:
-        return logit_difference(
-            target,
-            assistants,
-            [setting.alpha * weight / weights[0] for weight in weights],
-            relative_top=setting.relative_top,
-            outside=setting.outside,
-            center=setting.center,
-            clamp=setting.clamp,
-        )
-
-    views: list[Callable[[torch.Tensor, list[torch.Tensor]], torch.Tensor]] = [lambda target, assistants: target]
-    views += [lambda *logits, setting=setting: subtract(setting, *logits) for setting in subtractions]
-    scores: list[list[TokenScores]] = [[None] * len(prompts) for _ in views]
-    arguments = (model, tokenizer, prompts, completions, max_batch_tokens)
+    proportions = [weight / weights[0] for weight in weights]
+    scores: list[list[np.ndarray]] = [[None] * len(prompts) for _ in (None, *subtractions)]
+    arguments = (model, tokenizer, prompts, completions, max_batch_tokens, "Scoring answers")
     for batch, inputs, counted, lengths in _batches(*arguments):
-        tokens = inputs["input_ids"][counted]
         target_logits, assistant_logits = model.component_logits(**inputs)
-        target_logits = target_logits[:, :-1][counted[:, 1:]]
-        assistant_logits = [logits[:, :-1][counted[:, 1:]] for logits in assistant_logits]
-        for of_view, view in zip(scores, views, strict=True):
-            rows = _token_scores(view(target_logits, assistant_logits), tokens, lengths)
-            for index, row in zip(batch, rows, strict=True):
-                of_view[index] = row
+        logits = [each[:, :-1][counted[:, 1:]].split(TOKENS_AT_ONCE) for each in (target_logits, *assistant_logits)]
+        log_probs = torch.cat(
+            [
+                _subtracted_log_probs(target, assistants, proportions, subtractions, tokens)
+                for tokens, target, *assistants in zip(
+                    inputs["input_ids"][counted].split(TOKENS_AT_ONCE), *logits, strict=True
+                )
+            ],
+            dim=1,
+        )
+        for of_setting, values in zip(scores, log_probs.cpu(), strict=True):
+            for index, row in zip(batch, values.split(lengths), strict=True):
+                of_setting[index] = row.numpy()
     return scores[0], scores[1:]

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling_uld import ULDForCausalLM
 from .evaluation import Question, check_questions
-from .scoring import MAX_BATCH_TOKENS, Subtraction, TokenScores, score_subtractions
+from .scoring import MAX_BATCH_TOKENS, Subtraction, score_subtractions
 from .tofu import forget_quality, truth_ratio
 
 
@@ -79,18 +79,45 @@ def sweep(
         pairs += [(question.prompt, wrong) for question in forget for wrong in question.perturbed_answers]
     prompts, answers = zip(*pairs, strict=True)
 
-    def outcome(scores: Sequence[TokenScores]) -> Outcome:
-        rows = iter(scores)
-        probabilities = [np.mean([next(rows).probability for _ in questions]) for questions in (forget, retain)]
+    def outcome(log_probs: Sequence[np.ndarray]) -> Outcome:
+        losses = (-row.mean() for row in log_probs)
+        probabilities = [np.mean([np.exp(-next(losses)) for _ in questions]) for questions in (forget, retain)]
         quality = None
         if with_ratios:
-            paraphrased = np.array([next(rows).loss for _ in forget])
-            wrong = np.array([[np.mean([next(rows).loss for _ in question.perturbed_answers])] for question in forget])
+            paraphrased = np.array([next(losses) for _ in forget])
+            wrong = np.array([[np.mean([next(losses) for _ in question.perturbed_answers])] for question in forget])
             quality = forget_quality(truth_ratio(paraphrased, wrong), retrained_truth_ratios)
         return Outcome(*map(float, probabilities), quality)
 
     target, by_setting = score_subtractions(model, tokenizer, prompts, answers, subtractions, max_batch_tokens)
-    return outcome(target), [outcome(scores) for scores in by_setting]
+    return outcome(target), [outcome(log_probs) for log_probs in by_setting]
+
+
+def has_forgotten(outcome: Outcome, unknown_probability: float | None = None) -> bool:
+    """
+    Whether enough is forgotten.
+
+    Args:
+        outcome ([`Outcome`]):
+            Of a setting, or of the target.
+        unknown_probability (`float`, *optional*):
+            Probability that the target gives to right answers about like things it was never told. Not needed where
+            the outcome has a forget quality.
+
+    Returns:
+        `bool`: Whether the forget quality exceeds 0.05; where there is none, whether no more than `unknown_probability`
+        is left of the forget set.
+
+    Raises:
+        ValueError: If there is neither a forget quality nor an unknown probability to go by.
+    """
+    if outcome.forget_quality is not None:
+        return outcome.forget_quality > 0.05
+    if unknown_probability is None:
+        raise ValueError(
+            "There is nothing to tell when enough is forgotten: give a retrained model, or held-out questions."
+        )
+    return outcome.forget_probability <= unknown_probability
 
 
 def choose(
@@ -113,28 +140,26 @@ def choose(
         utility_budget (`float`, *optional*, defaults to `0.02`):
             Share of the target's probability of retain answers that may be lost.
         unknown_probability (`float`, *optional*):
-            Probability that the target gives to right answers about like things it was never told: no more may be
-            left of the forget set. Not needed where the outcomes have a forget quality, which must exceed 0.05.
+            What is enough where the outcomes have no forget quality, see [`has_forgotten`].
 
     Returns:
         `int` or `None`: Index of the setting; `None` if no setting does both. Among equal `alpha` the one that keeps
         the most.
 
     Raises:
-        ValueError: If there is neither a forget quality nor an unknown probability to go by.
+        ValueError: If there is nothing to go by, or by that the target itself has forgotten.
     """
-    if unknown_probability is None and outcomes[0].forget_quality is None:
+    if has_forgotten(target, unknown_probability):
         raise ValueError(
-            "There is nothing to tell when enough is forgotten: give a retrained model, or held-out questions."
+            "By this measure the target itself has forgotten enough, so it cannot tell what a setting does: the target "
+            "never learned the forget set, or there are too few questions."
         )
-
-    def forgets(outcome: Outcome) -> bool:
-        if outcome.forget_quality is not None:
-            return outcome.forget_quality > 0.05
-        return outcome.forget_probability <= unknown_probability
-
     least = (1 - utility_budget) * target.retain_probability
-    good = [i for i, each in enumerate(outcomes) if forgets(each) and each.retain_probability >= least]
+    good = [
+        i
+        for i, each in enumerate(outcomes)
+        if has_forgotten(each, unknown_probability) and each.retain_probability >= least
+    ]
     return min(good, key=lambda i: (subtractions[i].alpha, -outcomes[i].retain_probability), default=None)
 
 

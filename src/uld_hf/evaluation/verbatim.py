@@ -10,6 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .scoring import context_length
 from .tofu import generate_completions, rouge_l_recall
 
 
@@ -150,9 +151,10 @@ def word_perplexity(
         ValueError: If the window is longer than the model's context, or the stride longer than the window.
     """
     stride = window // 2 if stride is None else stride
-    longest = model.config.get_text_config(decoder=True).max_position_embeddings
-    if not 1 <= stride < window <= longest:
-        raise ValueError(f"window={window} and stride={stride} must satisfy 1 <= stride < window <= {longest}.")
+    longest = context_length(model)
+    if not 1 <= stride < window or (longest is not None and window > longest):
+        limit = "" if longest is None else f" <= {longest}"
+        raise ValueError(f"window={window} and stride={stride} must satisfy 1 <= stride < window{limit}.")
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
     total, scored = 0.0, 1
     with tqdm(total=ids.shape[1], desc="Reading", leave=False) as progress:

@@ -44,6 +44,7 @@ from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
 from ..hub import check_layout, find_commit, fingerprint_target, fingerprint_tokenizer, save_unlearned_model
 from ..model_card import find_license, model_card
 from ..publish import open_repository, push_unlearned_model
+from .checkpoints import resolve_checkpoint
 from .collator import DataCollatorForULD
 from .losses import add_uld_loss, check_head
 from .preparation import ROW, check_dataset, check_disjoint, check_tokens, split_long_rows, to_trainable_rows
@@ -333,18 +334,25 @@ class ULDTrainer(SFTTrainer):
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
         return (loss, outputs) if return_outputs else loss
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
         Train the assistant, and say so if it has not learned what it is for.
 
         Args:
-            *args, **kwargs:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint's folder; or `True` for the last one that was written to its end, whatever killed the
+                training.
+            **kwargs:
                 As in [`~transformers.Trainer.train`].
 
         Returns:
             [`~transformers.trainer_utils.TrainOutput`]: As in [`~transformers.Trainer.train`].
+
+        Raises:
+            ValueError: If there is no whole checkpoint to resume from.
         """
-        result = super().train(*args, **kwargs)
+        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         last = next((entry for entry in reversed(self.state.log_history) if "forget_accuracy" in entry), {})
         if last.get("forget_accuracy", 1.0) < _KNOWS_THE_FORGET_SET:
             logger.warning(

@@ -1,0 +1,73 @@
+"""The pictures of `uld report`'s page in docs/evaluation.md: the demo's models, measured, reported and looked at.
+
+python docs/make_screenshots.py        # needs Chromium (Debian's package `chromium`) and `pip install uld_hf[eval]`
+"""
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+from datasets import Dataset
+
+from uld_hf import fictitious_dataset, invent_people, split_people
+from uld_hf.cli.demo import run_demo
+from uld_hf.cli.main import main as uld
+
+
+# Width and height in CSS pixels; Chromium takes no picture of a whole page by itself.
+WINDOWS = {"desktop": (1100, 1500), "phone": (390, 1500)}
+
+
+def write_rows(path: Path, rows: Dataset) -> None:
+    """A JSONL file for `uld eval`."""
+    columns = ["question", "answer", "paraphrased_answer", "perturbed_answer"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows.select_columns(columns)), encoding="utf-8")
+
+
+def run(*command: object) -> None:
+    """Run a command of `uld`, or stop."""
+    if uld([str(part) for part in command]) != 0:
+        raise SystemExit(1)
+
+
+def make_page(folder: Path) -> Path:
+    """Train the demo's models unless they are there, measure them, and write the page."""
+    if not (folder / "results.json").exists():
+        run_demo(folder)
+    made = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    # People that no model has seen: the same generator goes on after the demo's.
+    people = invent_people(2 * made["num_people"], made["seed"])
+    split = split_people(fictitious_dataset(people[: made["num_people"]], made["seed"]), 0.1, made["seed"])
+    unseen = fictitious_dataset(people[made["num_people"] :], made["seed"]).select(range(len(split["forget"])))
+    sets = {"forget": split["forget"], "retain": split["retain"], "holdout": unseen}
+    for name, rows in sets.items():
+        write_rows(folder / f"{name}.jsonl", rows)
+    files = [part for name in sets for part in (f"--{name}_dataset", folder / f"{name}.jsonl")]
+    models = ["--model", folder / "unlearned", "--retrained", folder / "retrained", *files]
+    run("eval", *models, "--output_dir", folder / "evaluation")
+    run("sweep", *models, "--output", folder / "sweep.json")
+    page = folder / "report.html"
+    run("report", "--results", folder / "evaluation", "--sweep", folder / "sweep.json", "--output", page,
+        "--title", "Forget four invented people")  # fmt: skip
+    return page
+
+
+def main() -> None:
+    """Write report-desktop.png and report-phone.png."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, default=Path("uld-demo"), help="folder of `uld demo`; made if missing")
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--chromium", default="chromium")
+    args = parser.parse_args()
+    page = make_page(args.demo)
+    for name, (width, height) in WINDOWS.items():
+        picture = args.output_dir / f"report-{name}.png"
+        command = [args.chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += [f"--window-size={width},{height}", f"--screenshot={picture.resolve()}", page.resolve().as_uri()]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        print(f"Written to {picture}.")
+
+
+if __name__ == "__main__":
+    main()
