@@ -3,7 +3,6 @@
 import copy
 import math
 import os
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,10 @@ import peft
 import torch
 import transformers
 import trl
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig
 from torch import nn
-from torch.utils.data import Sampler
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -27,7 +25,6 @@ from transformers import (
 )
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils import PushInProgress, logging
-from trl import SFTTrainer
 
 import uld_hf
 
@@ -46,9 +43,9 @@ from ..model_card import find_license, model_card
 from ..publish import open_repository, push_unlearned_model
 from .checkpoints import resolve_checkpoint
 from .collator import DataCollatorForULD
+from .forget_retain_trainer import ForgetRetainTrainer, count_tokens
 from .losses import add_uld_loss, check_head
-from .preparation import ROW, check_dataset, check_disjoint, check_tokens, split_long_rows, to_trainable_rows
-from .sampler import AlternatingSampler, EpochCallback
+from .preparation import check_dataset, to_trainable_rows
 from .uld_config import ULDConfig
 
 
@@ -91,22 +88,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None
         )
 
 
-def count_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """
-    Number of forget and of retain tokens of a batch that count in the loss.
-
-    Args:
-        batch (`dict[str, torch.Tensor]`):
-            A batch of [`DataCollatorForULD`].
-
-    Returns:
-        `torch.Tensor` of shape `(2,)`: Forget tokens, retain tokens.
-    """
-    counted, retain = batch["labels"][:, 1:] != -100, batch["retain_mask"][:, 1:]
-    return torch.stack([(counted & ~retain).sum(), (counted & retain).sum()])
-
-
-class ULDTrainer(SFTTrainer):
+class ULDTrainer(ForgetRetainTrainer):
     """
     Trainer of ULD's assistant (paper section 3).
 
@@ -148,8 +130,6 @@ class ULDTrainer(SFTTrainer):
 
     _name = "ULD"
     _tag_names = ("unlearning", "uld")
-    # compute_loss divides by the tokens of the whole optimizer step itself.
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -239,65 +219,6 @@ class ULDTrainer(SFTTrainer):
             padding_free=self.data_collator.padding_free,
             pad_to_multiple_of=self.data_collator.pad_to_multiple_of,
         )
-
-    def _prepare_dataset(
-        self,
-        dataset: Dataset,
-        processing_class: PreTrainedTokenizerBase,
-        args: ULDConfig,
-        packing: bool,
-        formatting_func: Callable[[dict], str] | None,
-        dataset_name: str,
-    ) -> Dataset:
-        # trl cuts rows at max_length and drops those without an answer; neither may happen here.
-        whole = copy.copy(args)
-        whole.max_length = None
-        whole.shuffle_dataset = False
-        prepared = {}
-        for name, rows in (("forget", dataset), ("retain", self._retain_dataset)):
-            # trl decides this once, from the first row; here the two sets may differ in format.
-            has_prompt = bool({"completion", "completion_mask"} & set(rows.column_names))
-            self.completion_only_loss = has_prompt if args.completion_only_loss is None else args.completion_only_loss
-            tokenized = super()._prepare_dataset(rows, processing_class, whole, False, formatting_func, name)
-            splittable = not self.completion_only_loss and "input_ids" not in rows.column_names
-            columns = [column for column in ("input_ids", "labels", ROW) if column in tokenized.column_names]
-            tokenized = tokenized.select_columns(columns)
-            check_tokens(tokenized, self._vocab_size, name)
-            prepared[name] = split_long_rows(tokenized, args.max_length, name, splittable)
-        check_disjoint(prepared["forget"], prepared["retain"], processing_class.eos_token_id)
-        if dataset_name == "train":  # and not a set to evaluate
-            self._num_forget_rows = len(prepared["forget"])
-        return concatenate_datasets(
-            [
-                rows.add_column("is_retain", [name == "retain"] * len(rows)).with_format(None)
-                for name, rows in prepared.items()
-            ]
-        )
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "labels", "is_retain"]
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        sampler = AlternatingSampler(
-            num_forget=self._num_forget_rows,
-            num_retain=len(self.train_dataset) - self._num_forget_rows,
-            retain_per_forget=self.args.retain_per_forget,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
-        )
-        self.remove_callback(EpochCallback)
-        self.add_callback(EpochCallback(sampler))
-        return sampler
-
-    def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
-    ) -> torch.Tensor | None:
-        """Number of forget and of retain tokens in all micro-batches of an optimizer step, over all processes."""
-        if not batch_samples:
-            return None
-        counts = sum(count_tokens(batch).to(device) for batch in batch_samples)
-        if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            counts = self.accelerator.gather(counts[None]).sum(dim=0)
-        return counts
 
     def compute_loss(
         self,
