@@ -67,9 +67,9 @@ class ULDModelConfig(PreTrainedConfig):
     r"""
     Configuration of a [`ULDForCausalLM`]: which target, which assistant, and how the one is subtracted from the other.
 
-    The settings of the subtraction (`alpha`, `relative_top`, `outside`, `center`, `clamp`, `remove_top_k`) may be changed
-    on a loaded model; they are checked at every forward pass. With several assistants, each has an `alpha` of its own; a
-    negative one adds the assistant, as the rivals do (docs/baselines.md).
+    The settings of the subtraction (`alpha`, `relative_top`, `outside`, `center`, `clamp`, `remove_top_k`) may be
+    changed on a loaded model; they are checked at every forward pass. With several assistants, each has an `alpha` of
+    its own; a negative one adds the assistant, as the rivals do (docs/baselines.md).
 
     Args:
         target_config ([`~transformers.PreTrainedConfig`] or `dict[str, Any]`):

@@ -1,8 +1,8 @@
 """Whether assistants are still what they were when the model was built: enabled, unmerged, and all there.
 
 PEFT offers many ways to switch an adapter off, and all of them leave a model that runs. One pass over the LoRA layers
-before every forward pass is cheap, and turns each of these ways into an error. So is the sum of the assistants' weights,
-which can be nothing though no weight is: what one takes away another may put back.
+before every forward pass is cheap, and turns each of these ways into an error. So is a look at the assistants' weights:
+what one takes away another may put back.
 """
 
 import hashlib
