@@ -15,29 +15,59 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .padding_free import attention_set_to
 
-# Tokens per tile of logits. At a vocabulary of 128k a tile is 128 MB in float32.
+
+# Most tokens of a tile of logits, and most bytes of it in float32. More tokens are not faster, on two CPU cores or on
+# paper on a GPU: a tile is then bound by arithmetic and no longer by reading the head's weights.
 CHUNK_SIZE = 256
+TILE_BYTES = 2**27
 
 
-def token_losses(logits: torch.Tensor, labels: torch.LongTensor, retain_mask: torch.BoolTensor) -> torch.Tensor:
+def tile_tokens(vocab_size: int) -> int:
+    """
+    Tokens of a tile of logits.
+
+    Args:
+        vocab_size (`int`):
+            Columns of the tile.
+
+    Returns:
+        `int`: 256, or as many as 128 MiB hold in float32.
+    """
+    return max(1, min(CHUNK_SIZE, TILE_BYTES // (4 * vocab_size)))
+
+
+def token_losses(
+    logits: torch.Tensor, labels: torch.LongTensor, retain_mask: torch.BoolTensor, weights: torch.Tensor
+) -> torch.Tensor:
     """
     Loss of each token: cross-entropy to its label (forget), or to the uniform distribution (retain).
 
     Args:
         logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
-            The assistant's logits, in float32.
+            The assistant's logits, in float32. They are overwritten with the gradient of the weighted sum of losses:
+            `softmax(z)` less the label's or the uniform distribution, times the weight.
         labels (`torch.LongTensor` of shape `(num_tokens,)`):
             Next tokens.
         retain_mask (`torch.BoolTensor` of shape `(num_tokens,)`):
             `True` for tokens of the retain set.
+        weights (`torch.Tensor` of shape `(num_tokens,)`):
+            Weight of each token's loss, in float32.
 
     Returns:
         `torch.Tensor` of shape `(num_tokens,)`: `logsumexp(z) - z[label]` on forget tokens, `logsumexp(z) - mean(z)` on
         retain tokens. The latter is `KL(uniform || p) + log V`.
     """
+    highest = logits.amax(dim=-1)
     label_logits = logits.gather(-1, labels[:, None]).squeeze(-1)
-    return logits.logsumexp(dim=-1) - torch.where(retain_mask, logits.mean(dim=-1), label_logits)
+    expected = torch.where(retain_mask, logits.mean(dim=-1), label_logits)
+    # In place from here on: at a large vocabulary every copy of a tile is more than all that the layers need.
+    total = logits.sub_(highest[:, None]).exp_().sum(dim=-1)
+    logits.mul_((weights / total)[:, None])
+    logits.sub_(torch.where(retain_mask, weights / logits.shape[-1], 0.0)[:, None])
+    logits.scatter_add_(-1, labels[:, None], torch.where(retain_mask, 0.0, -weights)[:, None])
+    return total.log() + (highest - expected)
 
 
 class _ChunkedTokenLosses(torch.autograd.Function):
@@ -62,12 +92,13 @@ class _ChunkedTokenLosses(torch.autograd.Function):
         ):
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 tile = tile.detach().requires_grad_(ctx.needs_input_grad[0])
-                logits = head(tile).float()
-                loss = token_losses(logits, label, retain)
-                if ctx.needs_input_grad[0]:
-                    gradients.append(torch.autograd.grad((loss * weight).sum(), tile)[0])
-            losses.append(loss.detach())
+                logits = head(tile)
             correct.append(logits.detach().argmax(dim=-1) == label)
+            # Of float32 logits the memory itself: the frozen head does not need its output to pass a gradient on.
+            gradient = logits.detach().float()
+            losses.append(token_losses(gradient, label, retain, weight))
+            if ctx.needs_input_grad[0]:
+                gradients.append(torch.autograd.grad(logits, tile, gradient.to(logits.dtype))[0])
         loss, correct = torch.cat(losses), torch.cat(correct)
         if gradients:
             ctx.save_for_backward(torch.cat(gradients))
@@ -137,7 +168,7 @@ def uld_loss(
     num_items: torch.Tensor,
     retain_weight: float,
     head: Callable[[torch.Tensor], torch.Tensor],
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int,
 ) -> ULDLossOutput:
     """
     The assistant's loss: CE(forget) + retain_weight * CE(retain, uniform), each a mean over tokens (paper eq. 4).
@@ -157,8 +188,8 @@ def uld_loss(
             Weight of the retain term, the paper's beta.
         head (`Callable[[torch.Tensor], torch.Tensor]`):
             From hidden states to logits, see [`make_head`].
-        chunk_size (`int`, *optional*, defaults to `256`):
-            Tokens per tile of logits.
+        chunk_size (`int`):
+            Tokens per tile of logits, see [`tile_tokens`].
 
     Returns:
         [`ULDLossOutput`]: The loss and its parts.
@@ -195,7 +226,8 @@ def check_head(model: PreTrainedModel) -> None:
     input_ids = torch.arange(8, device=device)[None] % model.get_input_embeddings().weight.shape[0]
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    # Flash attention runs on a GPU only, and the model may not be there yet.
+    with torch.no_grad(), attention_set_to("eager", model):
         expected = model(input_ids=input_ids, use_cache=False).logits.float()
         actual = make_head(model)(model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state).float()
     model.train(was_training)
@@ -233,7 +265,8 @@ def add_uld_loss(model: PreTrainedModel, retain_weight: float) -> None:
             return self.forward_without_loss(*args, **kwargs)
         labels = kwargs.pop("labels")
         hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
-        return uld_loss(hidden, labels, retain_mask, num_items, retain_weight, make_head(self))
+        chunk_size = tile_tokens(self.config.get_text_config(decoder=True).vocab_size)
+        return uld_loss(hidden, labels, retain_mask, num_items, retain_weight, make_head(self), chunk_size)
 
     # Bound methods on the instance, not closures over it, so that a deepcopy of the model runs the copy.
     model.forward_without_loss = model.forward

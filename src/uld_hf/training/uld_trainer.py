@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ from ..publish import open_repository, push_unlearned_model
 from .checkpoints import resolve_checkpoint
 from .collator import DataCollatorForULD
 from .losses import add_uld_loss, check_head
+from .padding_free import attention_by_row, takes_rows_without_padding
 from .preparation import ROW, check_dataset, check_disjoint, check_tokens, split_long_rows, to_trainable_rows
 from .sampler import AlternatingSampler, EpochCallback
 from .uld_config import ULDConfig
@@ -222,6 +224,9 @@ class ULDTrainer(SFTTrainer):
         self._num_rows = {"forget_rows": len(forget_dataset), "retain_rows": len(retain_dataset)}
         self._target_license = find_license(name, **source) if name else {}
 
+        # trl knows padding-free batches with flash attention only, and without max_length; see below.
+        padding_free, args = args.padding_free, copy.copy(args)
+        args.padding_free = False
         forward = base.forward
         # trl tokenizes through `_prepare_dataset`, where the retain set joins; the loss below replaces trl's own.
         super().__init__(
@@ -234,9 +239,10 @@ class ULDTrainer(SFTTrainer):
         )
         base.forward = forward
         add_uld_loss(base, args.retain_weight)
+        args.padding_free = self.padding_free = takes_rows_without_padding(base, padding_free)
         self.data_collator = DataCollatorForULD(
             pad_token_id=self.data_collator.pad_token_id,
-            padding_free=self.data_collator.padding_free,
+            padding_free=self.padding_free,
             pad_to_multiple_of=self.data_collator.pad_to_multiple_of,
         )
 
@@ -278,11 +284,15 @@ class ULDTrainer(SFTTrainer):
         self._signature_columns = ["input_ids", "labels", "is_retain"]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        args = self.args
+        grouped = args.train_sampling_strategy == "group_by_length" and not self.padding_free
         sampler = AlternatingSampler(
             num_forget=self._num_forget_rows,
             num_retain=len(self.train_dataset) - self._num_forget_rows,
-            retain_per_forget=self.args.retain_per_forget,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            retain_per_forget=args.retain_per_forget,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            lengths=[len(tokens) for tokens in self.train_dataset["input_ids"]] if grouped else None,
+            rows_per_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         )
         self.remove_callback(EpochCallback)
         self.add_callback(EpochCallback(sampler))
@@ -327,12 +337,21 @@ class ULDTrainer(SFTTrainer):
         """
         local = count_tokens(inputs)
         num_items = local if num_items_in_batch is None else num_items_in_batch
-        outputs = model(**inputs, num_items=num_items)
+        with self._attention():
+            outputs = model(**inputs, num_items=num_items)
         self._record(outputs, local, inputs)
         loss = outputs.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
         return (loss, outputs) if return_outputs else loss
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return attention_by_row(self.model.get_base_model()) if self.padding_free else nullcontext()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward pass of a micro-batch, as in [`~transformers.Trainer`]."""
+        with self._attention():  # activation checkpointing runs the layers again in the backward pass
+            return super().training_step(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
