@@ -261,3 +261,11 @@ def test_full_blocks_restore_confidence():
 def test_an_unknown_execution_is_refused():
     with pytest.raises(ValueError, match=r"execution='fast' must be one of \('two passes', 'lockstep', 'blocks'\)"):
         generate(compose("llama"), execution="fast")
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "8", True])
+def test_a_block_size_that_is_no_number_of_tokens_is_refused(size: object):
+    model = compose("llama")
+    with pytest.raises(ValueError, match=rf"max_block_size={size!r} must be a whole number"):
+        model.max_block_size = size
+    assert model.max_block_size == 8
