@@ -88,7 +88,7 @@ def main() -> None:
     """Measure, print, write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tofu", help="folder of TOFU's JSONL files; from the Hub if left out")
-    parser.add_argument("--rows", type=int, default=40, help="questions, each with seven answers")
+    parser.add_argument("--rows", type=int, default=20, help="questions, each with seven answers")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--heads", type=int, default=8)
@@ -132,17 +132,16 @@ def main() -> None:
         model, tokenizer, prompts, completions, settings, args.max_batch_tokens[-1]
     )
     seconds: dict[str, list[float]] = {name: [] for name in modes}
-    for turn in range(-1, args.turns):  # the first is for warming up
-        for name, run in modes.items():
-            start = time.perf_counter()
-            run()
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
     peaks: dict[str, int] = {}
-    for name, run in modes.items():
+    for name, run in modes.items():  # the first turn warms up, and shows the memory
         with Memory(args.device) as memory:
             run()
         peaks[name] = memory.bytes
+    for _ in range(args.turns):
+        for name, run in modes.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     results = {
         name: {

@@ -1,6 +1,6 @@
 """The pictures of `uld report`'s page in docs/evaluation.md: the demo's models, measured, reported and looked at.
 
-python docs/make_screenshots.py        # needs Chromium (Debian's package `chromium`), Pillow and `pip install uld_hf[eval]`
+python docs/make_screenshots.py    # needs Chromium (Debian's package `chromium`), Pillow, `pip install uld_hf[eval]`
 """
 
 import argparse

@@ -239,7 +239,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.target = target
         self.assistants = nn.ModuleDict(assistants)
-        self._watch = Watch(assistants)
+        self._watch = Watch(assistants, target)
         self.generation_config = copy.deepcopy(target.generation_config)
         # How generate() decodes, see the class docstring. Settings of a running model, not of a saved one.
         self._lockstep: Lockstep | None = None  # built when first needed
@@ -266,7 +266,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         self._execution = execution
 
     def _assistants_changed(self) -> None:
-        self._watch = Watch(dict(self.assistants.items()))
+        self._watch = Watch(dict(self.assistants.items()), self.target)
         self._lockstep = None
         self._no_lockstep = why_no_lockstep(self.target, self.assistants.values())
         if self._execution == "lockstep" and self._no_lockstep:
@@ -545,7 +545,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             raise NotImplementedError(
                 "DataParallel is not supported: use device_map, or one process for each GPU (accelerate launch)."
             )
-        self._watch.check(self.assistants)
+        self._watch.check(self.assistants, self.target)
 
     def _get_candidate_generator(
         self, generation_config: GenerationConfig, *args: Any, **kwargs: Any

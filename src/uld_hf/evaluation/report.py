@@ -96,7 +96,8 @@ dd { margin: 0; overflow-wrap: anywhere }
 code { font-size: .85em }
 @media (max-width: 40rem) { body { padding: 1.25rem 1rem 3rem } h1 { font-size: 1.6rem }
   .checks li, dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .5rem }
-  th, td { padding: .25rem .2rem; font-size: .78rem } td:first-child { overflow-wrap: anywhere } svg text { font-size: 21px } }
+  th, td { padding: .25rem .2rem; font-size: .78rem } td:first-child { overflow-wrap: anywhere }
+  svg text { font-size: 21px } }
 @media print { body { max-width: none; padding: 0; font-size: 11pt } h2 { break-after: avoid }
   figure, article, .checks li, tr { break-inside: avoid } .verdict, .group th, mark, .failed {
   print-color-adjust: exact; -webkit-print-color-adjust: exact } @page { margin: 16mm } }
