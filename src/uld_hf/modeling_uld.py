@@ -502,13 +502,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 subtraction is out of range.
         """
         config = self.config
-        config.check()
-        self._check_intact()
-        if list(config.assistants) != list(self.assistants):
-            raise ValueError(
-                f"config.assistants names {list(config.assistants)}, the model has {list(self.assistants)}: use "
-                "add_assistant and remove_assistant."
-            )
+        self._check_ready()
         if "adapter_names" in kwargs:
             raise ValueError("adapter_names is not supported: with it, PEFT would leave the assistant's adapter out.")
         refused = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
@@ -539,6 +533,15 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _check_ready(self) -> None:
+        self.config.check()
+        self._check_intact()
+        if list(self.config.assistants) != list(self.assistants):
+            raise ValueError(
+                f"config.assistants names {list(self.config.assistants)}, the model has {list(self.assistants)}: use "
+                "add_assistant and remove_assistant."
+            )
 
     def _check_intact(self) -> None:
         if "_is_replica" in vars(self):
@@ -617,7 +620,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         Returns:
             `tuple[torch.Tensor, list[torch.Tensor]]`: Logits of shape `(batch_size, sequence_length, vocab_size)` of
             the target, **before** anything is subtracted, and of each assistant.
+
+        Raises:
+            RuntimeError: If an assistant was disabled, merged or taken apart.
         """
+        self._check_ready()
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": None, "use_cache": False}
         return self._run(None, {**inputs, **kwargs})
 
