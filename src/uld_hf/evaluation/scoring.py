@@ -66,6 +66,8 @@ class Subtraction:
             Whether a uniform assistant changes nothing.
         clamp (`bool`, *optional*, defaults to `False`):
             Whether tokens that the assistant finds improbable are left alone.
+        remove_top_k (`int`, *optional*, defaults to `0`):
+            How many tokens are ruled out instead of subtracting; `alpha` then counts by its sign only.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -76,9 +78,10 @@ class Subtraction:
     outside: Outside = "keep"
     center: bool = True
     clamp: bool = False
+    remove_top_k: int = 0
 
     def __post_init__(self) -> None:
-        check_subtraction(self.alpha, self.relative_top, self.outside, self.center, self.clamp)
+        check_subtraction(**vars(self))
 
 
 def encode(
