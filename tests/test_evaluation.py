@@ -1,6 +1,7 @@
 """`evaluate`, `uld eval` and `uld sweep`: figures of whole sets, kept row by row, resumed, compared and chosen from."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -577,6 +578,34 @@ def test_outcomes_are_those_of_a_model_with_the_setting(unlearned):
         assert outcome.forget_probability == pytest.approx(of_forget.summary()["probability"], rel=1e-4)
         assert outcome.retain_probability == pytest.approx(of_retain.summary()["probability"], rel=1e-4)
         assert outcome.forget_quality == pytest.approx(forget_quality(of_forget.truth_ratios, ratios))
+
+
+def test_without_paraphrases_the_forget_quality_is_of_the_right_answers(unlearned):
+    forget = [replace(question, paraphrased_answer=None) for question in as_questions(make_questions(10))]
+    ratios = np.linspace(0.2, 1.4, len(forget))
+    target, _ = sweep(unlearned, make_tokenizer(), forget, forget, [Subtraction(0.5)], ratios)
+    expected = evaluate(unlearned.target, make_tokenizer(), forget, max_new_tokens=1).truth_ratios
+    assert target.forget_quality == pytest.approx(forget_quality(expected, ratios))
+
+
+def test_questions_and_documents_are_not_swept_together(unlearned):
+    passages = [Question("w1 w2", " w3 w4", is_passage=True)]
+    with pytest.raises(ValueError, match="One set has questions, the other documents"):
+        sweep(unlearned, make_tokenizer(), passages, as_questions(make_questions(10)), [Subtraction(0.5)])
+
+
+def test_a_sweep_over_documents_scores_no_end(unlearned):
+    passages = [Question("w1 w2", " w3 w4", is_passage=True)]
+    target, _ = sweep(unlearned, make_tokenizer(), passages, passages, [Subtraction(0.5)])
+    expected = evaluate(unlearned.target, make_tokenizer(), passages, max_new_tokens=1).summary()["probability"]
+    assert target.forget_probability == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_sweep_against_a_retrained_model_needs_wrong_answers(files, capsys):
+    write_rows(Path(files["forget"]), [{"question": "w1", "answer": "w2"}])
+    sets = ["--forget_dataset", files["forget"], "--retain_dataset", files["retain"]]
+    assert uld(["sweep", "--model", files["unlearned"], *sets, "--retrained", files["retrained"]]) == 2
+    assert "the forget rows have no 'perturbed_answer'" in capsys.readouterr().err
 
 
 SETTINGS = [Subtraction(alpha) for alpha in (0.5, 1.0, 2.0)]
