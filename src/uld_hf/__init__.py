@@ -1,6 +1,7 @@
 """uld_hf: LLM unlearning that drops into the Hugging Face stack ("Unlearning from Logit Difference", NeurIPS 2024).
 
     training/    train an assistant: ULDTrainer, ULDConfig
+    bake/        distil the unlearned model into one plain checkpoint: ULDBakeTrainer, ULDBakeConfig
     modeling_uld.py, logits_process.py    use it: ULDForCausalLM, ULDLogitsProcessor
     hub.py, saved_files.py, publish.py, model_card.py    save it, know its target, push it
     data/        forget and retain sets: TOFU, invented people
@@ -22,6 +23,8 @@ from .modeling_uld import ULDForCausalLM
 
 
 if TYPE_CHECKING:
+    from .bake.bake_config import ULDBakeConfig
+    from .bake.bake_trainer import ULDBakeTrainer
     from .data.fictitious import fictitious_dataset, invent_people, split_people
     from .data.formatting import question_answer_to_prompt_completion
     from .data.tofu import load_tofu
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "ULDBakeConfig": ".bake.bake_config",
+    "ULDBakeTrainer": ".bake.bake_trainer",
     "ULDConfig": ".training.uld_config",
     "ULDTrainer": ".training.uld_trainer",
     "fictitious_dataset": ".data.fictitious",
@@ -41,6 +46,8 @@ _LAZY = {
 }
 
 __all__ = [
+    "ULDBakeConfig",
+    "ULDBakeTrainer",
     "ULDConfig",
     "ULDForCausalLM",
     "ULDLogitsProcessor",

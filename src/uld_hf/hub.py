@@ -170,8 +170,19 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps([vocabulary, probe]).encode()).hexdigest()
 
 
-def _fingerprint_tokenizer_of(target: PreTrainedModel, revision: str | None) -> str | None:
-    """Of the tokenizer beside a target's weights, `None` where there is none."""
+def fingerprint_saved_tokenizer(target: PreTrainedModel, revision: str | None) -> str | None:
+    """
+    Hash the tokenizer that lies beside a model's weights, see [`fingerprint_tokenizer`].
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]):
+            The model.
+        revision (`str`, *optional*):
+            Revision of its repository.
+
+    Returns:
+        `str` or `None`: SHA-256; `None` where there is no tokenizer.
+    """
     if not target.name_or_path:
         return None
     try:
@@ -350,7 +361,7 @@ def check_saved_target(
     is_same_name = target.name_or_path == config.target_name_or_path
     if config.target_fingerprint.get("tokenizer") is not None:
         revision = config.target_revision if is_same_name else None
-        actual["tokenizer"] = _fingerprint_tokenizer_of(target, revision)
+        actual["tokenizer"] = fingerprint_saved_tokenizer(target, revision)
     trained_on = config.target_name_or_path or "a model without a name"
     if config.target_revision:
         trained_on += f" at revision {config.target_revision}"

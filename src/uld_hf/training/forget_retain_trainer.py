@@ -32,14 +32,14 @@ class ForgetRetainTrainer(SFTTrainer):
     """
     Base of [`ULDTrainer`] and [`ULDBakeTrainer`]: both sets become one, of which every batch has rows in one ratio.
 
-    A subclass sets `_retain_dataset` and `_vocab_size` and passes the forget set as `train_dataset`; its `args` have
-    `retain_per_forget`.
+    A subclass sets `_kept` (what must be kept, by name) and `_vocab_size`, and passes the forget set as
+    `train_dataset`; its `args` have `retain_per_forget`.
     """
 
     # compute_loss divides by the tokens of the whole optimizer step itself.
     loss_is_scaled_for_ga = True
 
-    _retain_dataset: Dataset
+    _kept: dict[str, Dataset]
     _vocab_size: int
 
     def _prepare_dataset(
@@ -56,8 +56,8 @@ class ForgetRetainTrainer(SFTTrainer):
         whole.max_length = None
         whole.shuffle_dataset = False
         prepared = {}
-        for name, rows in (("forget", dataset), ("retain", self._retain_dataset)):
-            # trl decides this once, from the first row; here the two sets may differ in format.
+        for name, rows in {"forget": dataset, **self._kept}.items():
+            # trl decides this once, from the first row; here the sets may differ in format.
             has_prompt = bool({"completion", "completion_mask"} & set(rows.column_names))
             self.completion_only_loss = has_prompt if args.completion_only_loss is None else args.completion_only_loss
             tokenized = super()._prepare_dataset(rows, processing_class, whole, False, formatting_func, name)
@@ -66,12 +66,13 @@ class ForgetRetainTrainer(SFTTrainer):
             tokenized = tokenized.select_columns(columns)
             check_tokens(tokenized, self._vocab_size, name)
             prepared[name] = split_long_rows(tokenized, args.max_length, name, splittable)
-        check_disjoint(prepared["forget"], prepared["retain"], processing_class.eos_token_id)
+            if name != "forget":
+                check_disjoint(prepared["forget"], prepared[name], processing_class.eos_token_id, name)
         if dataset_name == "train":  # and not a set to evaluate
             self._num_forget_rows = len(prepared["forget"])
         return concatenate_datasets(
             [
-                rows.add_column("is_retain", [name == "retain"] * len(rows)).with_format(None)
+                rows.add_column("is_retain", [name != "forget"] * len(rows)).with_format(None)
                 for name, rows in prepared.items()
             ]
         )

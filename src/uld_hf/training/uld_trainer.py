@@ -169,7 +169,7 @@ class ULDTrainer(ForgetRetainTrainer):
             processing_class = AutoTokenizer.from_pretrained(name, **source)
         self._vocab_size = target_config.get_text_config(decoder=True).vocab_size
         check_tokenizer(processing_class, self._vocab_size)
-        self._retain_dataset = to_trainable_rows(retain_dataset, "retain", args.dataset_text_field)
+        self._kept = {"retain": to_trainable_rows(retain_dataset, "retain", args.dataset_text_field)}
         forget_dataset = to_trainable_rows(forget_dataset, "forget", args.dataset_text_field)
 
         set_seed(args.seed)  # LoRA is initialized at random
