@@ -17,7 +17,7 @@ from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 from trl.models import unwrap_model_for_generation
@@ -44,7 +44,7 @@ from .saving import (
     save_baked_model,
 )
 from .student import Blueprint, build_student, check_student, plain_model
-from .teacher import check_teacher, composed_targets, fingerprint_teacher
+from .teacher import check_teacher, composed_targets, fingerprint_teacher, load_target_tokenizer
 from .teacher_cache import TopKCache, compute_fingerprint, open_or_write, read_answers, write_answers
 
 
@@ -167,7 +167,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         check_teacher(model, args.divergence)
         target = model.target
         if processing_class is None:
-            processing_class = AutoTokenizer.from_pretrained(name or target.name_or_path)
+            processing_class = load_target_tokenizer(model.config, name)
         self._vocab_size = target.get_input_embeddings().weight.shape[0]
         check_tokenizer(processing_class, self._vocab_size)
         if args.teacher_top_k is not None and args.teacher_top_k >= self._vocab_size:
@@ -254,7 +254,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             ValueError: If what was kept there was made with another teacher, other data or other settings.
         """
         args, folder = self.args, self.teacher_cache_dir
-        with args.main_process_first(desc="asking the teacher"):
+        with args.main_process_first(local=True, desc="asking the teacher"):
             rows = self._given_rows.select(range(self._num_given_forget_rows))
             prompts = list({tuple(prompt_of(row["input_ids"], row["labels"])): None for row in rows})
             teacher = fingerprint_teacher(self.teacher)
@@ -358,16 +358,17 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         fraction = self.args.on_policy_fraction
         if fraction > 0 and batches:
             # By step and process, so that a resumed training tosses the same coins.
-            key = [self.args.seed, self.state.global_step, self.args.process_index]
-            coins = np.random.default_rng(key).random(len(batches))
+            generator = np.random.default_rng([self.args.seed, self.state.global_step, self.args.process_index])
             batches = [
-                self._answered_by_student(batch) if coin < fraction else batch
-                for batch, coin in zip(batches, coins, strict=True)
+                self._answered_by_student(batch, int(generator.integers(2**62)))
+                if generator.random() < fraction
+                else batch
+                for batch in batches
             ]
             num_items = self._get_num_items_in_batch(batches, device)
         return batches, num_items
 
-    def _answered_by_student(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _answered_by_student(self, batch: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         labels, input_ids = batch["labels"].tolist(), batch["input_ids"].tolist()
         prompts = [
@@ -375,9 +376,13 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         ]
         is_retain = batch["retain_mask"][:, 0].tolist()
         checkpointing = self.args.gradient_checkpointing_kwargs
-        with unwrap_model_for_generation(
-            self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
-        ) as student:
+        with (
+            torch.random.fork_rng(),
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
+            ) as student,
+        ):
+            torch.manual_seed(seed)  # a resumed training draws the same: it restores its own state only after this
             student.eval()
             answers = list(self._draw(student, prompts))
             student.train()

@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 
 from ..configuration_uld import ULDModelConfig
 from ..model_card import training_table
-from ..saved_files import LOCK_FILE, write_together
+from ..saved_files import CONFIG_FILE, LOCK_FILE, write_together
 
 
 TEACHER_FOLDER = ".teacher"
@@ -47,7 +47,10 @@ def check_output_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder that is empty or not there.")
-    others = sorted(file.name for file in folder.iterdir() if not is_working_file(file)) if folder.exists() else []
+    names = {file.name for file in folder.iterdir() if not is_working_file(file)} if folder.exists() else set()
+    if CONFIG_FILE not in names and (folder / LOCK_FILE).exists():  # a save that was cut off
+        return
+    others = sorted(names)
     if others:
         raise ValueError(
             f"{folder} is not empty (it holds {others[0]}): files of two models would be mixed. Give another folder, "

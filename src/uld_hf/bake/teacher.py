@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import os
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..assistant import lora_weights
-from ..configuration_uld import SHARED_SETTINGS
-from ..hub import fingerprint_target
+from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
+from ..hub import check_target_name, fingerprint_target
 from ..modeling_uld import ULDForCausalLM
 from ..training.losses import make_head
 from .losses import ComposedTargets
@@ -80,6 +83,35 @@ def check_subtracts(teacher: ULDForCausalLM) -> None:
             f"The teacher's configuration names the assistants {list(teacher.config.assistants)}, it has "
             f"{list(teacher.assistants)}: use add_assistant and remove_assistant."
         )
+
+
+def load_target_tokenizer(config: ULDModelConfig, folder: str | None) -> PreTrainedTokenizerBase:
+    """
+    The target's own tokenizer, or else the one that was saved with the unlearned model.
+
+    Args:
+        config ([`ULDModelConfig`]):
+            Configuration of the unlearned model.
+        folder (`str`, *optional*):
+            Hub id or folder that it was saved to, if any.
+
+    Returns:
+        [`~transformers.PreTrainedTokenizerBase`]: The tokenizer.
+
+    Raises:
+        OSError: If there is none in either place.
+        ValueError: If neither place is known, or the configuration names a place that it may not.
+    """
+    target = config.target_name_or_path
+    if folder is not None:
+        check_target_name(config, folder)
+    if target is not None:
+        revision = {} if os.path.isdir(target) else {"revision": config.target_revision or "main"}
+        with suppress(OSError, ValueError):
+            return AutoTokenizer.from_pretrained(target, **revision)
+    if folder is None:
+        raise ValueError(f"There is no tokenizer in the target's place ({target}): pass it as processing_class.")
+    return AutoTokenizer.from_pretrained(folder, config=config.target_config)
 
 
 @torch.no_grad()
