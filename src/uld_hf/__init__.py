@@ -4,6 +4,7 @@
     bake/        distil the unlearned model into one plain checkpoint: ULDBakeTrainer, ULDBakeConfig
     modeling_uld.py, logits_process.py    use it: ULDForCausalLM, ULDLogitsProcessor
     hub.py, saved_files.py, publish.py, model_card.py    save it, know its target, push it
+    baselines/   the methods it is compared with: UnlearnTrainer, UnlearnConfig
     data/        forget and retain sets: TOFU, invented people
     evaluation/  know what was forgotten: TOFU, memorisation, privacy, verbatim, sweeps over settings
     cli/         the `uld` command
@@ -25,6 +26,8 @@ from .modeling_uld import ULDForCausalLM
 if TYPE_CHECKING:
     from .bake.bake_config import ULDBakeConfig
     from .bake.bake_trainer import ULDBakeTrainer
+    from .baselines.unlearn_config import UnlearnConfig
+    from .baselines.unlearn_trainer import UnlearnTrainer
     from .data.fictitious import fictitious_dataset, invent_people, split_people
     from .data.formatting import question_answer_to_prompt_completion
     from .data.tofu import load_tofu
@@ -38,6 +41,8 @@ _LAZY = {
     "ULDBakeTrainer": ".bake.bake_trainer",
     "ULDConfig": ".training.uld_config",
     "ULDTrainer": ".training.uld_trainer",
+    "UnlearnConfig": ".baselines.unlearn_config",
+    "UnlearnTrainer": ".baselines.unlearn_trainer",
     "fictitious_dataset": ".data.fictitious",
     "invent_people": ".data.fictitious",
     "load_tofu": ".data.tofu",
@@ -53,6 +58,8 @@ __all__ = [
     "ULDLogitsProcessor",
     "ULDModelConfig",
     "ULDTrainer",
+    "UnlearnConfig",
+    "UnlearnTrainer",
     "build_assistant",
     "fictitious_dataset",
     "invent_people",

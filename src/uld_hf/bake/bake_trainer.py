@@ -1,9 +1,8 @@
 """`ULDBakeTrainer`: distills an unlearned model into plain weights."""
 
 import copy
-import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,9 @@ from ..training.checkpoints import find_last_checkpoint, resolve_checkpoint
 from ..training.collator import DataCollatorForULD
 from ..training.forget_retain_trainer import ForgetRetainTrainer, count_tokens
 from ..training.losses import add_loss, check_head
-from ..training.preparation import check_dataset, to_trainable_rows
-from ..training.uld_trainer import check_tokenizer
+from ..training.preparation import check_dataset, check_disjoint, to_trainable_rows
+from ..training.target import check_processes, check_tokenizer
+from ..training.uld_trainer import check_finite
 from .bake_config import NO_SHARDING, ULDBakeConfig
 from .losses import BakeLossOutput, ComposedTargets, TopKTargets, bake_loss
 from .sampling import answer_row, draw_answers, prompt_of
@@ -147,11 +147,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             args = ULDBakeConfig(f"{os.path.basename(name) or 'model'}-baked")
         # What costs nothing to check is checked before anything is loaded.
         check_output_folder(Path(args.output_dir))
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: start with `accelerate launch`, "
-                "or show the process one GPU, e.g. CUDA_VISIBLE_DEVICES=0."
-            )
+        check_processes(args)
         if peft_config is not None and args.noise > 0:
             raise ValueError(f"noise={args.noise} needs all weights to be trained: leave out peft_config.")
         kept = {"retain": retain_dataset}
@@ -177,7 +173,8 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         if student is not None:
             check_student(student, model, processing_class)
         check_head(target)
-        self._kept = {name: to_trainable_rows(rows, name, args.dataset_text_field) for name, rows in kept.items()}
+        kept = {name: to_trainable_rows(rows, name, args.dataset_text_field) for name, rows in kept.items()}
+        self._retain_dataset, self._general_dataset = kept["retain"], kept.get("general")
         forget_dataset = to_trainable_rows(forget_dataset, "forget", args.dataset_text_field)
 
         self.teacher = model
@@ -218,6 +215,24 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         eos = target.generation_config.eos_token_id
         eos = [self.processing_class.eos_token_id] if eos is None else eos if isinstance(eos, list) else [eos]
         self._eos_token_ids = [token for token in eos if token is not None]
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: ULDBakeConfig,
+        packing: bool,
+        formatting_func: Callable[[dict], str] | None,
+        dataset_name: str,
+    ) -> Dataset:
+        rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        if self._general_dataset is None:
+            return rows
+        general = self._prepare_rows(self._general_dataset, "general", processing_class, args)
+        forget = rows.select(range(self._num_forget_rows))
+        check_disjoint(forget, general, processing_class.eos_token_id, "general")
+        general = general.add_column("is_retain", [True] * len(general))
+        return concatenate_datasets([rows, general.select_columns(rows.column_names).with_format(None)])
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["input_ids", "labels", "is_retain", "row"]
@@ -441,12 +456,9 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         num_tokens = batch["attention_mask"].sum()[None]
         row = self.accelerator.gather(torch.cat([sums, counts.float(), num_tokens.float()])[None]).sum(dim=0).tolist()
         divergences, agreed, counted = row[:2], row[2:4], row[4:6]
+        terms = {"forget": divergences[0], "retain": divergences[1]}
+        check_finite(terms, self.state.global_step + 1, self.args.learning_rate)
         for part, divergence, same, count in zip(("forget", "retain"), divergences, agreed, counted, strict=True):
-            if not math.isfinite(divergence):
-                raise FloatingPointError(
-                    f"The {part} divergence is {divergence} at step {self.state.global_step + 1}. Lower learning_rate "
-                    f"(now {self.args.learning_rate}), or train in bf16 or fp32 instead of fp16."
-                )
             if count:
                 self._metrics["train"][f"{part}_divergence"].append(divergence / count)
                 self._metrics["train"][f"{part}_agreement"].append(same / count)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import cached_file
 
-from ..configuration_uld import ULDModelConfig
+from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
 from ..model_card import training_table
 from ..saved_files import CONFIG_FILE, LOCK_FILE, write_together
 
@@ -113,7 +113,7 @@ def baked_model_card(config: ULDModelConfig, license_data: dict[str, str], train
     assistants = "\n".join(
         f"| `{name}` | {entry['num_layers']} | {entry['alpha']} |" for name, entry in config.assistants.items()
     )
-    settings = ", ".join(f"`{name}={vars(config)[name]!r}`" for name in ("relative_top", "outside", "center", "clamp"))
+    settings = ", ".join(f"`{name}={vars(config)[name]!r}`" for name in SHARED_SETTINGS)
     rows = ", ".join(f"{number:,} {name}" for name, number in training["rows"].items())
     return ModelCard(f"""---
 {data.to_yaml()}

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from ..assistant import check_no_adapter, shared_with
-from ..hub import fingerprint_saved_tokenizer, fingerprint_tokenizer
+from ..hub import fingerprint_tokenizer, fingerprint_tokenizer_of
 from ..modeling_uld import ULDForCausalLM
 
 
@@ -86,7 +86,7 @@ def check_student(student: PreTrainedModel, teacher: ULDForCausalLM, tokenizer: 
             f"The student has a vocabulary of {sizes[0]} tokens, the teacher one of {sizes[1]}: their distributions "
             "cannot be compared. Use a student with the target's tokenizer and vocabulary."
         )
-    of_student = fingerprint_saved_tokenizer(student, None)
+    of_student = fingerprint_tokenizer_of(student.name_or_path)
     if of_student is not None and of_student != fingerprint_tokenizer(tokenizer):
         raise ValueError(
             f"The student {student.name_or_path} has another tokenizer than the teacher: the same number would be "
