@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
+from ..training.uld_config import check_choice, check_data_settings
 from .losses import DIVERGENCES
 
 
@@ -106,8 +107,8 @@ class ULDBakeConfig(SFTConfig):
         if self.bf16 is None:
             self.bf16 = is_torch_bf16_gpu_available() and not self.fp16 and not self.use_cpu
         super().__post_init__()
-        if self.divergence not in DIVERGENCES:
-            raise ValueError(f"divergence={self.divergence!r} must be one of {DIVERGENCES}.")
+        check_choice("divergence", self.divergence, DIVERGENCES)
+        check_data_settings(self)
         positive = ("temperature", "retain_weight", "retain_per_forget", "generation_temperature")
         for name in positive:
             if not (math.isfinite(vars(self)[name]) and vars(self)[name] > 0):
@@ -121,19 +122,13 @@ class ULDBakeConfig(SFTConfig):
             raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1.")
         if self.teacher_top_k is not None and self.teacher_top_k < 1:
             raise ValueError(f"teacher_top_k={self.teacher_top_k} must be at least 1; leave it out to keep nothing.")
-        for name in ("packing", "padding_free"):
-            if vars(self)[name]:
-                raise ValueError(f"{name}=True is not supported: rows are balanced, and answered, one by one.")
+        if self.padding_free:
+            raise ValueError(
+                "padding_free=True is not supported: the rows of a batch are looked up, and answered, one by one."
+            )
         if self.fsdp or self.deepspeed is not None:
             raise ValueError(NO_SHARDING)
         if self.load_best_model_at_end:
             raise ValueError("load_best_model_at_end=True is not supported: the last student is the one that is saved.")
-        if self.dataset_kwargs:
-            raise ValueError(f"dataset_kwargs={self.dataset_kwargs} is not supported. Pass tokenized rows as they are.")
-        if self.chat_template_path is not None:
-            raise ValueError(
-                f"chat_template_path={self.chat_template_path!r} is not supported: it may resize the embeddings. Set "
-                "processing_class.chat_template instead."
-            )
         if self.loss_type != "nll":
             raise ValueError(f"loss_type={self.loss_type!r} has no meaning here: choose a divergence.")
