@@ -55,18 +55,19 @@ from uld_hf.evaluation.tofu import forget_quality, generate_completions, truth_r
 
 
 BAKE = {
-    "num_train_epochs": 10,
+    "num_train_epochs": 16,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.05,
     "per_device_train_batch_size": 16,
     "teacher_answers": 2,
+    "teacher_top_k": 64,
     "max_new_tokens": 48,
 }
 NPO = {
     "loss_type": "npo",
     "retain_loss_type": "nll",
-    "num_train_epochs": 5,
+    "num_train_epochs": 20,
     "per_device_train_batch_size": 16,
     "lr_scheduler_type": "constant",
 }

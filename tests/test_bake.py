@@ -414,6 +414,12 @@ def test_the_folder_loads_where_uld_hf_cannot_be_imported(
     assert loaded["answer"] == baked.generate(**inputs, max_new_tokens=5, do_sample=False)[0].tolist()
 
 
+def test_files_of_the_tokenizer_that_others_read_are_kept(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    (tmp_path / "target" / "tokenizer.model").write_bytes(b"of sentencepiece")
+    bake(teacher, tmp_path / "out")
+    assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"of sentencepiece"
+
+
 def test_nothing_but_a_plain_models_files_is_in_the_folder(teacher: ULDForCausalLM, tmp_path: Path) -> None:
     bake(teacher, tmp_path / "out", save_strategy="steps", save_steps=1, teacher_top_k=3)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [

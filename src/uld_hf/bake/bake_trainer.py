@@ -40,7 +40,7 @@ from .saving import (
     TEACHER_FOLDER,
     baked_model_card,
     check_output_folder,
-    find_license_files,
+    find_companions,
     save_baked_model,
 )
 from .student import Blueprint, build_student, check_student, plain_model
@@ -569,7 +569,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
                 self.baked_model(),
                 self._tokenizer_to_save,
                 baked_model_card(config, license_data, self._describe_training()),
-                find_license_files(name, **source) if name else [],
+                find_companions(name, **source) if name else [],
             )
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:

@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 
 from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
 from ..model_card import training_table
+from ..publish import TOKENIZER_FILES
 from ..saved_files import CONFIG_FILE, LOCK_FILE, write_together
 
 
@@ -58,9 +59,9 @@ def check_output_folder(folder: Path) -> None:
         )
 
 
-def find_license_files(name_or_path: str, **hub_kwargs: Any) -> list[Path]:
+def find_companions(name_or_path: str, **hub_kwargs: Any) -> list[Path]:
     """
-    The licence's own files beside a model.
+    What belongs beside a model's weights: the licence's own files, and the tokenizer's, which other programs read.
 
     Args:
         name_or_path (`str`):
@@ -80,7 +81,7 @@ def find_license_files(name_or_path: str, **hub_kwargs: Any) -> list[Path]:
             _raise_exceptions_for_connection_errors=False,
             **hub_kwargs,
         )
-        for file in _LICENSE_FILES
+        for file in (*_LICENSE_FILES, *TOKENIZER_FILES)
     ]
     return [Path(file) for file in found if file is not None]
 
@@ -151,7 +152,7 @@ def save_baked_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     card: ModelCard,
-    license_files: list[Path],
+    companions: list[Path],
 ) -> None:
     """
     Write the baked model: nothing loads from the folder until all of it is there. Checkpoints are removed then.
@@ -165,8 +166,8 @@ def save_baked_model(
             The target's tokenizer.
         card ([`~huggingface_hub.ModelCard`]):
             Its card.
-        license_files (`list[Path]`):
-            Files of the target's licence.
+        companions (`list[Path]`):
+            Files beside the target, see [`find_companions`]; what the tokenizer writes itself is not replaced.
 
     Raises:
         OSError: If the files cannot be written.
@@ -175,8 +176,9 @@ def save_baked_model(
     def write(staging: Path) -> None:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
-        for file in license_files:
-            shutil.copy(file, staging / file.name)
+        for file in companions:
+            if not (staging / file.name).exists():
+                shutil.copy(file, staging / file.name)
         card.save(staging / "README.md")
 
     write_together(folder, write)
