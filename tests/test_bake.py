@@ -21,6 +21,7 @@ from transformers import TrainingArguments as Arguments
 from uld_hf import ULDBakeConfig, ULDBakeTrainer, ULDForCausalLM, build_assistant
 from uld_hf.bake import bake_trainer
 from uld_hf.bake.sampling import draw_answers, prompt_of
+from uld_hf.training.forget_retain_trainer import count_tokens
 
 
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
@@ -274,7 +275,7 @@ def test_with_a_fraction_of_one_the_student_draws_every_answer(teacher: ULDForCa
     ]
     assert not given & set(map(tuple, rows))
     for first, second in zip(seen[::2], seen[1::2], strict=True):  # counted after they were drawn
-        counts = sum(bake_trainer.count_tokens(batch) for batch in (first, second))
+        counts = sum(count_tokens(batch) for batch in (first, second))
         assert first["num_items"].tolist() == second["num_items"].tolist() == counts.tolist()
     assert trainer.model.training
 

@@ -28,7 +28,7 @@ from ..model_card import find_license
 from ..modeling_uld import ULDForCausalLM
 from ..training.checkpoints import find_last_checkpoint, resolve_checkpoint
 from ..training.collator import DataCollatorForULD
-from ..training.forget_retain_trainer import ForgetRetainTrainer, count_tokens
+from ..training.forget_retain_trainer import ForgetRetainTrainer
 from ..training.losses import add_loss, check_head
 from ..training.preparation import check_dataset, check_disjoint, to_trainable_rows
 from ..training.target import check_processes, check_tokenizer
@@ -412,42 +412,9 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             return composed_targets(self.teacher, batch)
         return self._top_k.lookup(rows, batch["labels"].device)
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """
-        The loss of a micro-batch: its share of the optimizer step's loss.
-
-        Args:
-            model (`nn.Module`):
-                The student, possibly wrapped for distributed training.
-            inputs (`dict[str, torch.Tensor]`):
-                A batch of [`DataCollatorForBaking`].
-            return_outputs (`bool`, *optional*, defaults to `False`):
-                Whether to return the model's output too.
-            num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*):
-                Forget and retain tokens of the optimizer step. Defaults to those of this batch.
-
-        Returns:
-            `torch.Tensor`: The loss; with `return_outputs`, a tuple of it and the [`BakeLossOutput`].
-
-        Raises:
-            FloatingPointError: If a term is NaN or infinite.
-        """
-        local = count_tokens(inputs)
-        rows = inputs["row"].tolist()
+    def _run(self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items: torch.Tensor) -> BakeLossOutput:
         batch = {name: value for name, value in inputs.items() if name != "row"}
-        num_items = local if num_items_in_batch is None else num_items_in_batch
-        outputs = model(**batch, targets=self._targets(batch, rows), num_items=num_items)
-        self._record(outputs, local, batch)
-        loss = outputs.loss
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
-        return (loss, outputs) if return_outputs else loss
+        return model(**batch, targets=self._targets(batch, inputs["row"].tolist()), num_items=num_items)
 
     def _record(self, outputs: BakeLossOutput, counts: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
         """Per-token averages for the log, and a stop at the first divergence that is not a number."""

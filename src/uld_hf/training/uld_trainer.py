@@ -237,41 +237,6 @@ class ULDTrainer(ForgetRetainTrainer):
             pad_to_multiple_of=self.data_collator.pad_to_multiple_of,
         )
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """
-        The loss of a micro-batch: its share of the optimizer step's loss.
-
-        Args:
-            model (`nn.Module`):
-                The assistant, possibly wrapped for distributed training.
-            inputs (`dict[str, torch.Tensor]`):
-                A batch of [`DataCollatorForULD`].
-            return_outputs (`bool`, *optional*, defaults to `False`):
-                Whether to return the model's output too.
-            num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*):
-                Forget and retain tokens of the optimizer step. Defaults to those of this batch.
-
-        Returns:
-            `torch.Tensor`: The loss; with `return_outputs`, a tuple of it and the [`ULDLossOutput`].
-
-        Raises:
-            FloatingPointError: If a term is NaN or infinite.
-        """
-        local = count_tokens(inputs)
-        num_items = local if num_items_in_batch is None else num_items_in_batch
-        outputs = model(**inputs, num_items=num_items)
-        self._record(outputs, local, inputs)
-        loss = outputs.loss
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
-        return (loss, outputs) if return_outputs else loss
-
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
         Train the assistant, and say so if it has not learned what it is for.
