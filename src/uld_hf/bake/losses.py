@@ -94,29 +94,26 @@ class ComposedTargets:
             target, *assistants = (self.head(hidden[where]) for hidden in self.hidden)
             return (self.subtract(target, assistants) / temperature).log_softmax(dim=-1)
 
-    def compare(
-        self, logits: torch.Tensor, where: slice, kind: Divergence, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def outcomes(
+        self, student: torch.Tensor, where: slice, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
         """
-        Compare a student with the teacher.
+        What is compared of student and teacher: here every token of the vocabulary.
 
         Args:
-            logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
-                The student's logits, in float32.
+            student (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
+                The student's log-probabilities at that temperature.
             where (`slice`):
                 Which tokens these are.
-            kind (`str`):
-                The divergence, see [`token_divergence`].
             temperature (`float`):
                 Temperature of both distributions.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: Of each token the divergence, and whether both have the same first
-            choice.
+            `tuple[torch.Tensor, torch.Tensor, torch.LongTensor]`: Log-probabilities of the student and of the teacher,
+            of shape `(num_tokens, num_outcomes)`, and the teacher's first choices.
         """
         teacher = self.log_probs(where, temperature)
-        student = (logits / temperature).log_softmax(dim=-1)
-        return token_divergence(student, teacher, kind), logits.argmax(dim=-1) == teacher.argmax(dim=-1)
+        return student, teacher, teacher.argmax(dim=-1)
 
 
 @dataclass
@@ -139,30 +136,13 @@ class TopKTargets:
     top_log_probs: torch.Tensor
     rest: torch.Tensor
 
-    def compare(
-        self, logits: torch.Tensor, where: slice, kind: Divergence, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Compare a student with the teacher, as [`ComposedTargets.compare`] does.
-
-        Args:
-            logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
-                The student's logits, in float32.
-            where (`slice`):
-                Which tokens these are.
-            kind (`str`):
-                The divergence, see [`token_divergence`].
-            temperature (`float`):
-                Temperature of both distributions.
-
-        Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: Of each token the divergence, and whether both have the same first
-            choice.
-        """
+    def outcomes(
+        self, student: torch.Tensor, where: slice, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
+        """What is compared, see [`ComposedTargets.outcomes`]: here the top tokens, and all others as one outcome."""
         tokens = self.tokens[where]
-        student = split_top((logits / temperature).log_softmax(dim=-1), tokens)
         teacher = torch.cat([self.top_log_probs[where], self.rest[where, None]], dim=-1)
-        return token_divergence(student, teacher, kind), logits.argmax(dim=-1) == tokens[:, 0]
+        return split_top(student, tokens), teacher, tokens[:, 0]
 
 
 def split_top(log_probs: torch.Tensor, tokens: torch.LongTensor) -> torch.Tensor:
@@ -258,7 +238,9 @@ def bake_loss(
     head = make_head(model)
 
     def score(tile: torch.Tensor, where: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        return targets.compare(head(tile).float(), where, kind, temperature)
+        log_probs = (head(tile).float() / temperature).log_softmax(dim=-1)
+        student, teacher, first_choices = targets.outcomes(log_probs, where, temperature)
+        return token_divergence(student, teacher, kind), log_probs.argmax(dim=-1) == first_choices
 
     trained = [parameter for parameter in model.get_output_embeddings().parameters() if parameter.requires_grad]
     weights = token_weights(retain_mask, num_items, retain_weight)

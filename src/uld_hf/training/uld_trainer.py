@@ -15,7 +15,6 @@ import trl
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig
-from torch import nn
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -43,7 +42,7 @@ from ..model_card import find_license, model_card
 from ..publish import open_repository, push_unlearned_model
 from .checkpoints import resolve_checkpoint
 from .collator import DataCollatorForULD
-from .forget_retain_trainer import ForgetRetainTrainer, count_tokens
+from .forget_retain_trainer import ForgetRetainTrainer
 from .losses import add_uld_loss, check_head
 from .preparation import check_dataset, to_trainable_rows
 from .target import check_processes, check_tokenizer, read_target_config, select_source
