@@ -9,11 +9,12 @@ import pytest
 import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel
 from test_trainer import assert_same_weights, first_batch, logged, make_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from uld_hf import ULDForCausalLM, UnlearnConfig, UnlearnTrainer, build_assistant
+from uld_hf.assistant import put_adapter
 from uld_hf.baselines.collator import FORGET, REFUSAL, RETAIN
 from uld_hf.baselines.refusals import REFUSALS, refuse_each
 from uld_hf.baselines.unlearn_config import DEFAULT_BETAS
@@ -172,30 +173,39 @@ def test_loss_is_the_formula_on_other_families(tmp_path: Path, family: str, loss
     assert actual == pytest.approx(plain_loss(trainer.model, tiny_model(family), trainer, batch), rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Weights of a tiny llama that has learned both sets by heart."""
+    settings = {"loss_type": "ga", "retain_loss_type": "none", "num_train_epochs": 60, "learning_rate": 5e-3}
+    rows = Dataset.from_list([*FORGET_ROWS, *RETAIN_ROWS])
+    trainer = make_trainer(tmp_path_factory.mktemp("out"), forget=rows, **settings)
+    loss = trainer.compute_loss
+    trainer.compute_loss = lambda *args, **kwargs: -loss(*args, **kwargs)  # gradient descent
+    trainer.train()
+    assert logged(trainer, "forget_log_prob")[-1] > -0.2
+    return {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
 @pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
-@pytest.mark.parametrize(
-    ("loss_type", "retain_loss_type"),
-    [("ga", "nll"), ("npo", "kl"), ("simnpo", "nll"), ("dpo", "nll"), ("undial", "nll"), ("rmu", "activations")],
-)
-def test_training_goes_the_right_way(tmp_path: Path, loss_type: str, retain_loss_type: str, peft_config: Any):
-    extra = {"retain_weight": 0.1} if loss_type in ("ga", "rmu") else {}
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_training_forgets(tmp_path: Path, knowing: dict[str, torch.Tensor], loss_type: str, peft_config: Any):
+    model = tiny_model("llama")
+    model.load_state_dict(knowing)
+    # RMU lets its directions grow as long as the retain term allows, which is weighed against a long one.
+    extra = {"steering_coefficient": 30.0, "retain_weight": 0.1, "steering_layer": 2} if loss_type == "rmu" else {}
     trainer = make_trainer(
-        tmp_path,
-        loss_type=loss_type,
-        retain_loss_type=retain_loss_type,
-        peft_config=peft_config,
-        num_train_epochs=8,
-        learning_rate=3e-3,
-        **extra,
+        tmp_path, model, loss_type=loss_type, peft_config=peft_config, num_train_epochs=10, learning_rate=2e-3, **extra
     )
     trainer.train()
-    losses = logged(trainer, "loss")
+    losses = logged(trainer, "forget_loss")
     assert sum(losses[-2:]) < sum(losses[:2])
-    forget = logged(trainer, "forget_loss")
-    if loss_type != "simnpo":  # its loss is near 0 for a model that never knew the answers
-        assert sum(forget[-2:]) < sum(forget[:2])
-    if loss_type in ("ga", "npo", "dpo"):
-        assert sum(logged(trainer, "forget_log_prob")[-2:]) < sum(logged(trainer, "forget_log_prob")[:2])
+    trainer.model.eval()
+    with torch.no_grad():
+        scores = trainer._score(trainer.model, trainer.data_collator(list(trainer.train_dataset)), with_logits=True)
+    kinds = trainer.data_collator(list(trainer.train_dataset))["kinds"][scores.rows]
+    forgotten, kept = (scores.log_probs[kinds == kind].mean() for kind in (FORGET, RETAIN))
+    assert forgotten < -1
+    assert kept > forgotten
 
 
 def test_the_logged_terms_are_those_of_the_loss(tmp_path: Path):
@@ -462,7 +472,7 @@ def test_dpo_needs_questions(tmp_path: Path):
 
 def test_a_peft_model_is_refused(tmp_path: Path):
     with pytest.raises(TypeError, match="pass its merged base"):
-        make_trainer(tmp_path, get_peft_model(tiny_model("llama"), LORA))
+        make_trainer(tmp_path, put_adapter(tiny_model("llama"), LORA))
 
 
 def test_an_unlearned_model_is_refused(tmp_path: Path):
