@@ -193,8 +193,9 @@ def test_training_forgets(tmp_path: Path, knowing: dict[str, torch.Tensor], loss
     model.load_state_dict(knowing)
     # RMU lets its directions grow as long as the retain term allows, which is weighed against a long one.
     extra = {"steering_coefficient": 30.0, "retain_weight": 0.1, "steering_layer": 2} if loss_type == "rmu" else {}
+    rate = 2e-3 if peft_config is None else 2e-2
     trainer = make_trainer(
-        tmp_path, model, loss_type=loss_type, peft_config=peft_config, num_train_epochs=10, learning_rate=2e-3, **extra
+        tmp_path, model, loss_type=loss_type, peft_config=peft_config, num_train_epochs=10, learning_rate=rate, **extra
     )
     trainer.train()
     losses = logged(trainer, "forget_loss")
