@@ -513,15 +513,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: If hidden states or attentions are asked for, the cache does not fit, or a setting of the
                 subtraction is out of range.
         """
-        config = self.config
-        config.check()
-        self._check_intact()
-        if list(config.assistants) != list(self.assistants):
-            raise ValueError(
-                f"config.assistants names {list(config.assistants)}, the model has {list(self.assistants)}: use "
-                "add_assistant and remove_assistant."
-            )
-        self._net_effect.check(config.alphas)
+        self._check()
         if "adapter_names" in kwargs:
             raise ValueError("adapter_names is not supported: with it, PEFT would leave the assistant's adapter out.")
         refused = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
@@ -533,7 +525,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache is None:
             use_cache = self.target.config.get_text_config(decoder=True).use_cache
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=config)
+            past_key_values = DynamicCache(config=self.config)
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -552,6 +544,17 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _check(self) -> None:
+        """Refuse settings and assistants with which something else would be subtracted, before every step."""
+        self.config.check()
+        self._check_intact()
+        if list(self.config.assistants) != list(self.assistants):
+            raise ValueError(
+                f"config.assistants names {list(self.config.assistants)}, the model has {list(self.assistants)}: use "
+                "add_assistant and remove_assistant."
+            )
+        self._net_effect.check(self.config.alphas)
 
     def _check_intact(self) -> None:
         if "_is_replica" in vars(self):
@@ -631,6 +634,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             `tuple[torch.Tensor, list[torch.Tensor]]`: Logits of shape `(batch_size, sequence_length, vocab_size)` of
             the target, **before** anything is subtracted, and of each assistant.
         """
+        self._check()
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": None, "use_cache": False}
         return self._run(None, {**inputs, **kwargs})
 

@@ -2,7 +2,6 @@
 
 import copy
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +10,18 @@ import torch
 from datasets import Dataset
 from peft import PeftConfig, PeftModel
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
-from trl import SFTTrainer
 from trl.trainer.utils import create_model_from_path
 
 from ..assistant import check_no_adapter, find_decoder_layers, put_adapter, truncate_model
 from ..model_card import find_license
 from ..training.checkpoints import resolve_checkpoint
-from ..training.preparation import check_dataset, check_disjoint, join_sets, prepare_rows, to_trainable_rows
-from ..training.sampler import alternate_rows, sum_over_step
+from ..training.forget_retain_trainer import ForgetRetainTrainer
+from ..training.preparation import check_dataset, to_trainable_rows
 from ..training.target import check_processes, check_tokenizer, read_target_config, select_source
 from ..training.uld_trainer import check_finite
 from .collator import FORGET, REFUSAL, RETAIN, DataCollatorForUnlearning
@@ -167,7 +165,7 @@ def sum_rows(values: torch.Tensor, rows: torch.LongTensor, wanted: torch.BoolTen
     return values.new_zeros(len(wanted)).index_add(0, rows, values)[wanted]
 
 
-class UnlearnTrainer(SFTTrainer):
+class UnlearnTrainer(ForgetRetainTrainer):
     """
     Trainer of the methods that ULD is compared with: they change the model's own weights.
 
@@ -213,8 +211,6 @@ class UnlearnTrainer(SFTTrainer):
 
     _name = "Unlearning"
     _tag_names = ("unlearning",)
-    # compute_loss divides by the tokens or rows of the whole optimizer step itself.
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -255,10 +251,12 @@ class UnlearnTrainer(SFTTrainer):
             processing_class = AutoTokenizer.from_pretrained(name, **source)
         self._vocab_size = target_config.vocab_size
         check_tokenizer(processing_class, self._vocab_size)
-        self._sets = {name: to_trainable_rows(rows, name, args.dataset_text_field) for name, rows in sets.items()}
-        self._num_rows = {f"{name}_rows": len(rows) for name, rows in self._sets.items()}
+        sets = {name: to_trainable_rows(rows, name, args.dataset_text_field) for name, rows in sets.items()}
+        self._num_rows = {f"{name}_rows": len(rows) for name, rows in sets.items()}
+        self._retain_dataset = sets.get("retain")
+        self._refusals = None
         if args.loss_type == "dpo":
-            self._sets["refusal"] = refuse_each(self._sets["forget"], args.refusals or REFUSALS, args.seed)
+            self._refusals = refuse_each(sets["forget"], args.refusals or REFUSALS, args.seed)
 
         if isinstance(model, str):
             model = create_model_from_path(name, **model_init_kwargs)
@@ -276,7 +274,7 @@ class UnlearnTrainer(SFTTrainer):
         super().__init__(
             model=model if peft_config is None else put_adapter(model, copy.deepcopy(peft_config)),
             args=of_trl,
-            train_dataset=self._sets["forget"],
+            train_dataset=sets["forget"],
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -316,42 +314,22 @@ class UnlearnTrainer(SFTTrainer):
             if id(parameter) not in steered:
                 parameter.requires_grad_(False)
 
-    def _prepare_dataset(
-        self,
-        dataset: Dataset,
-        processing_class: PreTrainedTokenizerBase,
-        args: UnlearnConfig,
-        packing: bool,
-        formatting_func: Callable[[dict], str] | None,
-        dataset_name: str,
+    def _prepare_rows(
+        self, rows: Dataset, name: str, processing_class: PreTrainedTokenizerBase, args: UnlearnConfig
     ) -> Dataset:
-        prepared = {
-            name: prepare_rows(self, rows, name, processing_class, self._vocab_size, args)
-            for name, rows in self._sets.items()
-        }
-        refusals = prepared.pop("refusal", None)
-        if "retain" in prepared:
-            check_disjoint(prepared["forget"], prepared["retain"], processing_class.eos_token_id)
-        if refusals is not None:
+        prepared = super()._prepare_rows(rows, name, processing_class, args)
+        if name == "forget" and self._refusals is not None:
+            refusals = super()._prepare_rows(self._refusals, "refusal", processing_class, args)
             for column in ("input_ids", "labels"):
-                prepared["forget"] = prepared["forget"].add_column(f"refusal_{column}", list(refusals[column]))
-        self._num_forget_rows = len(prepared["forget"])
-        return join_sets(prepared)
+                prepared = prepared.add_column(f"refusal_{column}", list(refusals[column]))
+        return prepared
 
     def _set_signature_columns_if_needed(self) -> None:
         row = ("input_ids", "labels", "is_retain", "reference_log_prob")
         self._signature_columns = [*row, "refusal_input_ids", "refusal_labels", "refusal_reference_log_prob"]
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        if "retain" not in self._sets:
-            return super()._get_train_sampler(train_dataset)
-        return alternate_rows(self, self._num_forget_rows, self.args.retain_per_forget)
-
-    def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
-    ) -> torch.Tensor | None:
-        """Forget tokens, forget rows and retain tokens in all micro-batches of an optimizer step."""
-        return sum_over_step(self, count_units, batch_samples, device)
+    def _count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return count_units(batch)
 
     @torch.no_grad()
     def _remember_reference_log_probs(self) -> None:

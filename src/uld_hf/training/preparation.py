@@ -3,13 +3,10 @@
 What trl would quietly drop or cut is refused or split here: a forget row that is not trained on is not forgotten.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, IterableDataset, concatenate_datasets
-from transformers import PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
 from trl.data_utils import maybe_convert_to_chatml
 
 
@@ -252,48 +249,6 @@ def check_disjoint(forget: Dataset, retain: Dataset, eos_token_id: int | None = 
                 f"Row {index} of retain_dataset is also row {index_of[key(tokens)]} of forget_dataset (counted after "
                 "tokenization). A row cannot be both kept and forgotten: remove it from one of them."
             )
-
-
-def prepare_rows(
-    trainer: SFTTrainer, rows: Dataset, name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int, args: SFTConfig
-) -> Dataset:
-    """
-    Tokens of a set, by trl: whole, checked, and split where they are longer than the context.
-
-    Args:
-        trainer ([`~trl.SFTTrainer`]):
-            The trainer, whose `completion_only_loss` is set to what fits these rows.
-        rows ([`~datasets.Dataset`]):
-            What [`to_trainable_rows`] returned.
-        name (`str`):
-            `"forget"` or `"retain"`, for messages.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The target's tokenizer.
-        vocab_size (`int`):
-            Rows of the target's embedding.
-        args ([`~trl.SFTConfig`]):
-            The trainer's configuration.
-
-    Returns:
-        [`~datasets.Dataset`]: Rows with `input_ids` and `labels`.
-
-    Raises:
-        ValueError: If a row is too long, has no answer, or a token that the target lacks.
-    """
-    # trl cuts rows at max_length and drops those without an answer; neither may happen here.
-    whole = copy.copy(args)
-    whole.max_length = None
-    whole.shuffle_dataset = False
-    # trl decides this once, from the first row of the first set; here sets may differ in format.
-    has_prompt = bool({"completion", "completion_mask"} & set(rows.column_names))
-    completion_only_loss = has_prompt if args.completion_only_loss is None else args.completion_only_loss
-    trainer.completion_only_loss = completion_only_loss
-    tokenized = SFTTrainer._prepare_dataset(trainer, rows, tokenizer, whole, False, None, name)
-    columns = [column for column in ("input_ids", "labels", ROW) if column in tokenized.column_names]
-    tokenized = tokenized.select_columns(columns)
-    check_tokens(tokenized, vocab_size, name)
-    splittable = not completion_only_loss and "input_ids" not in rows.column_names
-    return split_long_rows(tokenized, args.max_length, name, splittable)
 
 
 def join_sets(sets: Mapping[str, Dataset]) -> Dataset:

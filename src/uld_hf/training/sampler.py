@@ -1,11 +1,10 @@
 """The order of training rows: forget and retain rows alternate, whatever the sizes of the two sets."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class AlternatingSampler(Sampler[int]):
@@ -83,60 +82,3 @@ class EpochCallback(TrainerCallback):
     ) -> None:
         """Before the epoch's first batch is drawn."""
         self.sampler.set_epoch(int(state.epoch))
-
-
-def alternate_rows(trainer: Trainer, num_forget: int, retain_per_forget: float) -> AlternatingSampler:
-    """
-    The order in which a trainer takes its forget and retain rows.
-
-    Args:
-        trainer ([`~transformers.Trainer`]):
-            The trainer. Its callbacks will tell the sampler the epoch.
-        num_forget (`int`):
-            Number of forget rows, which come first in its `train_dataset`.
-        retain_per_forget (`float`):
-            Retain rows for each forget row.
-
-    Returns:
-        [`AlternatingSampler`]: The sampler.
-    """
-    args = trainer.args
-    sampler = AlternatingSampler(
-        num_forget=num_forget,
-        num_retain=len(trainer.train_dataset) - num_forget,
-        retain_per_forget=retain_per_forget,
-        seed=args.data_seed if args.data_seed is not None else args.seed,
-    )
-    trainer.remove_callback(EpochCallback)
-    trainer.add_callback(EpochCallback(sampler))
-    return sampler
-
-
-def sum_over_step(
-    trainer: Trainer,
-    count: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-    batches: Sequence[dict[str, torch.Tensor]],
-    device: torch.device,
-) -> torch.Tensor | None:
-    """
-    Counts in all micro-batches of an optimizer step, over all processes.
-
-    Args:
-        trainer ([`~transformers.Trainer`]):
-            The trainer.
-        count (`Callable[[dict[str, torch.Tensor]], torch.Tensor]`):
-            Counts in one batch.
-        batches (`Sequence[dict[str, torch.Tensor]]`):
-            The step's micro-batches in this process.
-        device (`torch.device`):
-            Device of the result.
-
-    Returns:
-        `torch.Tensor` or `None`: The sums; `None` if there are no batches.
-    """
-    if not batches:
-        return None
-    counts = sum(count(batch).to(device) for batch in batches)
-    if trainer.args.average_tokens_across_devices and trainer.args.world_size > 1:
-        counts = trainer.accelerator.gather(counts[None]).sum(dim=0)
-    return counts

@@ -3,7 +3,7 @@
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig
 from torch import nn
-from torch.utils.data import Sampler
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -26,7 +25,6 @@ from transformers import (
 )
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils import PushInProgress, logging
-from trl import SFTTrainer
 
 import uld_hf
 
@@ -45,9 +43,9 @@ from ..model_card import find_license, model_card
 from ..publish import open_repository, push_unlearned_model
 from .checkpoints import resolve_checkpoint
 from .collator import DataCollatorForULD
+from .forget_retain_trainer import ForgetRetainTrainer, count_tokens
 from .losses import add_uld_loss, check_head
-from .preparation import check_dataset, check_disjoint, join_sets, prepare_rows, to_trainable_rows
-from .sampler import alternate_rows, sum_over_step
+from .preparation import check_dataset, to_trainable_rows
 from .target import check_processes, check_tokenizer, read_target_config, select_source
 from .uld_config import ULDConfig
 
@@ -111,22 +109,7 @@ def check_finite(terms: Mapping[str, float], step: int, learning_rate: float) ->
             )
 
 
-def count_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """
-    Number of forget and of retain tokens of a batch that count in the loss.
-
-    Args:
-        batch (`dict[str, torch.Tensor]`):
-            A batch of [`DataCollatorForULD`].
-
-    Returns:
-        `torch.Tensor` of shape `(2,)`: Forget tokens, retain tokens.
-    """
-    counted, retain = batch["labels"][:, 1:] != -100, batch["retain_mask"][:, 1:]
-    return torch.stack([(counted & ~retain).sum(), (counted & retain).sum()])
-
-
-class ULDTrainer(SFTTrainer):
+class ULDTrainer(ForgetRetainTrainer):
     """
     Trainer of ULD's assistant (paper section 3).
 
@@ -169,8 +152,6 @@ class ULDTrainer(SFTTrainer):
 
     _name = "ULD"
     _tag_names = ("unlearning", "uld")
-    # compute_loss divides by the tokens of the whole optimizer step itself.
-    loss_is_scaled_for_ga = True
 
     def __init__(
         self,
@@ -205,7 +186,7 @@ class ULDTrainer(SFTTrainer):
         self._vocab_size = target_config.get_text_config(decoder=True).vocab_size
         check_tokenizer(processing_class, self._vocab_size)
         sets = {name: to_trainable_rows(rows, name, args.dataset_text_field) for name, rows in sets.items()}
-        self._learned = next(iter(sets))  # the set whose tokens the assistant learns to predict
+        self._first_set = next(iter(sets))  # the set whose tokens the assistant learns to predict
         self._retain_dataset = sets["retain"] if args.objective == "uld" else None
 
         set_seed(args.seed)  # LoRA is initialized at random
@@ -243,7 +224,7 @@ class ULDTrainer(SFTTrainer):
         super().__init__(
             model=assistant,
             args=args,
-            train_dataset=sets[self._learned],
+            train_dataset=sets[self._first_set],
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -255,40 +236,6 @@ class ULDTrainer(SFTTrainer):
             padding_free=self.data_collator.padding_free,
             pad_to_multiple_of=self.data_collator.pad_to_multiple_of,
         )
-
-    def _prepare_dataset(
-        self,
-        dataset: Dataset,
-        processing_class: PreTrainedTokenizerBase,
-        args: ULDConfig,
-        packing: bool,
-        formatting_func: Callable[[dict], str] | None,
-        dataset_name: str,
-    ) -> Dataset:
-        def prepare(rows: Dataset, name: str) -> Dataset:
-            return prepare_rows(self, rows, name, processing_class, self._vocab_size, args)
-
-        if self._retain_dataset is None:  # one set, whose likelihood is learned
-            return join_sets({"forget": prepare(dataset, self._learned)})
-        prepared = {"forget": prepare(dataset, "forget"), "retain": prepare(self._retain_dataset, "retain")}
-        check_disjoint(prepared["forget"], prepared["retain"], processing_class.eos_token_id)
-        if dataset_name == "train":  # and not a set to evaluate
-            self._num_forget_rows = len(prepared["forget"])
-        return join_sets(prepared)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["input_ids", "labels", "is_retain"]
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        if self._retain_dataset is None:
-            return super()._get_train_sampler(train_dataset)
-        return alternate_rows(self, self._num_forget_rows, self.args.retain_per_forget)
-
-    def _get_num_items_in_batch(
-        self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
-    ) -> torch.Tensor | None:
-        """Number of forget and of retain tokens in all micro-batches of an optimizer step, over all processes."""
-        return sum_over_step(self, count_tokens, batch_samples, device)
 
     def compute_loss(
         self,
@@ -344,9 +291,9 @@ class ULDTrainer(SFTTrainer):
         """
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        accuracy = f"{self._learned}_accuracy"
+        accuracy = f"{self._first_set}_accuracy"
         last = next((entry for entry in reversed(self.state.log_history) if accuracy in entry), {})
-        if self._learned == "forget" and last.get(accuracy, 1.0) < _KNOWS_THE_FORGET_SET:
+        if self._first_set == "forget" and last.get(accuracy, 1.0) < _KNOWS_THE_FORGET_SET:
             logger.warning(
                 f"The assistant predicts {last[accuracy]:.0%} of the forget set's tokens: what it does not know is not "
                 "subtracted. Train for more epochs, or with a higher learning_rate or num_assistant_layers."
@@ -367,15 +314,15 @@ class ULDTrainer(SFTTrainer):
         row = self.accelerator.gather(row[None]).sum(dim=0)
         forget_loss, retain_loss, correct, num_forget, num_retain, num_tokens = row.tolist()
         terms = (
-            {self._learned: forget_loss}
+            {self._first_set: forget_loss}
             if self._retain_dataset is None
             else {"forget": forget_loss, "retain": retain_loss}
         )
         check_finite(terms, self.state.global_step + 1, self.args.learning_rate)
         metrics = self._metrics[mode]
         if num_forget:
-            metrics[f"{self._learned}_loss"].append(forget_loss / num_forget)
-            metrics[f"{self._learned}_accuracy"].append(correct / num_forget)
+            metrics[f"{self._first_set}_loss"].append(forget_loss / num_forget)
+            metrics[f"{self._first_set}_accuracy"].append(correct / num_forget)
         if num_retain:
             # Cross-entropy to the uniform distribution, less its entropy: how far from knowing nothing.
             vocab_size = self.model.get_base_model().get_input_embeddings().weight.shape[0]
@@ -387,7 +334,7 @@ class ULDTrainer(SFTTrainer):
     def _describe_training(self) -> dict[str, Any]:
         """What the model card says about the run: sizes and settings, never the texts."""
         args = self.args
-        learned = (f"{self._learned}_loss", f"{self._learned}_accuracy")
+        learned = (f"{self._first_set}_loss", f"{self._first_set}_accuracy")
         last = next((entry for entry in reversed(self.state.log_history) if learned[0] in entry), {})
         peft_config = self.model.peft_config[ADAPTER_NAME]
         balance = ("retain_weight", "retain_per_forget") if args.objective == "uld" else ()
