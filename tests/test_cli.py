@@ -337,7 +337,10 @@ def test_a_saved_adapter_is_not_written_over(
     assert "holds a model already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("method", "own", "others"), [("uld", "--alpha", "--beta"), ("npo", "--beta", "--alpha")])
+@pytest.mark.parametrize(
+    ("method", "own", "others"),
+    [("uld", "--alpha", "--beta"), ("npo", "--beta", "--alpha"), ("offset", "--loss_type", "--alpha")],
+)
 def test_help_lists_the_options_of_the_method(
     capsys: pytest.CaptureFixture[str], method: str, own: str, others: str
 ) -> None:

@@ -23,6 +23,7 @@ from .modeling_uld import ULDForCausalLM
 
 
 if TYPE_CHECKING:
+    from .baselines.offset_trainer import OffsetConfig, OffsetTrainer
     from .baselines.unlearn_config import UnlearnConfig
     from .baselines.unlearn_trainer import UnlearnTrainer
     from .data.fictitious import fictitious_dataset, invent_people, split_people
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "OffsetConfig": ".baselines.offset_trainer",
+    "OffsetTrainer": ".baselines.offset_trainer",
     "ULDConfig": ".training.uld_config",
     "ULDTrainer": ".training.uld_trainer",
     "UnlearnConfig": ".baselines.unlearn_config",
@@ -46,6 +49,8 @@ _LAZY = {
 }
 
 __all__ = [
+    "OffsetConfig",
+    "OffsetTrainer",
     "ULDConfig",
     "ULDForCausalLM",
     "ULDLogitsProcessor",

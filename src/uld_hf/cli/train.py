@@ -13,6 +13,7 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl import SFTConfig
 
+from ..baselines.offset_trainer import OffsetConfig, OffsetTrainer
 from ..baselines.unlearn_config import LOSS_TYPES, UnlearnConfig
 from ..baselines.unlearn_trainer import UnlearnTrainer
 from ..data.formatting import question_answer_to_prompt_completion, read_json_lines
@@ -37,7 +38,7 @@ Other methods change a copy of the model's weights and save an ordinary model (o
       --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir forgot-alice
 """
 
-METHODS = ("uld", *LOSS_TYPES)
+METHODS = ("uld", *LOSS_TYPES, "offset")
 
 
 @dataclass
@@ -47,7 +48,7 @@ class TrainArguments:
 
     Args:
         method (`str`, *optional*, defaults to `"uld"`):
-            `"uld"` for an assistant, or a `loss_type` of [`UnlearnConfig`].
+            `"uld"` for an assistant, a `loss_type` of [`UnlearnConfig`], or `"offset"` for [`OffsetTrainer`].
         model (`str`):
             Folder or hub id of the target.
         forget_dataset (`str`, *optional*):
@@ -78,7 +79,7 @@ class TrainArguments:
         default="uld",
         metadata={
             "help": "uld trains an assistant; the others change the model: gradient ascent, NPO, SimNPO, DPO with "
-            "refusals, UNDIAL, RMU",
+            "refusals, UNDIAL, RMU; offset trains an assistant with the --loss_type of one of these",
             "choices": list(METHODS),
         },
     )
@@ -175,15 +176,17 @@ def main(argv: Sequence[str]) -> None:
             Arguments after `uld train`.
     """
     method = find_method(argv)
-    config_class = ULDConfig if method == "uld" else UnlearnConfig
+    config_class, trainer_class = {"uld": (ULDConfig, ULDTrainer), "offset": (OffsetConfig, OffsetTrainer)}.get(
+        method, (UnlearnConfig, UnlearnTrainer)
+    )
     inherited = {option.name for option in fields(SFTConfig)}
     own = [option.name for option in (*fields(TrainArguments), *fields(config_class)) if option.name not in inherited]
     arguments, config = parse_command_line(
         (TrainArguments, config_class),
-        argv if method == "uld" else [*argv, "--loss_type", method],
+        [*argv, "--loss_type", method] if method in LOSS_TYPES else argv,
         "uld train",
         DESCRIPTION,
-        shown=(*own, *COMMON_OPTIONS),
+        shown=(*own, *COMMON_OPTIONS, *(["loss_type"] if method == "offset" else [])),
     )
     if arguments.model_revision is not None:
         config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": arguments.model_revision}
@@ -198,7 +201,7 @@ def main(argv: Sequence[str]) -> None:
         for name, source in (("forget", arguments.forget_dataset), ("retain", arguments.retain_dataset))
     }
     lora = None
-    if method == "uld" or arguments.lora_r != 0:
+    if method not in LOSS_TYPES or arguments.lora_r != 0:
         lora = LoraConfig(
             task_type="CAUSAL_LM",
             r=arguments.lora_r,
@@ -206,13 +209,12 @@ def main(argv: Sequence[str]) -> None:
             lora_dropout=arguments.lora_dropout,
             target_modules="all-linear",
         )
-    trainer_class = ULDTrainer if method == "uld" else UnlearnTrainer
     trainer = trainer_class(model=arguments.model, args=config, processing_class=tokenizer, peft_config=lora, **sets)
     trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
     trainer.save_model()  # with --push_to_hub it pushes too
     advice = "It is an ordinary model: AutoModelForCausalLM loads it."
-    if method == "uld":
+    if method not in LOSS_TYPES:
         advice = f'Compare target and unlearned model:\n  uld generate --model {config.output_dir} --prompt "..."'
-        if config.alpha < 0:
-            advice = "It is added to a model with an assistant of the forget set: model.add_assistant(...)."
+    if method == "uld" and config.alpha < 0:
+        advice = "It is added to a model with an assistant of the forget set: model.add_assistant(...)."
     trainer.accelerator.print(f"Saved to {config.output_dir}. {advice}")
