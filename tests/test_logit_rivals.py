@@ -15,7 +15,7 @@ from test_trainer import first_batch, logged, make_rows, make_trainer
 from transformers import PreTrainedModel
 
 from uld_hf import ULDForCausalLM, ULDLogitsProcessor, ULDTrainer, build_assistant, logit_difference
-from uld_hf.evaluation.scoring import Subtraction
+from uld_hf.evaluation.scoring import Subtraction, score_completions, score_subtractions
 
 
 PROMPTS = torch.randint(4, 64, (3, 12), generator=torch.Generator().manual_seed(4))
@@ -248,6 +248,28 @@ def test_the_one_that_is_subtracted_cannot_be_removed_or_turned():
     assert model.config.alphas == {"forget": 0.8, "retain": -0.8}
     model.remove_assistant("retain")
     assert model.config.alphas == {"forget": 0.8}
+
+
+def test_one_alpha_for_assistants_of_both_signs_is_refused(tmp_path: Path):
+    tiny_model("llama").save_pretrained(tmp_path / "target")
+    target = type(tiny_model("llama")).from_pretrained(tmp_path / "target")
+    compose_divergence(target).save_pretrained(tmp_path / "rival")
+    with pytest.raises(ValueError, match=r"alpha=0\.5 for all: the assistants are added and subtracted"):
+        ULDForCausalLM.from_pretrained(tmp_path / "rival", alpha=0.5)
+    loaded = ULDForCausalLM.from_pretrained(tmp_path / "rival", alpha={"forget": 0.5, "retain": -0.4})
+    assert loaded.config.alphas == {"forget": 0.5, "retain": -0.4}
+
+
+@pytest.mark.parametrize("rival", ["offset", "linear"])
+def test_a_sweep_keeps_the_signs(rival: str):
+    model = RIVALS[rival](tiny_model("llama"))
+    prompts, completions = ["w1 w2", "w3"], [" w4 w5", " w6"]
+    _, ((*swept,),) = score_subtractions(model, make_tokenizer(), prompts, completions, [Subtraction(0.4, **LETTER)])
+    size = abs(next(iter(model.config.alphas.values())))
+    for name, weight in model.config.alphas.items():
+        model.config.assistants[name]["alpha"] = 0.4 * weight / size
+    for first, second in zip(swept, score_completions(model, make_tokenizer(), prompts, completions), strict=True):
+        torch.testing.assert_close(torch.tensor(first), torch.tensor(second.log_probs), rtol=1e-4, atol=1e-4)
 
 
 # Auxiliaries are trained, saved and loaded like assistants

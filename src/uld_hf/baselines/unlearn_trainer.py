@@ -250,6 +250,11 @@ class UnlearnTrainer(ForgetRetainTrainer):
         sets = {"forget": forget_dataset}
         if args.retain_loss_type != "none":
             sets["retain"] = retain_dataset
+            if retain_dataset is None:
+                raise TypeError(
+                    f"retain_dataset is missing: the retain term ({args.retain_loss_type!r}) needs it. Give one, or "
+                    "say retain_loss_type='none'."
+                )
         for dataset_name, dataset in sets.items():
             check_dataset(dataset, dataset_name, args.dataset_text_field)
         model_init_kwargs = dict(args.model_init_kwargs or {})
