@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..assistant import build_assistant, check_num_layers, truncate_model
+from ..assistant import build_assistant, check_num_layers, lora_weights, truncate_model
 from ..modeling_uld import ULDForCausalLM
 from .unlearn_config import UnlearnConfig
 from .unlearn_trainer import Scores, UnlearnTrainer, log_likelihoods
@@ -136,7 +136,8 @@ class OffsetTrainer(UnlearnTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         output_dir = output_dir if output_dir is not None else self.args.output_dir
         if Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):  # training goes on from the adapter
-            super()._save(output_dir, state_dict)
-            return
-        self.compose().save_pretrained(output_dir)
+            weights = lora_weights(self.model) if state_dict is None else state_dict
+            self.model.save_pretrained(output_dir, save_embedding_layers=False, state_dict=weights)
+        else:
+            self.compose().save_pretrained(output_dir)
         self.processing_class.save_pretrained(output_dir)
