@@ -33,8 +33,8 @@ def test_train_takes_the_files_as_they_are(data: tuple[Path, Path], tmp_path: Pa
     assert len(read_json_lines(str(folder / "retain.jsonl"))) == 4 + 4 * 2
     assert len(read_json_lines(str(folder / "variants.jsonl"))) == 4
     assert json.loads((folder / "report.json").read_text())["retain rows"] == {"given": 4, "made": 8}
-    tokenizer = train_tokenizer([], vocab_size=300)  # knows every byte: no two rows are the same to it
-    sizes = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
+    tokenizer = train_tokenizer([])  # knows every byte: no two rows are the same to it
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
     config = LlamaConfig(**sizes, num_attention_heads=2, eos_token_id=tokenizer.eos_token_id)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "target")
     tokenizer.save_pretrained(tmp_path / "target")
