@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() or 1, 8))")
 export TOKENIZERS_PARALLELISM ?= false
 
+# Tests use one thread each (tests/conftest.py): one process for every core, within reason.
+PARALLEL ?= --numprocesses auto --maxprocesses 8
+
 .PHONY: help setup demo test test-all lint clean
 
 help:
@@ -32,10 +35,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..evaluation.evaluation import Evaluation
 from ..evaluation.report import check_same, render_report, run_checks
+from ..evaluation.tofu_logs import load_tofu_log
 from .parsing import parse_command_line
 
 
@@ -37,6 +38,10 @@ class ReportArguments:
             JSON file that `uld sweep --output` wrote.
         num_examples (`int`, *optional*, defaults to `10`):
             Examples of answers from each set.
+        request (`str`, *optional*):
+            What was asked, at more length.
+        retrained_log (`str`, *optional*):
+            TOFU's evaluation log of a model trained without the forget set, as given to `uld eval`.
     """
 
     results: str = field(metadata={"help": "folder that `uld eval` wrote (its --output_dir)"})
@@ -44,6 +49,10 @@ class ReportArguments:
     title: str = field(default="Unlearning report", metadata={"help": "what was asked, e.g. 'Forget Alice'"})
     sweep: str | None = field(default=None, metadata={"help": "JSON file that `uld sweep --output` wrote"})
     num_examples: int = field(default=10, metadata={"help": "examples of answers from each set; 0 for none"})
+    request: str | None = field(default=None, metadata={"help": "what was asked, at more length than the title"})
+    retrained_log: str | None = field(
+        default=None, metadata={"help": "TOFU's log of a retrained model, as given to `uld eval`"}
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -71,6 +80,7 @@ def main(argv: Sequence[str]) -> None:
         if not {"settings", "target", "chosen", "measured"} <= set(sweep):
             raise ValueError(f"{arguments.sweep} was not written by this version's uld sweep --output.")
     check_same(evaluations, sweep)
+    log = None if arguments.retrained_log is None else load_tofu_log(arguments.retrained_log)["Forget"]
     packages = ("uld_hf", "transformers", "peft", "torch")
     page = render_report(
         arguments.title,
@@ -79,7 +89,9 @@ def main(argv: Sequence[str]) -> None:
         datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         sweep,
         arguments.num_examples,
+        arguments.request,
+        log,
     )
     Path(arguments.output).write_text(page, encoding="utf-8")
-    failed = [check.statement for check in run_checks(evaluations) if not check.passed]
+    failed = [check.statement for check in run_checks(evaluations, retrained_log=log) if not check.passed]
     print(f"Written to {arguments.output}. " + (f"Failed: {'; '.join(failed)}" if failed else "All checks passed."))

@@ -9,8 +9,8 @@ from peft import LoraConfig
 from transformers import AutoTokenizer
 from trl import SFTConfig
 
-from ..data.formatting import question_answer_to_prompt_completion
-from ..data.local import load_file_or_hub
+from ..data.formatting import question_answer_to_prompt_completion, read_json_lines
+from ..data.local import load_from_hub
 from ..training.uld_config import ULDConfig
 from ..training.uld_trainer import ULDTrainer
 from .parsing import check_model_path, parse_command_line
@@ -97,7 +97,10 @@ def load_rows(name_or_path: str, conversational: bool) -> Dataset:
         FileNotFoundError: If it looks like a file that is not there.
         ValueError: If the file is empty, or a line of it is not a JSON object.
     """
-    dataset = load_file_or_hub(name_or_path)
+    if os.path.isfile(name_or_path):
+        dataset = Dataset.from_list(read_json_lines(name_or_path))
+    else:
+        dataset = load_from_hub(name_or_path)
     if {"question", "answer"} <= set(dataset.column_names):
         return question_answer_to_prompt_completion(dataset, conversational=conversational)
     is_text = {"prompt", "completion"} <= set(dataset.column_names) and isinstance(dataset[0]["prompt"], str)
