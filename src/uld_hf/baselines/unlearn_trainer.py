@@ -17,7 +17,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from trl.trainer.utils import create_model_from_path
 
-from ..assistant import check_no_adapter, find_decoder_layers, truncate_model
+from ..assistant import check_no_adapter, find_decoder_layers, put_adapter, truncate_model
 from ..model_card import find_license
 from ..training.checkpoints import resolve_checkpoint
 from ..training.forget_retain_trainer import ForgetRetainTrainer
@@ -236,11 +236,11 @@ class UnlearnTrainer(ForgetRetainTrainer):
             sets["retain"] = retain_dataset
         for dataset_name, dataset in sets.items():
             check_dataset(dataset, dataset_name, args.dataset_text_field)
-        if not isinstance(model, str):
-            check_trainable(model)
         model_init_kwargs = dict(args.model_init_kwargs or {})
         source = select_source(model_init_kwargs)
         target_config = read_target_config(model, source).get_text_config(decoder=True)
+        if not isinstance(model, str):
+            check_trainable(model)
         self._steering_layer = None
         if args.loss_type == "rmu":
             num_layers = target_config.num_hidden_layers
@@ -272,11 +272,10 @@ class UnlearnTrainer(ForgetRetainTrainer):
         of_trl = copy.copy(args)
         of_trl.loss_type = "nll"
         super().__init__(
-            model=model,
+            model=model if peft_config is None else put_adapter(model, copy.deepcopy(peft_config)),
             args=of_trl,
             train_dataset=sets["forget"],
             processing_class=processing_class,
-            peft_config=copy.deepcopy(peft_config),
             callbacks=callbacks,
             optimizers=optimizers,
         )

@@ -12,8 +12,8 @@ from transformers import TextGenerationPipeline, pipeline
 from ..data.augmentation import Augmentation, check_counts
 from ..data.augmentation_model import Sampling, augment_by_model
 from ..data.augmentation_rules import augment_by_rules
-from ..data.local import load_file_or_hub
 from .parsing import check_model_path, parse_command_line
+from .questions import read_rows
 
 
 DESCRIPTION = """Make what ULD trains with besides a forget set: paraphrases, to forget, and wrong answers, to retain.
@@ -180,9 +180,10 @@ def main(argv: Sequence[str]) -> None:
         temperature=arguments.temperature,
         attempts=arguments.attempts,
     )
+    retain = None if arguments.retain_dataset is None else Dataset.from_list(read_rows(arguments.retain_dataset))
     options = {
-        "forget": load_file_or_hub(arguments.forget_dataset),
-        "retain": None if arguments.retain_dataset is None else load_file_or_hub(arguments.retain_dataset),
+        "forget": Dataset.from_list(read_rows(arguments.forget_dataset)),
+        "retain": retain,
         "paraphrases": arguments.paraphrases,
         "wrong_answers": arguments.wrong_answers,
         "seed": arguments.seed,

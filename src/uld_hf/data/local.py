@@ -65,23 +65,3 @@ def load_rows(hub_id: str, config: str, split: str, columns: Sequence[str], path
     if missing:
         raise ValueError(f"{source} has no column {missing}: it has {dataset.column_names}.")
     return dataset
-
-
-def load_file_or_hub(name_or_path: str) -> Dataset:
-    """
-    Load rows that a user names on a command line.
-
-    Args:
-        name_or_path (`str`):
-            A JSONL file, or a hub id with an optional configuration after a colon.
-
-    Returns:
-        [`~datasets.Dataset`]: The rows as they are.
-
-    Raises:
-        FileNotFoundError: If it looks like a file that is not there.
-        ValueError: If the file is empty, or a line of it is not a JSON object.
-    """
-    if os.path.isfile(name_or_path):
-        return Dataset.from_list(read_json_lines(name_or_path))
-    return load_from_hub(name_or_path)
