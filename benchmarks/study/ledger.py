@@ -43,6 +43,10 @@ class Ledger:
         self.folder, self.deadline = folder, deadline
         folder.mkdir(parents=True, exist_ok=True)
 
+    def has(self, name: str) -> bool:
+        """Whether the result of a unit is there."""
+        return (self.folder / f"{name}.json").exists()
+
     def unit(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """
         The result of a unit, computed unless it is there.
@@ -60,7 +64,7 @@ class Ledger:
             OutOfTimeError: If it is not there and the time is used up.
         """
         path = self.folder / f"{name}.json"
-        if path.exists():
+        if self.has(name):
             return json.loads(path.read_text(encoding="utf-8"))
         if self.deadline.is_over():
             raise OutOfTimeError(name)

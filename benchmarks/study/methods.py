@@ -10,7 +10,7 @@ from ledger import Deadline
 from peft import LoraConfig
 from presets import Preset
 from targets import load_model
-from training import common_options, is_trained, train_within
+from training import common_options, is_trained, loading_options, train_within
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer, UnlearnConfig, UnlearnTrainer
@@ -162,6 +162,12 @@ DIVERGENCE_GRID = tuple(
 WEIGHTS_GRID = tuple(
     {"learning_rate": rate, "retain_weight": weight} for weight in (1.0, 5.0) for rate in (3e-4, 1e-4, 1e-3, 3e-5)
 )
+# What activations are steered to must be longer than they are, and that differs between models.
+RMU_GRID = tuple(
+    {"learning_rate": rate, "steering_coefficient": length}
+    for length in (20.0, 6.5)
+    for rate in (3e-4, 1e-4, 1e-3, 3e-5)
+)
 # Without a retain term there is no weight to try.
 NO_RETAIN_GRID = tuple(
     {"learning_rate": rate, "num_train_epochs": epochs} for epochs in (10, 3) for rate in (3e-4, 1e-4, 1e-3, 3e-5)
@@ -185,6 +191,8 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in ULD_GRID]
     elif recipe == "divergence":
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in DIVERGENCE_GRID]
+    elif recipe.startswith("rmu "):
+        settings = [dict(each) for each in RMU_GRID]
     else:
         settings = [dict(each) for each in (NO_RETAIN_GRID if recipe.endswith(" none") else WEIGHTS_GRID)]
     for each in settings:
@@ -203,7 +211,7 @@ def train_assistant(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
         rows = {"forget_dataset": job.forget, "retain_dataset": job.retain}
         trainer = ULDTrainer(str(job.target), args, **rows, processing_class=job.tokenizer, peft_config=lora)
         train_within(trainer, job.deadline)
-    return ULDForCausalLM.from_pretrained(job.folder, dtype="float32", device_map="auto")
+    return ULDForCausalLM.from_pretrained(job.folder, **loading_options())
 
 
 def train_auxiliaries(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
@@ -215,7 +223,7 @@ def train_auxiliaries(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
             composed = {"alpha": alpha, "relative_top": 0.0, "center": False}
             args = ULDConfig(objective="likelihood", **composed, **job.options(folder, setting))
             train_within(ULDTrainer(str(job.target), args, **rows, processing_class=job.tokenizer), job.deadline)
-    model = ULDForCausalLM.from_pretrained(job.folder / "forget", dtype="float32", device_map="auto")
+    model = ULDForCausalLM.from_pretrained(job.folder / "forget", **loading_options())
     model.add_assistant(str(job.folder / "retain"))
     return model
 

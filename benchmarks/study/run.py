@@ -50,7 +50,7 @@ def run_methods(study: Study, methods: list[str], seeds: list[int]) -> None:
     """References, trials and final runs; the first seed of everything comes first."""
     for seed in seeds:
         for split in study.preset.splits:
-            study.references(split, seed)
+            study.reference_results(split, seed)
         for key in methods:
             for split in study.preset.splits:
                 study.final(key, split, seed)

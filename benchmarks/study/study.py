@@ -75,6 +75,11 @@ class Study:
             )
         return made[0], made[1]
 
+    def reference_results(self, split: str, seed: int) -> None:
+        """Results of target and retrained model, as far as they are not there."""
+        if not all(self.ledger.has(f"final.{name}.{split}.s{seed}") for name in ("target", "retrained")):
+            self.references(split, seed)
+
     def job(self, folder: str, split: Split, seed: int, recipe: str, augmented: bool, **rows: Any) -> Job:
         """A training on a split."""
         if augmented:
@@ -102,7 +107,16 @@ class Study:
             target, retrained = self.references(name, seed)
             folder = f"trials/{method.recipe.replace(' ', '_')}.{number}"
             job = self.job(folder, split, seed, method.recipe, method.augmented)
-            model = train(method.recipe, job, setting)
+            try:
+                model = train(method.recipe, job, setting)
+            except FloatingPointError as error:
+                # A setting like another, and the worst.
+                return {
+                    "setting": setting,
+                    "costs": [],
+                    "failed": str(error),
+                    "outcome": asdict(Outcome(0.0, 0.0, 0.0)),
+                }
             result: dict[str, Any] = {"setting": setting, "costs": self._costs(job.folder)}
             if method.subtractions:
                 subtraction, outcome = best_subtraction(model, self.tokenizer, split, retrained, method.subtractions)
@@ -132,7 +146,10 @@ class Study:
             recipe = method.recipe.replace(" ", "_")
             folder = f"trials/{recipe}.{number}" if tuned_here else f"finals/{recipe}.{number}.{split_name}.s{seed}"
             job = self.job(folder, split, seed, method.recipe, method.augmented)
-            model = train(method.recipe, job, best["setting"])
+            try:
+                model = train(method.recipe, job, best["setting"])
+            except FloatingPointError as error:
+                return {"setting": best["setting"], "failed": str(error)}
             if method.subtractions:
                 apply_subtraction(model, Subtraction(**best["subtraction"]))
             file = self.work / "evaluations" / f"{key}.{split_name}.s{seed}.json"

@@ -64,7 +64,7 @@ def finals(results: Results, split: str) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
     for key in LINES:
         prefix = f"final.{key}.{split}.s"
-        runs = [result for name, result in results.items() if name.startswith(prefix)]
+        runs = [result for name, result in results.items() if name.startswith(prefix) and "figures" in result]
         if runs:
             found[key] = runs
     return found

@@ -6,7 +6,7 @@ from authors import learned_rows, load_split, to_training
 from datasets import Dataset
 from ledger import Deadline
 from presets import Preset
-from training import common_options, is_trained, train_within
+from training import common_options, is_trained, loading_options, train_within
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -150,5 +150,5 @@ def retrained_folder(
 
 
 def load_model(folder: Path) -> PreTrainedModel:
-    """A saved model in float32, on the GPU if there is one."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", device_map="auto").eval()
+    """A saved model."""
+    return AutoModelForCausalLM.from_pretrained(folder, **loading_options()).eval()

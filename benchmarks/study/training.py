@@ -72,6 +72,11 @@ def common_options(seed: int) -> dict[str, Any]:
     }
 
 
+def loading_options() -> dict[str, Any]:
+    """How models are loaded: in float32, on the GPU if there is one."""
+    return {"dtype": "float32", "device_map": "auto" if torch.accelerator.is_available() else None}
+
+
 def train_within(trainer: Trainer, deadline: Deadline) -> Cost:
     """
     Train to the end, or as far as the time goes, and save the model.
