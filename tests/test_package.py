@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from families import make_tokenizer, tiny_model, train_like
+from transformers import AutoModelForCausalLM
 
 import uld_hf
 
@@ -15,6 +17,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 ROOMS = sorted({file.relative_to(ROOT).parts[0] for file in FILES if file.parent != ROOT})
 # The house itself (modules at the top) is the room "". Whoever is not listed may import any room but the command line.
 ALLOWED = {"": {""}, "data": {"data"}, "training": {"training", ""}}
+
+# Modules of ours that `import uld_hf` loads.
+AT_IMPORT = ("configuration_uld", "logit_difference", "saved_files", "truncated_config")
 
 
 def room_of(module: str) -> str:
@@ -48,14 +53,60 @@ def name_of(file: Path) -> str:
     return str(file.relative_to(ROOT))
 
 
+def imported_by(code: str) -> set[str]:
+    """Names of the modules that a new Python has after some code."""
+    code = f"import sys\n{code}\nprint(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(result.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_package_costs_what_importing_the_auto_classes_costs():
+    # Modules are counted, not seconds; docs/packaging.md has these.
+    ours = imported_by("import uld_hf")
+    extra = ours - imported_by("from transformers import AutoConfig, AutoModelForCausalLM")
+    ours_by_right = {"uld_hf", *(f"uld_hf.{name}" for name in AT_IMPORT)}
+    assert {module for module in ours if module.startswith("uld_hf")} == ours_by_right
+    assert extra == ours_by_right
+    assert not {"peft", "accelerate", "transformers.modeling_utils", "transformers.generation.utils"} & ours
+
+
 def test_inference_imports_neither_trl_nor_datasets():
+    modules = imported_by("import uld_hf\nuld_hf.ULDForCausalLM, uld_hf.ULDLogitsProcessor, uld_hf.build_assistant")
+    assert "uld_hf.modeling_uld" in modules
+    assert not {"trl", "datasets"} & modules
+
+
+LOADERS = {
+    "AutoModelForCausalLM": "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])",
+    "AutoModelForCausalLM with a config": (
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], config=AutoConfig.from_pretrained(sys.argv[1]))"
+    ),
+    "pipeline": "model = pipeline('text-generation', model=sys.argv[1]).model",
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    tiny_model("llama").save_pretrained(folder / "target")
+    target = AutoModelForCausalLM.from_pretrained(folder / "target")
+    model = uld_hf.ULDForCausalLM(target=target, assistant=train_like(uld_hf.build_assistant(target, 2)))
+    model.save_pretrained(folder / "unlearned")
+    make_tokenizer().save_pretrained(folder / "unlearned")
+    return folder / "unlearned"
+
+
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+def test_importing_the_package_is_all_that_transformers_needs(saved, loader):
     code = (
         "import sys, uld_hf\n"
-        "uld_hf.ULDForCausalLM, uld_hf.ULDLogitsProcessor, uld_hf.build_assistant\n"
-        "print(sorted({'trl', 'datasets', 'pandas'} & set(sys.modules)))"
+        "assert 'uld_hf.modeling_uld' not in sys.modules\n"
+        "from transformers import AutoConfig, AutoModelForCausalLM, pipeline\n"
+        f"{loader}\n"
+        "print(type(model).__name__, sorted(model.assistants))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "[]"
+    result = subprocess.run([sys.executable, "-c", code, saved], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "ULDForCausalLM ['assistant']"
 
 
 @pytest.mark.parametrize("name", uld_hf.__all__)
