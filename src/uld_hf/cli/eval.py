@@ -1,29 +1,26 @@
 """`uld eval`: what an unlearned model has forgotten and kept, beside its target and a retrained model."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..assistant import lora_weights
 from ..configuration_uld import SHARED_SETTINGS
 from ..evaluation.evaluation import Evaluation, compare, evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS
-from ..hub import fingerprint_target
-from ..modeling_uld import ULDForCausalLM
-from .generate import load_tokenizer
-from .parsing import check_model_path, parse_command_line
+from . import output
+from .identity import hash_files, identify, identify_unlearned
+from .loading import load_model, load_tokenizer, load_unlearned
+from .parsing import CommandParser, check_files, check_model_path
 from .questions import read_questions
 
 
 DESCRIPTION = """Measure what an unlearned model has forgotten and what it has kept, beside its target.
 
-  uld eval --model forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir evaluation
+  uld eval forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir evaluation
 
 Rows are {"question": ..., "answer": ...} or {"prompt": ..., "completion": ...}; with "paraphrased_answer" and
 "perturbed_answer" (a list of wrong answers), as TOFU has them, the truth ratio is measured too. --retrained, a model
@@ -81,89 +78,6 @@ class EvalArguments:
     max_batch_tokens: int = field(default=MAX_BATCH_TOKENS, metadata={"help": "most tokens to score at once"})
 
 
-def load_unlearned(model: str, target: str | None, alpha: float | None) -> ULDForCausalLM:
-    """
-    Load an unlearned model, on the accelerator if there is one.
-
-    Args:
-        model (`str`):
-            Folder or hub id.
-        target (`str`, *optional*):
-            Folder or hub id of the target, if it has moved.
-        alpha (`float`, *optional*):
-            Weight of the assistant's logits, in place of the saved one.
-
-    Returns:
-        [`ULDForCausalLM`]: The model.
-    """
-    loading = {"dtype": "auto", "device_map": "auto" if torch.accelerator.is_available() else None}
-    if target is None:
-        return ULDForCausalLM.from_pretrained(model, alpha=alpha, **loading)
-    loaded = AutoModelForCausalLM.from_pretrained(target, **loading)
-    return ULDForCausalLM.from_pretrained(model, target=loaded, alpha=alpha)
-
-
-def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """
-    One hash of named tensors.
-
-    Args:
-        tensors (`Mapping[str, torch.Tensor]`):
-            Tensors by name.
-
-    Returns:
-        `str`: SHA-256.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def identify(model: PreTrainedModel) -> dict[str, str | None]:
-    """
-    What tells a model from others, wherever it lies: the fingerprint of all of its layers.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model.
-
-    Returns:
-        `dict[str, str]`: See [`uld_hf.hub.fingerprint_target`].
-    """
-    return fingerprint_target(model, model.config.get_text_config(decoder=True).num_hidden_layers)
-
-
-def identify_unlearned(model: ULDForCausalLM) -> dict[str, dict[str, Any]]:
-    """
-    What tells an unlearned model from others: its target's fingerprint and its assistants' weights.
-
-    Args:
-        model ([`ULDForCausalLM`]):
-            The model.
-
-    Returns:
-        `dict[str, dict]`: Under `"target"` and `"lora"`.
-    """
-    lora = {name: hash_tensors(lora_weights(assistant)) for name, assistant in model.assistants.items()}
-    return {"target": identify(model.target), "lora": lora}
-
-
-def hash_files(data: Mapping[str, str]) -> dict[str, str]:
-    """
-    SHA-256 of files.
-
-    Args:
-        data (`Mapping[str, str]`):
-            Files by set.
-
-    Returns:
-        `dict[str, str]`: Hexadecimal digests by set.
-    """
-    return {split: hashlib.sha256(Path(path).read_bytes()).hexdigest() for split, path in data.items()}
-
-
 def evaluate_or_load(
     name: str,
     model: PreTrainedModel,
@@ -202,6 +116,7 @@ def evaluate_or_load(
     for split, path in data.items():
         if split not in evaluation.sets:
             questions = read_questions(path, tokenizer)
+            output.note(f"{name}: {split}, {len(questions)} questions")
             options = (arguments.max_new_tokens, arguments.batch_size, arguments.max_batch_tokens)
             evaluation.sets[split] = evaluate(model, tokenizer, questions, *options)
             evaluation.save(file)  # after every set: an interrupted run loses one at most
@@ -234,6 +149,11 @@ def format_results(evaluations: Mapping[str, Evaluation]) -> str:
     return "\n".join(lines)
 
 
+def build_parser() -> CommandParser:
+    """The command line of `uld eval`."""
+    return CommandParser((EvalArguments,), "uld eval", DESCRIPTION, words=("model",), has_json=True)
+
+
 def main(argv: Sequence[str]) -> None:
     """
     Run `uld eval`.
@@ -241,14 +161,30 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`):
             Arguments after `uld eval`.
+
+    Raises:
+        KeyboardInterrupt: At Ctrl-C, saying how to go on.
     """
-    (arguments,) = parse_command_line((EvalArguments,), argv, "uld eval", DESCRIPTION)
+    (arguments,) = build_parser().parse(argv)
+    try:
+        run(arguments)
+    except KeyboardInterrupt:
+        kept = f"what was measured is in {arguments.output_dir}, and the same command goes on from there"
+        raise KeyboardInterrupt(f"interrupted; {kept}.") from None
+
+
+def run(arguments: EvalArguments) -> None:
+    """
+    Measure, print and write down.
+
+    Args:
+        arguments ([`EvalArguments`]):
+            The command's.
+    """
     data = {"forget": arguments.forget_dataset, "retain": arguments.retain_dataset}
     if arguments.holdout_dataset is not None:
         data["holdout"] = arguments.holdout_dataset
-    for path in data.values():
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"There is no file {path!r}.")
+    check_files(*data.values())
     for path in (arguments.model, arguments.target, arguments.retrained):
         if path is not None:
             check_model_path(path)
@@ -267,11 +203,9 @@ def main(argv: Sequence[str]) -> None:
     }
     if arguments.retrained is not None:
         del model  # one model at a time
-        loading = {"dtype": "auto", "device_map": "auto" if torch.accelerator.is_available() else None}
-        retrained = AutoModelForCausalLM.from_pretrained(arguments.retrained, **loading).eval()
+        retrained = load_model(arguments.retrained)
         settings = {"retrained": identify(retrained)}
         evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, data, settings, arguments)
-    print(format_results(evaluations))
     summary = {
         "models": {
             name: {split: results.summary() for split, results in evaluation.sets.items()}
@@ -281,4 +215,7 @@ def main(argv: Sequence[str]) -> None:
     }
     file = Path(arguments.output_dir) / "summary.json"
     file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print(f"\nWritten to {arguments.output_dir}: summary.json, and for each model a file with the values of every row.")
+    output.result(format_results(evaluations), summary)
+    output.note(
+        f"\nWritten to {arguments.output_dir}: summary.json, and for each model a file with the values of every row."
+    )

@@ -1,29 +1,35 @@
 """`uld train`: an assistant for a target, from forget and retain data in files or on the Hub."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from datasets import Dataset, load_dataset
 from peft import LoraConfig
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PrinterCallback
 from trl import SFTConfig
 
 from ..data.formatting import question_answer_to_prompt_completion, read_json_lines
 from ..training.uld_config import ULDConfig
 from ..training.uld_trainer import ULDTrainer
-from .parsing import check_model_path, parse_command_line
+from . import output
+from .interrupt import SaveOnInterrupt
+from .parsing import CommandParser, check_model_path
 
 
 DESCRIPTION = """Train an assistant that makes a model forget, and save it.
 
-  uld train --model my-finetuned-model --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
+  uld train my-finetuned-model --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
       --output_dir forget-alice
 
 Rows are {"prompt": ..., "completion": ...}, {"question": ..., "answer": ...}, {"messages": [...]} or {"text": ...}.
 If the target has a chat template, prompts and questions are a user's messages in it. If not, a prompt is used as it is
 and a question as "Question: ...\nAnswer:".
-The target is not changed. Look at the result with: uld generate --model forget-alice --prompt "..."
+The target is not changed. Look at the result with: uld generate forget-alice --prompt "..."
+
+Ctrl-C finishes the step and writes a checkpoint; the same command with
+--resume_from_checkpoint True goes on from there.
 """
 
 
@@ -113,6 +119,14 @@ def load_rows(name_or_path: str, conversational: bool) -> Dataset:
     return dataset
 
 
+def build_parser() -> CommandParser:
+    """The command line of `uld train`."""
+    inherited = {option.name for option in fields(SFTConfig)}
+    own = [option.name for option in (*fields(TrainArguments), *fields(ULDConfig)) if option.name not in inherited]
+    shown = (*own, *COMMON_OPTIONS)
+    return CommandParser((TrainArguments, ULDConfig), "uld train", DESCRIPTION, shown, words=("model",), has_json=True)
+
+
 def main(argv: Sequence[str]) -> None:
     """
     Run `uld train`.
@@ -120,12 +134,11 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`):
             Arguments after `uld train`.
+
+    Raises:
+        KeyboardInterrupt: At Ctrl-C, after a checkpoint, saying how to go on.
     """
-    inherited = {option.name for option in fields(SFTConfig)}
-    own = [option.name for option in (*fields(TrainArguments), *fields(ULDConfig)) if option.name not in inherited]
-    arguments, config = parse_command_line(
-        (TrainArguments, ULDConfig), argv, "uld train", DESCRIPTION, shown=(*own, *COMMON_OPTIONS)
-    )
+    arguments, config = build_parser().parse(argv)
     if arguments.model_revision is not None:
         config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": arguments.model_revision}
     check_model_path(arguments.model, arguments.model_revision)
@@ -147,9 +160,45 @@ def main(argv: Sequence[str]) -> None:
             target_modules="all-linear",
         ),
     )
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    interrupt = SaveOnInterrupt()
+    trainer.add_callback(interrupt)
+    if output.is_quiet():
+        trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    finally:
+        interrupt.restore()
+    state = trainer.state
+    if interrupt.interrupted:
+        command = shlex.join(["uld", "train", *without_resuming(argv), "--resume_from_checkpoint", "True"])
+        raise KeyboardInterrupt(
+            f"stopped after step {state.global_step} of {state.max_steps}, saved in {config.output_dir}. Go on with:\n"
+            f"  {command}"
+        )
     trainer.save_model()  # with --push_to_hub it pushes too
-    trainer.accelerator.print(
-        f"Saved to {config.output_dir}. Compare target and unlearned model:\n"
-        f'  uld generate --model {config.output_dir} --prompt "..."'
-    )
+    if trainer.is_world_process_zero():
+        metrics = {name: value for entry in state.log_history for name, value in entry.items()}  # the last of each
+        output.result(
+            f"Saved to {config.output_dir}. Compare target and unlearned model:\n"
+            f'  uld generate {config.output_dir} --prompt "..."',
+            {"output_dir": config.output_dir, "steps": state.global_step, "metrics": metrics},
+        )
+
+
+def without_resuming(argv: Sequence[str]) -> list[str]:
+    """
+    A command line less its `--resume_from_checkpoint`.
+
+    Args:
+        argv (`Sequence[str]`):
+            The command line.
+
+    Returns:
+        `list[str]`: The rest of it.
+    """
+    name = "--resume_from_checkpoint"
+    return [
+        part
+        for index, part in enumerate(argv)
+        if part != name and not part.startswith(f"{name}=") and (index == 0 or argv[index - 1] != name)
+    ]

@@ -1,0 +1,74 @@
+"""What tells models and data from others, so that figures of different things are never put side by side."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..assistant import lora_weights
+from ..hub import fingerprint_target
+from ..modeling_uld import ULDForCausalLM
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """
+    One hash of named tensors.
+
+    Args:
+        tensors (`Mapping[str, torch.Tensor]`):
+            Tensors by name.
+
+    Returns:
+        `str`: SHA-256.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def identify(model: PreTrainedModel) -> dict[str, str | None]:
+    """
+    What tells a model from others, wherever it lies: the fingerprint of all of its layers.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+
+    Returns:
+        `dict[str, str]`: See [`uld_hf.hub.fingerprint_target`].
+    """
+    return fingerprint_target(model, model.config.get_text_config(decoder=True).num_hidden_layers)
+
+
+def identify_unlearned(model: ULDForCausalLM) -> dict[str, dict[str, Any]]:
+    """
+    What tells an unlearned model from others: its target's fingerprint and its assistants' weights.
+
+    Args:
+        model ([`ULDForCausalLM`]):
+            The model.
+
+    Returns:
+        `dict[str, dict]`: Under `"target"` and `"lora"`.
+    """
+    lora = {name: hash_tensors(lora_weights(assistant)) for name, assistant in model.assistants.items()}
+    return {"target": identify(model.target), "lora": lora}
+
+
+def hash_files(data: Mapping[str, str]) -> dict[str, str]:
+    """
+    SHA-256 of files.
+
+    Args:
+        data (`Mapping[str, str]`):
+            Files by set.
+
+    Returns:
+        `dict[str, str]`: Hexadecimal digests by set.
+    """
+    return {split: hashlib.sha256(Path(path).read_bytes()).hexdigest() for split, path in data.items()}
