@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": ("serve an unlearned model with the API of OpenAI", "serve"),
     "lm_eval": ("run lm-evaluation-harness, on unlearned models too", "lm_eval"),
     "generate": ("answer a prompt with the target and with the unlearned model, side by side", "generate"),
+    "compare": ("open a page with target and unlearned answers beside each other", "compare"),
     "completion": ("print a script that makes a shell complete commands and options", "completion"),
 }
 
