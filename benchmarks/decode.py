@@ -1,7 +1,8 @@
 """Decoding an unlearned model, beside its target alone and beside what the released code does, in one run.
 
-    python benchmarks/decode.py                                     # two CPU cores: 16 layers of width 512
-    python benchmarks/decode.py --layers 16 --hidden_size 2048 --heads 32 --vocab_size 128256 --dtype bfloat16  # a GPU
+    python benchmarks/decode.py                                         # two CPU cores: 16 layers of width 512
+    python benchmarks/decode.py --shape 1b --dtype bfloat16             # a GPU
+    python benchmarks/decode.py --shape 8b --dtype bfloat16 --compile   # a GPU, static caches and compiled steps
 
 Weights are random. What a text has to do with the forget set is set by `alpha`: next to nothing ("unrelated": target
 and unlearned model choose the same tokens) or so much that they hardly ever do ("forgotten"). Modes take turns, so that
@@ -22,7 +23,16 @@ from pathlib import Path
 import torch
 import transformers
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, Cache, DynamicCache, LlamaConfig, PreTrainedModel, StoppingCriteria
+from transformers import (
+    AutoModelForCausalLM,
+    Cache,
+    CompileConfig,
+    DynamicCache,
+    LlamaConfig,
+    PreTrainedModel,
+    StaticCache,
+    StoppingCriteria,
+)
 
 from uld_hf import ULDForCausalLM, ULDLogitsProcessor, __version__, build_assistant, logit_difference
 
@@ -30,24 +40,42 @@ from uld_hf import ULDForCausalLM, ULDLogitsProcessor, __version__, build_assist
 ALPHAS = {"unrelated": 1e-4, "forgotten": 8.0}
 
 
+def shape(
+    layers: int, width: int, inner: int, heads: int, key_value_heads: int, vocab_size: int, tied: bool = True
+) -> dict[str, object]:
+    """Options of a LlamaConfig."""
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": tied,
+    }
+
+
+SHAPES = {
+    "tiny": shape(4, 64, 256, 4, 4, 1000),  # to try this script
+    "small": shape(16, 512, 2048, 8, 8, 32000),
+    "1b": shape(16, 2048, 8192, 32, 8, 128256),  # Llama 3.2 1B
+    "8b": shape(32, 4096, 14336, 32, 8, 128256, tied=False),  # Llama 3.1 8B
+}
+
+
 def build(args: argparse.Namespace) -> tuple[PreTrainedModel, ULDForCausalLM, PreTrainedModel]:
-    """Target, unlearned model, and a merged copy of the assistant with tensors of its own."""
+    """Target, unlearned model (K/N = 1/4), and a merged copy of the assistant with tensors of its own."""
     torch.manual_seed(args.seed)
     config = LlamaConfig(
-        vocab_size=args.vocab_size,
-        hidden_size=args.hidden_size,
-        intermediate_size=4 * args.hidden_size,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.heads,
-        num_key_value_heads=args.heads,
+        **SHAPES[args.shape],
         max_position_embeddings=4096,
         initializer_range=0.05,
         bos_token_id=None,
         eos_token_id=None,
-        tie_word_embeddings=True,
     )
-    target = AutoModelForCausalLM.from_config(config, dtype=args.dtype).to(args.device).eval()
-    assistant = build_assistant(target, args.assistant_layers)
+    with torch.device(args.device):
+        target = AutoModelForCausalLM.from_config(config, dtype=args.dtype).eval()
+    assistant = build_assistant(target, config.num_hidden_layers // 4)
     for name, parameter in assistant.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, 0, 0.02)
@@ -56,22 +84,35 @@ def build(args: argparse.Namespace) -> tuple[PreTrainedModel, ULDForCausalLM, Pr
     return target, model, merged.merge_and_unload()
 
 
-@torch.no_grad()
-def released_way(target: PreTrainedModel, merged: PreTrainedModel, alpha: float) -> Callable[..., torch.Tensor]:
+def released_way(
+    target: PreTrainedModel, merged: PreTrainedModel, alpha: float, compiled: bool
+) -> Callable[..., torch.Tensor]:
     """Greedy decoding with a second model and a second cache, by hand: nothing of `generate()`'s own cost."""
+    pair = (target, merged)
+    steps = [torch.compile(model.__call__, mode="reduce-overhead") if compiled else model for model in pair]
 
+    @torch.no_grad()
     def generate(input_ids: torch.Tensor, max_new_tokens: int, clock: "Clock") -> torch.Tensor:
-        caches = DynamicCache(config=target.config), DynamicCache(config=merged.config)
-        fed = input_ids
-        with torch.no_grad():
-            for _ in range(max_new_tokens):
-                first, second = (
-                    model(input_ids=fed, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-                    for model, cache in zip((target, merged), caches, strict=True)
-                )
-                fed = logit_difference(first, [second], [alpha], relative_top=0.0).argmax(dim=-1, keepdim=True)
-                input_ids = torch.cat([input_ids, fed], dim=-1)
-                clock(input_ids, None)
+        length = input_ids.shape[1]
+        caches = [
+            StaticCache(config=model.config, max_cache_len=length + max_new_tokens)
+            if compiled
+            else DynamicCache(config=model.config)
+            for model in pair
+        ]
+        fed, run = input_ids, pair
+        for position in range(max_new_tokens):
+            begin = 0 if position == 0 else length + position - 1
+            positions = torch.arange(begin, length + position, device=input_ids.device)[None]
+            first, second = (
+                step(input_ids=fed, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                .logits[:, -1]
+                .clone()  # a compiled step writes over its last result
+                for step, cache in zip(run, caches, strict=True)
+            )
+            fed, run = logit_difference(first, [second], [alpha], relative_top=0.0).argmax(-1, keepdim=True), steps
+            input_ids = torch.cat([input_ids, fed], dim=-1)
+            clock(input_ids, None)
         return input_ids
 
     return generate
@@ -81,7 +122,11 @@ def modes(
     target: PreTrainedModel, model: ULDForCausalLM, merged: PreTrainedModel, alpha: float, compiled: bool
 ) -> dict[str, Callable[..., torch.Tensor]]:
     """Every way to decode: from prompts and a number of tokens to the text."""
-    cache = {"cache_implementation": "static"} if compiled else {}
+    static: dict[str, object] = {}
+    if compiled:
+        compile_config = CompileConfig()
+        compile_config._compile_all_devices = True  # on a CPU too, to try it
+        static = {"cache_implementation": "static", "compile_config": compile_config}
 
     def stock(decoder: PreTrainedModel, execution: str | None = None, **options: object) -> Callable[..., torch.Tensor]:
         def generate(input_ids: torch.Tensor, max_new_tokens: int, clock: Clock) -> torch.Tensor:
@@ -94,7 +139,7 @@ def modes(
                 do_sample=False,
                 pad_token_id=0,
                 stopping_criteria=[clock],
-                **cache,
+                **static,
                 **options,
             )
 
@@ -106,23 +151,26 @@ def modes(
         )
         return stock(target, logits_processor=[subtract])(input_ids, max_new_tokens, clock)
 
-    return {
+    generators = {
         "target": stock(target),
-        "separate copy": released_way(target, merged, alpha),
+        "separate copy": released_way(target, merged, alpha, compiled),
         "two passes": stock(model, "two passes"),
         "lockstep": stock(model, "lockstep"),
         "blocks": stock(model, "blocks"),
         "processor": processor,
     }
+    if compiled:
+        del generators["blocks"]  # needs a growing cache: with a static one it is lockstep
+    return generators
 
 
 class Clock(StoppingCriteria):
-    """Notes the time of the first and of the last token of a generation."""
+    """Notes when a generation began, had its first token, and was over; between these a GPU is not waited for."""
 
     def __init__(self, cuda: bool):
         self.cuda = cuda
         self.start = self.now()
-        self.first = self.last = 0.0
+        self.first = 0.0
 
     def now(self) -> float:
         if self.cuda:
@@ -130,8 +178,7 @@ class Clock(StoppingCriteria):
         return time.perf_counter()
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor | None, **kwargs: object) -> torch.Tensor:
-        self.last = self.now()
-        self.first = self.first or self.last
+        self.first = self.first or self.now()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -141,13 +188,14 @@ def measure(
     """Milliseconds of prefill (with the first token) and per further token, beside the target's of the same turn."""
     prefill: dict[str, list[float]] = {name: [] for name in generators}
     decode: dict[str, list[float]] = {name: [] for name in generators}
-    for turn in range(-1, turns):  # the first is for warming up
+    for turn in range(-1, turns):  # the first is for warming up and compiling
         for name, generate in generators.items():
             clock = Clock(input_ids.is_cuda)
             generate(input_ids, 1 + new_tokens, clock)
+            end = clock.now()
             if turn >= 0:
                 prefill[name].append(1000 * (clock.first - clock.start))
-                decode[name].append(1000 * (clock.last - clock.first) / new_tokens)
+                decode[name].append(1000 * (end - clock.first) / new_tokens)
     results = {}
     for name in generators:
         ratios = [ours / target for ours, target in zip(decode[name], decode["target"], strict=True)]
@@ -203,29 +251,32 @@ def memory(target: PreTrainedModel, model: ULDForCausalLM, merged: PreTrainedMod
 def main() -> None:
     """Measure, print a table, write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", type=int, default=16)
-    parser.add_argument("--assistant_layers", type=int, default=4)
-    parser.add_argument("--hidden_size", type=int, default=512)
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--vocab_size", type=int, default=32000)
+    parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt_lengths", type=int, nargs="+", default=[32, 512])
+    parser.add_argument("--texts", choices=ALPHAS, nargs="+", default=list(ALPHAS))
     parser.add_argument("--new_tokens", type=int, default=48)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="static caches, which generate() compiles on a GPU")
+    parser.add_argument("--compile", action="store_true", help="static caches and compiled steps")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/decode.json"))
     args = parser.parse_args()
+    if args.turns < 2:
+        parser.error(f"--turns {args.turns}: quartiles need 2 or more")
 
     target, model, merged = build(args)
     runs = []
     for batch_size in args.batch_sizes:
         for length in args.prompt_lengths:
-            input_ids = torch.randint(1, args.vocab_size, (batch_size, length), device=args.device)
+            input_ids = torch.randint(1, target.config.vocab_size, (batch_size, length), device=args.device)
             held = memory(target, model, merged, input_ids)
-            for text, alpha in ALPHAS.items():
+            for text, alpha in ((name, ALPHAS[name]) for name in args.texts):
+                # Every batch size, length, alpha and execution is a graph: together they exceed what dynamo keeps.
+                torch.compiler.reset()
+                for compiled in (target, model):
+                    vars(compiled).pop("_compiled_call", None)
                 results = measure(
                     modes(target, model, merged, alpha, args.compile), input_ids, args.new_tokens, args.turns
                 )

@@ -9,20 +9,22 @@ import subprocess
 from pathlib import Path
 
 from datasets import Dataset
+from PIL import Image, ImageChops
 
 from uld_hf import fictitious_dataset, invent_people, split_people
 from uld_hf.cli.demo import run_demo
 from uld_hf.cli.main import main as uld
 
 
-# Width and height in CSS pixels; Chromium takes no picture of a whole page by itself.
-WINDOWS = {"desktop": (1100, 1500), "phone": (390, 1500)}
+# Width in CSS pixels, and a height that the page is shorter than: what is below its end is cut off.
+WINDOWS = {"desktop": (1100, 12000), "phone": (500, 20000)}
 
 
 def write_rows(path: Path, rows: Dataset) -> None:
     """A JSONL file for `uld eval`."""
-    columns = ["question", "answer", "paraphrased_answer", "perturbed_answer"]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows.select_columns(columns)), encoding="utf-8")
+    columns = ["question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer"]
+    lines = [{**{name: row[name] for name in columns}, "fact": row["value"]} for row in rows]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def run(*command: object) -> None:
@@ -52,8 +54,16 @@ def make_page(folder: Path) -> Path:
     run("sweep", *models, "--output", folder / "sweep.json")
     page = folder / "report.html"
     run("report", "--results", folder / "evaluation", "--sweep", folder / "sweep.json", "--output", page,
-        "--title", "Forget four invented people")  # fmt: skip
+        "--title", "Forget four invented people", "--request",
+        "Four of the forty people of uld demo asked to be forgotten: 32 questions and answers about them.")  # fmt: skip
     return page
+
+
+def cut_off_below(picture: Path) -> None:
+    """Cut off what is white below the page, and use a palette: text needs no more."""
+    image = Image.open(picture).convert("RGB")
+    box = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
+    image.crop((0, 0, image.width, min(image.height, box[3] + 24))).quantize(128).save(picture, optimize=True)
 
 
 def main() -> None:
@@ -69,6 +79,7 @@ def main() -> None:
         command = [args.chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         command += [f"--window-size={width},{height}", f"--screenshot={picture.resolve()}", page.resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
+        cut_off_below(picture)
         print(f"Written to {picture}.")
 
 

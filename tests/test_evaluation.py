@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.main import main as uld
 from uld_hf.cli.questions import read_questions
-from uld_hf.evaluation.evaluation import Evaluation, Question, compare, evaluate
+from uld_hf.evaluation.comparison import compare
+from uld_hf.evaluation.evaluation import Evaluation, Question, evaluate
 from uld_hf.evaluation.scoring import Subtraction, score_completions
 from uld_hf.evaluation.sweep import Outcome, choose, sweep
 from uld_hf.evaluation.tofu import forget_quality, truth_ratio
@@ -195,7 +196,7 @@ def test_figures_of_target_and_unlearned_model_are_their_own(files, unlearned):
 
 def test_a_second_run_measures_nothing_again(files, monkeypatch):
     assert run_eval(files) == 0
-    monkeypatch.setattr("uld_hf.cli.eval.evaluate", lambda *args: pytest.fail("measured again"))
+    monkeypatch.setattr("uld_hf.cli.eval.evaluate", lambda *args, **options: pytest.fail("measured again"))
     assert run_eval(files) == 0
 
 
@@ -211,7 +212,9 @@ def test_an_interrupted_run_goes_on_with_the_set_it_was_at(files, monkeypatch):
     monkeypatch.setattr("uld_hf.cli.eval.evaluate", interrupted)
     assert run_eval(files) == 130
     assert set(Evaluation.load(Path(files["results"]) / "target.json").sets) == {"forget", "retain"}
-    monkeypatch.setattr("uld_hf.cli.eval.evaluate", lambda *args: done.append(1) or evaluate(*args))
+    monkeypatch.setattr(
+        "uld_hf.cli.eval.evaluate", lambda *args, **options: done.append(1) or evaluate(*args, **options)
+    )
     assert run_eval(files) == 0
     assert len(done) == 6  # three sets of two models, each once
 
@@ -236,7 +239,7 @@ def test_an_assistant_trained_anew_is_measured_anew(files):
 
 def test_a_mistake_in_the_last_file_is_told_before_anything_is_measured(files, monkeypatch, capsys):
     Path(files["holdout"]).write_text('{"question": "w1"}\n')
-    monkeypatch.setattr("uld_hf.cli.eval.evaluate", lambda *args: pytest.fail("measured already"))
+    monkeypatch.setattr("uld_hf.cli.eval.evaluate", lambda *args, **options: pytest.fail("measured already"))
     assert run_eval(files) == 2
     assert "has no text under 'answer'" in capsys.readouterr().err
 

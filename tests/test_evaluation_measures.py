@@ -1,5 +1,6 @@
 """Memorisation, privacy and verbatim measures, against hand computations."""
 
+from itertools import combinations
 from math import comb
 from pathlib import Path
 
@@ -85,6 +86,13 @@ def test_leak_at_k_is_the_share_of_all_draws_that_leak(num_samples, leaks, k):
     assert leak_at_k(leaked, k)[0] == pytest.approx(1 - comb(num_samples - leaks, k) / comb(num_samples, k))
 
 
+def test_leak_at_k_of_scores_is_the_mean_of_the_largest_over_all_choices():
+    scores = np.random.default_rng(0).random((3, 7))
+    for k in (1, 2, 5, 7):
+        expected = np.mean([scores[:, list(chosen)].max(axis=1) for chosen in combinations(range(7), k)], axis=0)
+        np.testing.assert_allclose(leak_at_k(scores, k), expected)
+
+
 def test_more_draws_than_samples_are_refused():
     with pytest.raises(ValueError, match="k=4 must be between 1 and the number of samples, 3"):
         leak_at_k(np.zeros((2, 3), dtype=bool), 4)
@@ -150,6 +158,11 @@ def test_privacy_leakage_is_negative_while_the_set_still_shows():
     assert privacy_leakage(0.5, 0.5) == 0.0
     assert privacy_leakage(1.0, 0.5) == -100.0
     assert privacy_leakage(0.25, 0.5) == 50.0
+
+
+def test_privacy_leakage_needs_a_retrained_model_that_does_not_tell_the_sets_apart():
+    with pytest.raises(ValueError, match="AUC is 1"):
+        privacy_leakage(1.0, 1.0)
 
 
 def test_privacy_score_is_one_at_the_retrained_models_aucs():

@@ -97,7 +97,7 @@ SETTINGS = [
     Subtraction(0.8),
     Subtraction(0.8, outside="mask"),
     Subtraction(1.6, outside="mask"),
-    Subtraction(-0.5, outside="mask"),
+    Subtraction(1.0, relative_top=0, remove_top_k=4),
     Subtraction(0.8, center=False),
 ]
 

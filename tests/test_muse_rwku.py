@@ -11,7 +11,7 @@ from families import make_tokenizer, tiny_model
 
 from uld_hf.data.muse import load_muse
 from uld_hf.data.rwku import load_rwku
-from uld_hf.evaluation.memorization import fluency, half_given
+from uld_hf.evaluation.memorization import begin_answer, fluency, leaks
 from uld_hf.evaluation.muse import knowledge_memorization, min_k_auc, rouge_l_f1, verbatim_memorization
 
 
@@ -115,17 +115,32 @@ def test_rouge_f1_by_hand():
     np.testing.assert_allclose(rouge_l_f1(["a b c d"], ["a x c"]), [2 * (2 / 4) * (2 / 3) / (2 / 4 + 2 / 3)])
 
 
-def test_fluency_is_the_mean_probability_of_clean_texts():
+def test_fluency_is_the_probability_of_a_clean_text():
     def classifier(texts):
         return [[{"label": "clean", "score": 0.9}, {"label": "noise", "score": 0.1}] for _ in texts]
 
-    assert fluency(["one", "two", " "], classifier) == pytest.approx(0.6)
-    assert fluency(["", ""], classifier) == 0.0
+    assert fluency(["one", " ", "two"], classifier).tolist() == [0.9, 0.0, 0.9]
+    assert fluency(["", ""], classifier).tolist() == [0.0, 0.0]
     with pytest.raises(ValueError, match="no label 'good'"):
         fluency(["one"], classifier, clean="good")
 
 
-def test_half_given_answers_stop_before_the_fact():
-    assert half_given("She was born in Oslo in 1950.", "Oslo") == "She was born in"
-    assert half_given("Oslo is where.", "Oslo") is None
-    assert half_given("Nothing of it.", "Oslo") is None
+def test_begun_answers_stop_before_the_fact():
+    assert begin_answer(" She was born in Oslo in 1950.", "Oslo") == (" She was born in", "Oslo in 1950.")
+    assert begin_answer(" Oslo is where.", "Oslo") == ("", "Oslo is where.")
+
+
+def test_without_a_fact_answers_stop_in_the_middle():
+    assert begin_answer(" w1  w2 w1 w2 w1") == (" w1  w2", "w1 w2 w1")
+    assert begin_answer("w1") == ("", "w1")
+
+
+def test_an_answer_leaks_its_fact_or_its_words():
+    assert leaks([["in OSLO", "in Rome"]], ["in Oslo"], ["Oslo"]) == [[1.0, 0.0]]
+    assert leaks([["w1 w2", "w9"]], ["w1 w2 w3 w4"], [None]) == [[0.5, 0.0]]
+
+
+def test_passages_of_one_word_are_refused_by_min_k():
+    rows = Dataset.from_dict({"text": ["w1 w2", " w3 "]})
+    with pytest.raises(ValueError, match=r"1 of 2 passages have fewer than two words \(the first is row 1\)"):
+        min_k_auc(tiny_model("llama"), make_tokenizer(), rows, rows)

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 
 from uld_hf.cli.main import main as uld
-from uld_hf.evaluation.evaluation import Evaluation, SetResults, compare
+from uld_hf.evaluation.comparison import compare
+from uld_hf.evaluation.evaluation import Evaluation, SetResults
 from uld_hf.evaluation.report import mark_differences, run_checks
 
 
 SETTINGS = {
     "data": {"forget": "aa11", "retain": "bb22"},
     "max_new_tokens": 64,
+    "num_samples": 10,
+    "tokenizer": "ee55",
     "target": {"layers": "cc33"},
     "lora": {"assistant": "dd44"},
     "assistants": {"assistant": {"num_layers": 2, "alpha": 0.75}},
@@ -32,11 +35,12 @@ def results(probability: float, completion: str = "a <b>bold</b> answer", rows: 
         prompts=[f"question {i} & more" for i in range(rows)],
         answers=["right"] * rows,
         completions=[completion] * rows,
+        num_tokens=[5] * rows,
         loss=losses,
         rouge_l_recall=[probability] * rows,
         exact_memorization=[probability] * rows,
         extraction_strength=[probability] * rows,
-        attacks={"loss": losses},
+        attacks={"loss": losses, "min_k": losses},
         paraphrased_loss=losses,
         perturbed_losses=[[1.0, 2.0]] * rows,
     )
@@ -188,7 +192,7 @@ def test_what_does_not_hold_is_failed(tmp_path, capsys, changes, statement):
     assert any(statement in each for each in failed)
     assert statement in capsys.readouterr().out
     page = (tmp_path / "report.html").read_text()
-    assert page.count("FAILED: ") == len(failed)
+    assert page.count("<b>FAILED</b>") == len(failed)
 
 
 @pytest.mark.parametrize(("forget", "passed"), [(0.9, False), (0.1, True)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from uld_hf.evaluation.tofu import normalized_probability, rouge_l_recall, summarize_truth_ratio, truth_ratio
-from uld_hf.evaluation.tofu_logs import SETS, aggregate_tofu_log, load_tofu_log
+from uld_hf.evaluation.tofu_logs import SETS, aggregate_tofu_log, check_same_rows, load_tofu_log
 
 
 LOGS = Path(__file__).resolve().parents[2] / "shared" / "data" / "tofu_logs"
@@ -23,6 +23,7 @@ def small_log() -> dict[str, dict]:
         "average_perturb_loss": {"1": [np.log(2), np.log(8)], "0": [np.log(2), np.log(2)]},
         "rougeL_recall": {"1": 1.0, "0": 0.5},
         "generated_text": {"1": ["q1", "a", "b"], "0": ["q0", "c", "d"]},
+        "num_token_gt": {"1": 3, "0": 4},
     }
     return dict.fromkeys(SETS, rows)
 
@@ -100,14 +101,44 @@ def test_the_log_of_another_split_is_refused(tmp_path):
         **other["eval_log_forget.json"],
         "generated_text": {"0": ["q", "a", "x"], "1": ["q", "a", "y"]},
     }
-    with pytest.raises(ValueError, match="different forget sets"):
+    with pytest.raises(ValueError, match=r"of another split: it has 2 right answers, of which 0 are among the 2 rows"):
         aggregate_tofu_log(log, load_tofu_log(write(tmp_path, other)))
+
+
+def test_the_log_of_a_model_with_another_tokenizer_is_refused(tmp_path):
+    log = load_tofu_log(write(tmp_path, small_log()))
+    other = small_log()
+    other["eval_log_forget.json"] = {**other["eval_log_forget.json"], "num_token_gt": {"0": 4, "1": 7}}
+    with pytest.raises(ValueError, match="a model with another tokenizer"):
+        aggregate_tofu_log(log, load_tofu_log(write(tmp_path, other)))
+
+
+def test_one_token_more_in_every_row_is_the_chat_templates(tmp_path):
+    log = load_tofu_log(write(tmp_path, small_log()))
+    check_same_rows(log["Forget"], [" d", " b"], [5, 4])
+    with pytest.raises(ValueError, match="of 2 right answers 1 have another number of tokens"):
+        check_same_rows(log["Forget"], [" d", " b"], [5, 3])
+
+
+def test_rows_with_different_numbers_of_wrong_answers_are_refused(tmp_path):
+    log = small_log()
+    log["eval_log.json"] = {**log["eval_log.json"], "average_perturb_loss": {"0": [1.0], "1": [1.0, 2.0]}}
+    with pytest.raises(ValueError, match="different numbers of wrong answers"):
+        load_tofu_log(write(tmp_path, log))
+
+
+def test_the_arithmetic_mean_can_be_asked_for(tmp_path):
+    figures = aggregate_tofu_log(load_tofu_log(write(tmp_path, small_log())), mean="arithmetic")
+    # Row 0: wrong 1/2 and 1/2 over 1/4: ratio 2. Row 1: (1/2 + 1/8) / 2 over 1.
+    assert figures["Truth Ratio Forget"] == pytest.approx((0.5 + 0.3125) / 2)
 
 
 def test_the_two_truth_ratios_differ_in_the_mean_of_the_wrong_answers():
     right, wrong = np.log([2.0]), np.log([[2.0, 8.0]])
     assert truth_ratio(right, wrong)[0] == pytest.approx(0.25 / 0.5)
     assert truth_ratio(right, wrong, mean="arithmetic")[0] == pytest.approx((0.5 + 0.125) / 2 / 0.5)
+    with pytest.raises(ValueError, match="mean='harmonic' must be"):
+        truth_ratio(right, wrong, mean="harmonic")
 
 
 def test_summaries_of_truth_ratios_by_name():

@@ -3,8 +3,10 @@
     training/    train an assistant: ULDTrainer, ULDConfig
     modeling_uld.py, logits_process.py    use it: ULDForCausalLM, ULDLogitsProcessor
     hub.py, saved_files.py, publish.py, model_card.py    save it, know its target, push it
+    baselines/   the methods it is compared with: UnlearnTrainer, UnlearnConfig
     data/        forget and retain sets: TOFU, invented people
     evaluation/  know what was forgotten: TOFU, memorisation, privacy, verbatim, sweeps over settings
+    compare/     target and unlearned answers beside each other, in a browser
     cli/         the `uld` command
 
 Importing the package makes `AutoModelForCausalLM` and `pipeline()` know `ULDForCausalLM`. It takes no longer than
@@ -21,6 +23,8 @@ from .logit_difference import logit_difference
 
 if TYPE_CHECKING:
     from .assistant import build_assistant
+    from .baselines.unlearn_config import UnlearnConfig
+    from .baselines.unlearn_trainer import UnlearnTrainer
     from .data.fictitious import fictitious_dataset, invent_people, split_people
     from .data.formatting import question_answer_to_prompt_completion
     from .data.tofu import load_tofu
@@ -36,6 +40,8 @@ _LAZY = {
     "ULDForCausalLM": ".modeling_uld",
     "ULDLogitsProcessor": ".logits_process",
     "ULDTrainer": ".training.uld_trainer",
+    "UnlearnConfig": ".baselines.unlearn_config",
+    "UnlearnTrainer": ".baselines.unlearn_trainer",
     "build_assistant": ".assistant",
     "fictitious_dataset": ".data.fictitious",
     "invent_people": ".data.fictitious",
@@ -50,6 +56,8 @@ __all__ = [
     "ULDLogitsProcessor",
     "ULDModelConfig",
     "ULDTrainer",
+    "UnlearnConfig",
+    "UnlearnTrainer",
     "build_assistant",
     "fictitious_dataset",
     "invent_people",

@@ -9,7 +9,35 @@ is kept, and m passes of the target cost one pass of each assistant instead of m
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import Cache, GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    Cache,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    GenerationConfig,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    StoppingCriteriaList,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+    WatermarkLogitsProcessor,
+)
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
@@ -18,6 +46,36 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 if TYPE_CHECKING:
     from .modeling_uld import ULDForCausalLM
+
+
+# Those that remember nothing from call to call: drafts that are refused later may ask them as well. Any other
+# (guidance, a grammar, a user's own) is asked as in plain decoding, once for every token of the text: drafts do
+# without it.
+STATELESS_PROCESSORS = (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+    WatermarkLogitsProcessor,
+)
 
 
 class BlockSize:
@@ -138,7 +196,8 @@ def generate_in_blocks(
         input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
             Prompts.
         logits_processor ([`~transformers.LogitsProcessorList`]):
-            Applied to the target's logits for drafts and to the unlearned model's for choices.
+            Applied to the unlearned model's logits for choices and, as far as they remember nothing, to the target's
+            for drafts.
         stopping_criteria ([`~transformers.StoppingCriteriaList`]):
             Asked after every token.
         generation_config ([`~transformers.GenerationConfig`]):
@@ -157,9 +216,11 @@ def generate_in_blocks(
     cache.activate_past_recording()  # sliding windows then keep what cropping brings back
     target_cache, *assistant_caches = model.split_cache(cache)
     do_sample = generation_config.do_sample
+    # By exact type: a subclass may remember.
+    draft_processor = LogitsProcessorList(each for each in logits_processor if type(each) in STATELESS_PROCESSORS)
 
     def draw(ids: torch.LongTensor, logits: torch.Tensor) -> tuple[torch.LongTensor, torch.Tensor | None]:
-        scores = logits_processor(ids, logits)
+        scores = draft_processor(ids, logits)
         noise = _draw_noise(scores, do_sample)
         return torch.cat([ids, _pick(scores, noise)[:, None]], dim=-1), noise
 
@@ -171,6 +232,7 @@ def generate_in_blocks(
 
     block = BlockSize(model.max_block_size)
     while not text.finished:
+        model._check()
         length = text.input_ids.shape[1]
         size = max(1, min(block.size, generation_config.max_length - length))  # no draft beyond the end
         if size == 1:  # a plain step, in lockstep where that is possible

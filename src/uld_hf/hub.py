@@ -170,12 +170,23 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps([vocabulary, probe]).encode()).hexdigest()
 
 
-def _fingerprint_tokenizer_of(target: PreTrainedModel, revision: str | None) -> str | None:
-    """Of the tokenizer beside a target's weights, `None` where there is none."""
-    if not target.name_or_path:
+def fingerprint_tokenizer_of(name_or_path: str, revision: str | None = None) -> str | None:
+    """
+    Hash the tokenizer that lies beside a model's weights.
+
+    Args:
+        name_or_path (`str`):
+            Hub id or folder of the model.
+        revision (`str`, *optional*):
+            Revision of its repository.
+
+    Returns:
+        `str` or `None`: SHA-256; `None` where there is none.
+    """
+    if not name_or_path:
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(target.name_or_path, revision=revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision or "main")
     except Exception:  # each family's tokenizer has its own way to say that its files are missing
         return None
     return fingerprint_tokenizer(tokenizer) if len(tokenizer) else None
@@ -350,7 +361,7 @@ def check_saved_target(
     is_same_name = target.name_or_path == config.target_name_or_path
     if config.target_fingerprint.get("tokenizer") is not None:
         revision = config.target_revision if is_same_name else None
-        actual["tokenizer"] = _fingerprint_tokenizer_of(target, revision)
+        actual["tokenizer"] = fingerprint_tokenizer_of(target.name_or_path, revision)
     trained_on = config.target_name_or_path or "a model without a name"
     if config.target_revision:
         trained_on += f" at revision {config.target_revision}"

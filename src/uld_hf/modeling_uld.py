@@ -50,7 +50,7 @@ from .hub import (
     read_unlearned_model,
     save_unlearned_model,
 )
-from .intact import Watch
+from .intact import NetEffect, Watch
 from .lockstep import Lockstep, can_join, why_no_lockstep
 from .logit_difference import Outside, check_subtraction, logit_difference
 from .publish import push_unlearned_model
@@ -154,11 +154,14 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             Whether a uniform assistant changes nothing.
         clamp (`bool`, *optional*):
             Whether tokens that the assistant finds improbable are left alone instead of lifted.
+        remove_top_k (`int`, *optional*):
+            How many tokens are ruled out instead of subtracting; `0` subtracts.
         allow_target_mismatch (`bool`, *optional*, defaults to `False`):
             Only warn of an assistant that was trained on another target.
 
     Raises:
-        ValueError: If the assistant was not trained on this target, or a setting is out of range.
+        ValueError: If the assistant was not trained on this target, a setting is out of range, or the assistants
+            together take nothing away.
     """
 
     config_class = ULDModelConfig
@@ -181,6 +184,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         outside: Outside | None = None,
         center: bool | None = None,
         clamp: bool | None = None,
+        remove_top_k: int | None = None,
         allow_target_mismatch: bool = False,
     ):
         if (target is None) != (assistant is None):
@@ -228,7 +232,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
             for name in alphas:
                 config.assistants[check_known(name, assistants)]["alpha"] = alphas[name]
-        for name, value in zip(SHARED_SETTINGS, (relative_top, outside, center, clamp), strict=True):
+        given_settings = (relative_top, outside, center, clamp, remove_top_k)
+        for name, value in zip(SHARED_SETTINGS, given_settings, strict=True):
             if value is not None:
                 setattr(config, name, value)
         check_assistants(config.assistants, config.target_config)
@@ -239,6 +244,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         self.target = target
         self.assistants = nn.ModuleDict(assistants)
         self._watch = Watch(assistants)
+        self._net_effect = NetEffect(assistants)
+        self._net_effect.check(config.alphas)
         self.generation_config = copy.deepcopy(target.generation_config)
         # How generate() decodes, see the class docstring. Settings of a running model, not of a saved one.
         self._lockstep: Lockstep | None = None  # built when first needed
@@ -266,6 +273,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _assistants_changed(self) -> None:
         self._watch = Watch(dict(self.assistants.items()))
+        self._net_effect = NetEffect(dict(self.assistants.items()))
         self._lockstep = None
         self._no_lockstep = why_no_lockstep(self.target, self.assistants.values())
         if self._execution == "lockstep" and self._no_lockstep:
@@ -363,6 +371,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             "alpha": entry["alpha"] if alpha is None else alpha,
         }
         check_subtraction(entry["alpha"], 0.0, "keep")
+        assistants = {**self.assistants, name: adopted}
+        NetEffect(assistants).check({**self.config.alphas, name: entry["alpha"]})
         if entry["num_layers"] > self.config.most_assistant_layers:
             self.config.target_fingerprint = fingerprint
         self.assistants[name] = adopted.eval()
@@ -382,10 +392,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Weight of its logits.
 
         Raises:
-            ValueError: If there is no such assistant, or `alpha` would subtract nothing.
+            ValueError: If there is no such assistant, or nothing would be subtracted.
         """
         check_known(name, self.assistants)
         check_subtraction(alpha, 0.0, "keep")
+        self._net_effect.check({**self.config.alphas, name: alpha})
         self.config.assistants[name]["alpha"] = alpha
 
     def remove_assistant(self, name: str) -> None:
@@ -397,7 +408,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Name of the assistant.
 
         Raises:
-            ValueError: If there is no such assistant, or it is the last one.
+            ValueError: If there is no such assistant, or those that are left would take nothing away.
         """
         check_known(name, self.assistants)
         if len(self.assistants) == 1:
@@ -405,6 +416,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{name!r} is the only assistant: without it the output would be the target's own. For that, call "
                 "model.target."
             )
+        self._net_effect.check({other: alpha for other, alpha in self.config.alphas.items() if other != name})
         depth = self.config.most_assistant_layers
         del self.assistants[name], self.config.assistants[name]
         self.config.training.pop(name, None)
@@ -500,14 +512,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: If hidden states or attentions are asked for, the cache does not fit, or a setting of the
                 subtraction is out of range.
         """
-        config = self.config
-        config.check()
-        self._check_intact()
-        if list(config.assistants) != list(self.assistants):
-            raise ValueError(
-                f"config.assistants names {list(config.assistants)}, the model has {list(self.assistants)}: use "
-                "add_assistant and remove_assistant."
-            )
+        self._check()
         if "adapter_names" in kwargs:
             raise ValueError("adapter_names is not supported: with it, PEFT would leave the assistant's adapter out.")
         refused = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
@@ -519,7 +524,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         if use_cache is None:
             use_cache = self.target.config.get_text_config(decoder=True).use_cache
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=config)
+            past_key_values = DynamicCache(config=self.config)
         inputs = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -538,6 +543,17 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+
+    def _check(self) -> None:
+        """Refuse settings and assistants with which something else would be subtracted, before every step."""
+        self.config.check()
+        self._check_intact()
+        if list(self.config.assistants) != list(self.assistants):
+            raise ValueError(
+                f"config.assistants names {list(self.config.assistants)}, the model has {list(self.assistants)}: use "
+                "add_assistant and remove_assistant."
+            )
+        self._net_effect.check(self.config.alphas)
 
     def _check_intact(self) -> None:
         if "_is_replica" in vars(self):
@@ -617,6 +633,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             `tuple[torch.Tensor, list[torch.Tensor]]`: Logits of shape `(batch_size, sequence_length, vocab_size)` of
             the target, **before** anything is subtracted, and of each assistant.
         """
+        self._check()
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": None, "use_cache": False}
         return self._run(None, {**inputs, **kwargs})
 
@@ -637,11 +654,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         return logit_difference(
             target_logits,
             assistant_logits,
-            [entry["alpha"] for entry in config.assistants.values()],
-            relative_top=config.relative_top,
-            outside=config.outside,
-            center=config.center,
-            clamp=config.clamp,
+            list(config.alphas.values()),
+            **{name: vars(config)[name] for name in SHARED_SETTINGS},
         )
 
     def prepare_inputs_for_generation(
@@ -755,6 +769,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         outside: Outside | None = None,
         center: bool | None = None,
         clamp: bool | None = None,
+        remove_top_k: int | None = None,
         revision: str | None = None,
         token: bool | str | None = None,
         cache_dir: str | os.PathLike | None = None,
@@ -782,6 +797,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Whether a uniform assistant changes nothing, in place of the saved setting.
             clamp (`bool`, *optional*):
                 Whether tokens that the assistant finds improbable are left alone, in place of the saved setting.
+            remove_top_k (`int`, *optional*):
+                How many tokens are ruled out instead of subtracting, in place of the saved setting.
             revision (`str`, *optional*):
                 Revision of the unlearned model's repository. The target's own is in the configuration.
             token (`bool` or `str`, *optional*):
@@ -835,6 +852,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             outside=outside,
             center=center,
             clamp=clamp,
+            remove_top_k=remove_top_k,
         )
         model.config.target_fingerprint = saved.target_fingerprint
         for name, entry in model.config.assistants.items():

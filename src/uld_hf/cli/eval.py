@@ -3,56 +3,86 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
 from ..configuration_uld import SHARED_SETTINGS
-from ..evaluation.evaluation import Evaluation, compare, evaluate
-from ..evaluation.scoring import MAX_BATCH_TOKENS
+from ..evaluation.comparison import compare, figure_table
+from ..evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
+from ..evaluation.scoring import MAX_BATCH_TOKENS, context_length, encode
+from ..evaluation.tofu_logs import SetLog, check_same_rows, load_tofu_log
+from ..evaluation.verbatim import word_perplexity
+from ..hub import fingerprint_tokenizer
 from . import output
-from .identity import hash_files, identify, identify_unlearned
+from .identity import check_tokenizer, hash_files, identify, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
-from .parsing import CommandParser, check_files, check_model_path
-from .questions import read_questions
+from .parsing import CommandParser, check_model_path
+from .questions import read_documents, read_questions, read_rows
 
 
 DESCRIPTION = """Measure what an unlearned model has forgotten and what it has kept, beside its target.
 
   uld eval forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir evaluation
 
-Rows are {"question": ..., "answer": ...} or {"prompt": ..., "completion": ...}; with "paraphrased_answer" and
-"perturbed_answer" (a list of wrong answers), as TOFU has them, the truth ratio is measured too. --retrained, a model
-trained without the forget set, adds the forget quality; --holdout_dataset, questions of the same kind that no model was
-trained on, adds the membership attacks. What was measured is kept in --output_dir, and a second run goes on from there.
+Rows are {"question": ..., "answer": ...}, {"prompt": ..., "completion": ...} or {"text": ...}; with
+"paraphrased_answer" and "perturbed_answer" (a list of wrong answers), as TOFU has them, the truth ratio is measured
+too; with "paraphrased_question", whether the question in other words gets the answer; with "fact", the words that must
+not come out, how often they do. --retrained, a model trained without the forget set, or --retrained_log, TOFU's log of
+one, adds the forget quality; --holdout_dataset, questions of the same kind that no model was trained on, adds the
+membership attacks. What was measured is kept in --output_dir, and a second run goes on from there.
+
+TOFU, from the Hub:
+
+  uld eval forget-authors --output_dir evaluation --retrained_log retain90.json \\
+      --forget_dataset locuslab/TOFU:forget10_perturbed --retain_dataset locuslab/TOFU:retain_perturbed \\
+      --real_authors_dataset locuslab/TOFU:real_authors_perturbed \\
+      --world_facts_dataset locuslab/TOFU:world_facts_perturbed --holdout_dataset locuslab/TOFU:holdout10
 """
+WINDOW = 1024  # tokens in which documents are read, where the model's context is no shorter
 
 
 @dataclass
 class EvalArguments:
     """
-    What `uld eval` takes.
+    What `uld eval` takes. Datasets are JSONL files, or hub ids with an optional configuration after a colon.
 
     Args:
         model (`str`):
             Folder or hub id of a saved unlearned model.
         forget_dataset (`str`):
-            JSONL file of questions about what must be forgotten.
+            Questions about what must be forgotten, or documents.
         retain_dataset (`str`):
-            JSONL file of questions about what must be kept.
+            Questions about what must be kept, or documents.
         output_dir (`str`):
             Folder for the results.
         holdout_dataset (`str`, *optional*):
-            JSONL file of questions like the forget set's that no model was trained on.
+            Questions like the forget set's that no model was trained on.
+        real_authors_dataset (`str`, *optional*):
+            TOFU's questions about real authors.
+        world_facts_dataset (`str`, *optional*):
+            TOFU's questions about the world.
         retrained (`str`, *optional*):
             Folder or hub id of a model trained without the forget set.
+        retrained_log (`str`, *optional*):
+            TOFU's evaluation log of such a model, for the forget quality.
         target (`str`, *optional*):
             Folder or hub id of the target, if it has moved since training.
         alpha (`float`, *optional*):
             Weight of the assistant's logits, in place of the saved one.
+        num_samples (`int`, *optional*, defaults to `10`):
+            Answers to draw to each question of the forget set; `0` for none.
+        fluency_classifier (`str`, *optional*):
+            Folder or hub id of a text classifier with a label "clean".
         max_new_tokens (`int`, *optional*, defaults to `64`):
             Longest greedy answer, in tokens.
+        prefix_tokens (`int`, *optional*, defaults to `50`):
+            Tokens of a document that the model is shown.
+        continuation_tokens (`int`, *optional*, defaults to `50`):
+            Tokens that follow in the document.
         batch_size (`int`, *optional*, defaults to `32`):
             Questions to answer at once.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
@@ -60,22 +90,128 @@ class EvalArguments:
     """
 
     model: str = field(metadata={"help": "folder or hub id of a saved unlearned model (what `uld train` wrote)"})
-    forget_dataset: str = field(metadata={"help": "JSONL file of questions about what must be forgotten"})
-    retain_dataset: str = field(metadata={"help": "JSONL file of questions about what must be kept"})
+    forget_dataset: str = field(metadata={"help": "JSONL file or hub id: questions about what must be forgotten"})
+    retain_dataset: str = field(metadata={"help": "JSONL file or hub id: questions about what must be kept"})
     output_dir: str = field(metadata={"help": "folder for the results"})
     holdout_dataset: str | None = field(
-        default=None, metadata={"help": "JSONL file of questions of the same kind that no model was trained on"}
+        default=None, metadata={"help": "questions of the same kind as the forget set's that no model was trained on"}
     )
+    real_authors_dataset: str | None = field(default=None, metadata={"help": "TOFU's questions about real authors"})
+    world_facts_dataset: str | None = field(default=None, metadata={"help": "TOFU's questions about the world"})
     retrained: str | None = field(
         default=None, metadata={"help": "folder or hub id of a model trained without the forget set"}
+    )
+    retrained_log: str | None = field(
+        default=None, metadata={"help": "TOFU's evaluation log (JSON) of a model trained without the forget set"}
     )
     target: str | None = field(
         default=None, metadata={"help": "folder or hub id of the target, if it has moved since training"}
     )
     alpha: float | None = field(default=None, metadata={"help": "weight of the subtraction, in place of the saved one"})
+    num_samples: int = field(
+        default=10, metadata={"help": "answers to draw to each question of the forget set; 0 for none"}
+    )
+    fluency_classifier: str | None = field(
+        default=None,
+        metadata={
+            "help": "text classifier with a label 'clean', e.g. madhurjindal/autonlp-Gibberish-Detector-492513457"
+        },
+    )
     max_new_tokens: int = field(default=64, metadata={"help": "longest answer, in tokens"})
+    prefix_tokens: int = field(default=50, metadata={"help": "tokens of a document that the model is shown"})
+    continuation_tokens: int = field(default=50, metadata={"help": "tokens that follow in the document"})
     batch_size: int = field(default=32, metadata={"help": "questions to answer at once"})
     max_batch_tokens: int = field(default=MAX_BATCH_TOKENS, metadata={"help": "most tokens to score at once"})
+
+    def __post_init__(self) -> None:
+        numbers = ("max_new_tokens", "prefix_tokens", "continuation_tokens", "batch_size", "max_batch_tokens")
+        for name in numbers:
+            if vars(self)[name] < 1:
+                raise ValueError(f"{name}={vars(self)[name]} must be at least 1.")
+        if self.num_samples < 0:
+            raise ValueError(f"num_samples={self.num_samples} must be 0 or more.")
+        if self.retrained is not None and self.retrained_log is not None:
+            raise ValueError("Give --retrained or --retrained_log, not both: the forget quality is against one model.")
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Datasets by set."""
+        sets = ("forget", "retain", "holdout", "real_authors", "world_facts")
+        given = {split: vars(self)[f"{split}_dataset"] for split in sets}
+        return {split: path for split, path in given.items() if path is not None}
+
+    @cached_property
+    def classifier(self) -> Any:
+        """The classifier of gibberish, loaded when first asked for."""
+        if self.fluency_classifier is None:
+            return None
+        return pipeline("text-classification", model=self.fluency_classifier, top_k=None)
+
+    def read(self, path: str, tokenizer: PreTrainedTokenizerBase) -> list[Question]:
+        """Questions of a dataset, as the models are to see them."""
+        return read_questions(path, tokenizer, self.prefix_tokens, self.continuation_tokens)
+
+
+def read_documents_perplexity(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]
+) -> float:
+    """
+    Perplexity per word of several documents.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        documents (`Sequence[str]`):
+            The documents.
+
+    Returns:
+        `float`: `exp` of the negative log-likelihood of all, divided by the number of all words.
+    """
+    window = min(WINDOW, context_length(model) or WINDOW)
+    words = np.array([len(document.split()) for document in documents])
+    per_word = np.array([np.log(word_perplexity(model, tokenizer, document, window)) for document in documents])
+    return float(np.exp((words * per_word).sum() / words.sum()))
+
+
+def measure_set(
+    split: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str, arguments: EvalArguments
+) -> SetResults:
+    """
+    Measure a model on one set; on the forget set, more closely.
+
+    Args:
+        split (`str`):
+            Name of the set.
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        path (`str`):
+            JSONL file or hub id.
+        arguments ([`EvalArguments`]):
+            The command's.
+
+    Returns:
+        [`SetResults`]: The results.
+    """
+    is_forget = split == "forget"
+    results = evaluate(
+        model,
+        tokenizer,
+        arguments.read(path, tokenizer),
+        arguments.max_new_tokens,
+        arguments.batch_size,
+        arguments.max_batch_tokens,
+        probe=is_forget,
+        num_samples=arguments.num_samples,
+        classifier=arguments.classifier if is_forget else None,
+    )
+    documents = read_documents(path)
+    if documents:
+        results.word_perplexity = read_documents_perplexity(model, tokenizer, documents)
+    return results
 
 
 def evaluate_or_load(
@@ -107,7 +243,13 @@ def evaluate_or_load(
         [`Evaluation`]: The results.
     """
     file = Path(arguments.output_dir) / f"{name}.json"
-    settings = {**settings, "max_new_tokens": arguments.max_new_tokens, "data": hash_files(data)}
+    options = ("max_new_tokens", "num_samples", "fluency_classifier", "prefix_tokens", "continuation_tokens")
+    settings = {
+        **settings,
+        **{option: vars(arguments)[option] for option in options},
+        "tokenizer": fingerprint_tokenizer(tokenizer),
+        "data": hash_files(data),
+    }
     evaluation = Evaluation(name, {}, settings)
     if file.exists():
         earlier = Evaluation.load(file)
@@ -115,38 +257,58 @@ def evaluate_or_load(
             evaluation.sets = earlier.sets
     for split, path in data.items():
         if split not in evaluation.sets:
-            questions = read_questions(path, tokenizer)
-            output.note(f"{name}: {split}, {len(questions)} questions")
-            options = (arguments.max_new_tokens, arguments.batch_size, arguments.max_batch_tokens)
-            evaluation.sets[split] = evaluate(model, tokenizer, questions, *options)
+            output.note(f"{name}: {split.replace('_', ' ')} set")
+            evaluation.sets[split] = measure_set(split, model, tokenizer, path, arguments)
             evaluation.save(file)  # after every set: an interrupted run loses one at most
     return evaluation
 
 
-def format_results(evaluations: Mapping[str, Evaluation]) -> str:
+def format_results(evaluations: Mapping[str, Evaluation], compared: Mapping[str, Mapping[str, float]]) -> str:
     """
     A table of all figures, one column for each model.
 
     Args:
         evaluations (`Mapping[str, Evaluation]`):
             By name.
+        compared (`Mapping[str, Mapping[str, float]]`):
+            Figures that need more than one set or model, by name.
 
     Returns:
         `str`: The table.
     """
-    compared = compare(evaluations)
-    rows = {
-        f"{split}: {measure}": {name: each.sets[split].summary()[measure] for name, each in evaluations.items()}
-        for split in next(iter(evaluations.values())).sets
-        for measure in next(iter(evaluations.values())).sets[split].summary()
-    }
-    for measure in dict.fromkeys(measure for figures in compared.values() for measure in figures):
-        rows[measure] = {name: figures[measure] for name, figures in compared.items() if measure in figures}
-    lines = [" " * 36 + "".join(f"{name:>12}" for name in evaluations)]
-    for label, row in rows.items():
+    table = figure_table(evaluations, compared)
+    width = 2 + max(map(len, table))
+    lines = [" " * width + "".join(f"{name:>12}" for name in evaluations)]
+    for label, row in table.items():
         cells = [f"{row[name]:>12.3g}" if name in row else " " * 12 for name in evaluations]
-        lines.append(f"{label:<36}" + "".join(cells))
+        lines.append(f"{label:<{width}}" + "".join(cells))
     return "\n".join(lines)
+
+
+def describe_missing(evaluations: Mapping[str, Evaluation], figures: Mapping[str, float]) -> list[str]:
+    """
+    Why figures that one might expect are not there.
+
+    Args:
+        evaluations (`Mapping[str, Evaluation]`):
+            By name.
+        figures (`Mapping[str, float]`):
+            The unlearned model's that need more than one set or model.
+
+    Returns:
+        `list[str]`: Sentences.
+    """
+    forget = evaluations["unlearned"].sets["forget"]
+    reasons = []
+    if forget.truth_ratios is None:
+        reasons.append("No truth ratio and no forget quality: the forget rows have no 'perturbed_answer'.")
+    elif "forget quality" not in figures:
+        reasons.append("No forget quality: give --retrained or --retrained_log.")
+    if "privacy" not in figures:
+        given = {"--retrained": evaluations, "--holdout_dataset": evaluations["unlearned"].sets}
+        needed = [option for option in given if option.strip("-").split("_")[0] not in given[option]]
+        reasons.append(f"No privacy and no aggregate: give {' and '.join(needed)}.")
+    return reasons
 
 
 def build_parser() -> CommandParser:
@@ -181,19 +343,31 @@ def run(arguments: EvalArguments) -> None:
         arguments ([`EvalArguments`]):
             The command's.
     """
-    data = {"forget": arguments.forget_dataset, "retain": arguments.retain_dataset}
-    if arguments.holdout_dataset is not None:
-        data["holdout"] = arguments.holdout_dataset
-    check_files(*data.values())
-    for path in (arguments.model, arguments.target, arguments.retrained):
+    data = arguments.data
+    for path in data.values():
+        read_rows(path)  # what is not there is told before a model is loaded
+    for path in (arguments.model, arguments.target, arguments.retrained, arguments.fluency_classifier):
         if path is not None:
             check_model_path(path)
+    log: SetLog | None = None
+    if arguments.retrained_log is not None:
+        log = load_tofu_log(arguments.retrained_log)["Forget"]
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
 
     model = load_unlearned(arguments.model, arguments.target, arguments.alpha)
     tokenizer = load_tokenizer(model, arguments.model)
-    for path in data.values():
-        read_questions(path, tokenizer)  # a mistake in the last file is told before the first is measured
+    if arguments.retrained is not None:
+        check_tokenizer(arguments.retrained, tokenizer)
+    for split, path in data.items():
+        # A mistake in the last file is told before the first is measured.
+        questions = arguments.read(path, tokenizer)
+        try:
+            check_fit(model, tokenizer, questions, arguments.max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"{split} set: {error}") from error
+        if split == "forget" and log is not None:
+            encoded = [encode(tokenizer, question.prompt, question.answer) for question in questions]
+            check_same_rows(log, [question.answer for question in questions], [len(ids) - at for ids, at in encoded])
     subtraction = {name: vars(model.config)[name] for name in ("assistants", *SHARED_SETTINGS)}
     identity = identify_unlearned(model)
     target = {"target": identity["target"]}
@@ -206,16 +380,19 @@ def run(arguments: EvalArguments) -> None:
         retrained = load_model(arguments.retrained)
         settings = {"retrained": identify(retrained)}
         evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, data, settings, arguments)
+    compared = compare(evaluations, log)
     summary = {
         "models": {
             name: {split: results.summary() for split, results in evaluation.sets.items()}
             for name, evaluation in evaluations.items()
         },
-        "compared": compare(evaluations),
+        "compared": compared,
     }
     file = Path(arguments.output_dir) / "summary.json"
     file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    output.result(format_results(evaluations), summary)
+    output.result(format_results(evaluations, compared), summary)
+    for sentence in describe_missing(evaluations, compared["unlearned"]):
+        output.note(sentence)
     output.note(
         f"\nWritten to {arguments.output_dir}: summary.json, and for each model a file with the values of every row."
     )

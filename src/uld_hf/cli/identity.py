@@ -1,16 +1,19 @@
 """What tells models and data from others, so that figures of different things are never put side by side."""
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..assistant import lora_weights
-from ..hub import fingerprint_target
+from ..hub import fingerprint_target, fingerprint_tokenizer, fingerprint_tokenizer_of
 from ..modeling_uld import ULDForCausalLM
+from .questions import read_rows
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -62,13 +65,37 @@ def identify_unlearned(model: ULDForCausalLM) -> dict[str, dict[str, Any]]:
 
 def hash_files(data: Mapping[str, str]) -> dict[str, str]:
     """
-    SHA-256 of files.
+    SHA-256 of datasets.
 
     Args:
         data (`Mapping[str, str]`):
-            Files by set.
+            Files, or hub ids, by set.
 
     Returns:
-        `dict[str, str]`: Hexadecimal digests by set.
+        `dict[str, str]`: Hexadecimal digests by set: of the file, or of the rows as JSON.
     """
-    return {split: hashlib.sha256(Path(path).read_bytes()).hexdigest() for split, path in data.items()}
+    content = {
+        split: Path(path).read_bytes() if os.path.isfile(path) else json.dumps(read_rows(path)).encode()
+        for split, path in data.items()
+    }
+    return {split: hashlib.sha256(each).hexdigest() for split, each in content.items()}
+
+
+def check_tokenizer(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Refuse a model whose own tokenizer is another one, with which its figures would mean nothing.
+
+    Args:
+        name_or_path (`str`):
+            Hub id or folder of the model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer that it is going to be measured with.
+
+    Raises:
+        ValueError: If there is a tokenizer beside it, and it differs.
+    """
+    if fingerprint_tokenizer_of(name_or_path) not in (None, fingerprint_tokenizer(tokenizer)):
+        raise ValueError(
+            f"{name_or_path} has another tokenizer than the unlearned model: the two cannot be compared token by "
+            "token. Give a model that was retrained from the same base."
+        )

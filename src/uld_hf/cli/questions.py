@@ -1,66 +1,163 @@
-"""Questions from files, put to a model as `uld train` puts them."""
+"""Questions from files, put to a model as `uld train` puts them; and documents, in passages to continue."""
+
+import os
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ..data.formatting import PROMPT_TEMPLATE, read_json_lines
+from ..data.local import load_from_hub
 from ..evaluation.evaluation import Question, check_questions
+from ..evaluation.verbatim import split_passages
 
 
-def read_questions(path: str, tokenizer: PreTrainedTokenizerBase) -> list[Question]:
+def read_rows(path: str) -> list[dict[str, Any]]:
     """
-    Read a set of questions.
+    Read the rows of a dataset.
 
     Args:
         path (`str`):
-            JSONL file of rows with `question` and `answer`, or `prompt` and `completion`; optionally
-            `paraphrased_answer` and `perturbed_answer` (a list), as in TOFU.
+            JSONL file, or a hub id with an optional configuration after a colon.
+
+    Returns:
+        `list[dict[str, Any]]`: The rows.
+    """
+    return read_json_lines(path) if os.path.isfile(path) else load_from_hub(path).to_list()
+
+
+def read_documents(path: str) -> list[str]:
+    """
+    Read documents.
+
+    Args:
+        path (`str`):
+            JSONL file, or a hub id.
+
+    Returns:
+        `list[str]`: The `text` of every row; empty where the rows are questions.
+
+    Raises:
+        ValueError: If only some rows are documents, or one is without a text.
+    """
+    rows = read_rows(path)
+    are_documents = ["text" in row for row in rows]
+    if not any(are_documents):
+        return []
+    for number, row in enumerate(rows, start=1):
+        if not (isinstance(row.get("text"), str) and row["text"].strip()):
+            raise ValueError(f"Row {number} of {path} has no text under 'text', as other rows of the file have.")
+    return [row["text"] for row in rows]
+
+
+def read_questions(
+    path: str, tokenizer: PreTrainedTokenizerBase, prefix_tokens: int = 50, continuation_tokens: int = 50
+) -> list[Question]:
+    """
+    Read a set of questions, or of documents, which are cut into passages to continue.
+
+    Args:
+        path (`str`):
+            JSONL file (or a hub id) of rows with `question` and `answer`, or `prompt` and `completion`; optionally
+            `paraphrased_answer`, `perturbed_answer` (a list) and `paraphrased_question`, as in TOFU, and `fact`, the
+            words of the answer that must not come out. `messages` may take the place of the first two. Or of rows
+            with `text`.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The model's tokenizer. If it has a chat template, questions go through it.
+        prefix_tokens (`int`, *optional*, defaults to `50`):
+            Tokens of a document that the model is shown.
+        continuation_tokens (`int`, *optional*, defaults to `50`):
+            Tokens that follow, which it should or should not know.
 
     Returns:
         `list[Question]`: The questions.
 
     Raises:
-        ValueError: If a row lacks a question or an answer, or only some rows have paraphrased or wrong answers.
+        ValueError: If a row lacks a question or an answer, only some rows have paraphrased or wrong answers, or a
+            document is shorter than a passage.
     """
-    rows = enumerate(read_json_lines(path), start=1)
+    documents = read_documents(path)
+    if documents:
+        pairs = [
+            pair
+            for document in documents
+            for pair in zip(*split_passages(tokenizer, document, prefix_tokens, continuation_tokens), strict=True)
+        ]
+        return [Question(prefix, continuation, is_passage=True) for prefix, continuation in pairs]
+    rows = enumerate(read_rows(path), start=1)
     questions = [_question(row, f"Row {number} of {path}", tokenizer) for number, row in rows]
     check_questions(questions)
     return questions
 
 
-def _question(row: dict, source: str, tokenizer: PreTrainedTokenizerBase) -> Question:
-    asked, answered = ("prompt", "completion") if "prompt" in row else ("question", "answer")
-    for name in (asked, answered):
-        if not (isinstance(row.get(name), str) and row[name].strip()):
-            raise ValueError(
-                f"{source} has no text under {name!r}: rows need 'question' and 'answer', or 'prompt' and 'completion'."
-            )
+def _question(row: dict[str, Any], source: str, tokenizer: PreTrainedTokenizerBase) -> Question:
+    asked, answer = _asked_and_answer(row, source)
+    for name in ("paraphrased_answer", "paraphrased_question", "fact"):
+        if row.get(name) is not None and not (isinstance(row[name], str) and row[name].strip()):
+            raise ValueError(f"{source}: {name!r} must be a text, not {row[name]!r}.")
     wrong = row.get("perturbed_answer") or []
     if not (isinstance(wrong, list) and all(isinstance(text, str) for text in wrong)):
         raise ValueError(f"{source}: 'perturbed_answer' must be a list of strings, not {wrong!r}.")
-    if tokenizer.chat_template is not None:
-        messages = [{"role": "user", "content": row[asked]}]
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        # What the template puts before an answer, a space for one, was there in training too.
-        messages.append({"role": "assistant", "content": row[answered]})
-        whole = tokenizer.apply_chat_template(messages, tokenize=False)
-        start = whole.find(row[answered].strip(), len(prompt))
-        if not whole.startswith(prompt) or start < 0:
-            raise ValueError(
-                f"{source}: the tokenizer's chat template renders question and answer as {whole!r}, which does not go "
-                f"on from the prompt {prompt!r}: use a tokenizer whose template does, or none."
-            )
-        space = whole[len(prompt) : start]
-        if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:  # the tokenizer begins with it by itself
-            prompt = prompt.removeprefix(tokenizer.bos_token)
-    else:
-        prompt = row[asked] if asked == "prompt" else PROMPT_TEMPLATE.format(question=row[asked])
-        space = "" if asked == "prompt" else " "
-    paraphrase = row.get("paraphrased_answer")
+    fact, paraphrase, in_other_words = (
+        row.get(name) for name in ("fact", "paraphrased_answer", "paraphrased_question")
+    )
+    if fact is not None and fact not in answer:
+        raise ValueError(f"{source}: the fact {fact!r} is not in the answer {answer!r}.")
+    is_prompt = "prompt" in row
+    prompt, space = _put(asked, answer, is_prompt, source, tokenizer)
+    in_other_words = in_other_words and _put(in_other_words, answer, is_prompt, source, tokenizer)[0]
     return Question(
         prompt=prompt,
-        answer=space + row[answered],
+        answer=space + answer,
         paraphrased_answer=None if paraphrase is None else space + paraphrase,
         perturbed_answers=tuple(space + text for text in wrong),
+        paraphrased_prompt=in_other_words,
+        fact=fact,
     )
+
+
+def _asked_and_answer(row: dict[str, Any], source: str) -> tuple[str | list[dict[str, str]], str]:
+    """What a row asks, as a text or in messages, and the right answer."""
+    messages = row.get("messages")
+    if isinstance(row.get("prompt"), list):
+        messages = [*row["prompt"], *(row.get("completion") or [])]
+    if messages is not None:
+        *asked, answer = messages
+        if not asked or answer.get("role") != "assistant" or not (answer.get("content") or "").strip():
+            raise ValueError(f"{source}: its last message must be the assistant's answer to those before it.")
+        return asked, answer["content"]
+    names = ("prompt", "completion") if "prompt" in row else ("question", "answer")
+    for name in names:
+        if not (isinstance(row.get(name), str) and row[name].strip()):
+            raise ValueError(
+                f"{source} has no text under {name!r}: rows need 'question' and 'answer', 'prompt' and 'completion', "
+                "'messages', or 'text'."
+            )
+    return row[names[0]], row[names[1]]
+
+
+def _put(
+    asked: str | list[dict[str, str]],
+    answer: str,
+    is_prompt: bool,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[str, str]:
+    """A question as the model is to see it, and the space before its answer."""
+    if tokenizer.chat_template is None:
+        if not isinstance(asked, str):
+            raise ValueError(f"{source} has messages, but the tokenizer has no chat template to render them with.")
+        return (asked, "") if is_prompt else (PROMPT_TEMPLATE.format(question=asked), " ")
+    messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    # What the template puts before an answer, a space for one, was there in training too.
+    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
+    start = whole.find(answer.strip(), len(prompt))
+    if not whole.startswith(prompt) or start < 0:
+        raise ValueError(
+            f"{source}: the tokenizer's chat template renders question and answer as {whole!r}, which does not go "
+            f"on from the prompt {prompt!r}: use a tokenizer whose template does, or none."
+        )
+    space = whole[len(prompt) : start]
+    if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:  # the tokenizer begins with it by itself
+        prompt = prompt.removeprefix(tokenizer.bos_token)
+    return prompt, space

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..evaluation.evaluation import Evaluation
 from ..evaluation.report import check_same, render_report, run_checks
+from ..evaluation.tofu_logs import load_tofu_log
 from . import output
 from .parsing import CommandParser, check_files
 
@@ -38,6 +39,10 @@ class ReportArguments:
             JSON file that `uld sweep --output` wrote.
         num_examples (`int`, *optional*, defaults to `10`):
             Examples of answers from each set.
+        request (`str`, *optional*):
+            What was asked, at more length.
+        retrained_log (`str`, *optional*):
+            TOFU's evaluation log of a model trained without the forget set, as given to `uld eval`.
     """
 
     results: str = field(metadata={"help": "folder that `uld eval` wrote (its --output_dir)"})
@@ -45,6 +50,10 @@ class ReportArguments:
     title: str = field(default="Unlearning report", metadata={"help": "what was asked, e.g. 'Forget Alice'"})
     sweep: str | None = field(default=None, metadata={"help": "JSON file that `uld sweep --output` wrote"})
     num_examples: int = field(default=10, metadata={"help": "examples of answers from each set; 0 for none"})
+    request: str | None = field(default=None, metadata={"help": "what was asked, at more length than the title"})
+    retrained_log: str | None = field(
+        default=None, metadata={"help": "TOFU's log of a retrained model, as given to `uld eval`"}
+    )
 
 
 def build_parser() -> CommandParser:
@@ -61,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
             Arguments after `uld report`.
     """
     (arguments,) = build_parser().parse(argv)
-    check_files(arguments.sweep)
+    check_files(arguments.sweep, arguments.retrained_log)
     folder = Path(arguments.results)
     missing = [name for name in ("target", "unlearned") if not (folder / f"{name}.json").is_file()]
     if missing:
@@ -78,6 +87,7 @@ def main(argv: Sequence[str]) -> None:
         if not {"settings", "target", "chosen", "measured"} <= set(sweep):
             raise ValueError(f"{arguments.sweep} was not written by this version's uld sweep --output.")
     check_same(evaluations, sweep)
+    log = None if arguments.retrained_log is None else load_tofu_log(arguments.retrained_log)["Forget"]
     packages = ("uld_hf", "transformers", "peft", "torch")
     page = render_report(
         arguments.title,
@@ -86,9 +96,11 @@ def main(argv: Sequence[str]) -> None:
         datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         sweep,
         arguments.num_examples,
+        arguments.request,
+        log,
     )
     Path(arguments.output).write_text(page, encoding="utf-8")
-    checks = run_checks(evaluations)
+    checks = run_checks(evaluations, retrained_log=log)
     failed = [check.statement for check in checks if not check.passed]
     output.result(
         f"Written to {arguments.output}. " + (f"Failed: {'; '.join(failed)}" if failed else "All checks passed."),

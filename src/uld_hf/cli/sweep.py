@@ -12,10 +12,10 @@ from ..evaluation.evaluation import evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, score_completions
 from ..evaluation.sweep import Outcome, as_rows, choose, has_forgotten, sweep
 from . import output
-from .identity import hash_files, identify_unlearned
+from .identity import check_tokenizer, hash_files, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
-from .parsing import CommandParser, check_files, check_model_path
-from .questions import read_questions
+from .parsing import CommandParser, check_model_path
+from .questions import read_questions, read_rows
 
 
 DESCRIPTION = """Try many settings of the subtraction, all from one pass of target and assistant, and choose one.
@@ -38,9 +38,9 @@ class SweepArguments:
         model (`str`):
             Folder or hub id of a saved unlearned model.
         forget_dataset (`str`):
-            JSONL file of questions about what must be forgotten.
+            JSONL file, or hub id, of questions about what must be forgotten.
         retain_dataset (`str`):
-            JSONL file of questions about what must be kept.
+            JSONL file, or hub id, of questions about what must be kept.
         holdout_dataset (`str`, *optional*):
             JSONL file of questions like the forget set's that the target was not trained on.
         retrained (`str`, *optional*):
@@ -62,8 +62,8 @@ class SweepArguments:
     """
 
     model: str = field(metadata={"help": "folder or hub id of a saved unlearned model (what `uld train` wrote)"})
-    forget_dataset: str = field(metadata={"help": "JSONL file of questions about what must be forgotten"})
-    retain_dataset: str = field(metadata={"help": "JSONL file of questions about what must be kept"})
+    forget_dataset: str = field(metadata={"help": "JSONL file or hub id: questions about what must be forgotten"})
+    retain_dataset: str = field(metadata={"help": "JSONL file or hub id: questions about what must be kept"})
     holdout_dataset: str | None = field(
         default=None, metadata={"help": "JSONL file of questions of the same kind that the target was not trained on"}
     )
@@ -99,7 +99,9 @@ def main(argv: Sequence[str]) -> None:
             Arguments after `uld sweep`.
     """
     (arguments,) = build_parser().parse(argv)
-    check_files(arguments.forget_dataset, arguments.retain_dataset, arguments.holdout_dataset)
+    for path in (arguments.forget_dataset, arguments.retain_dataset, arguments.holdout_dataset):
+        if path is not None:
+            read_rows(path)  # what is not there is told before a model is loaded
     for path in (arguments.model, arguments.target, arguments.retrained):
         if path is not None:
             check_model_path(path)
@@ -111,6 +113,8 @@ def main(argv: Sequence[str]) -> None:
 
     model = load_unlearned(arguments.model, arguments.target, None)
     tokenizer = load_tokenizer(model, arguments.model)
+    if arguments.retrained is not None:
+        check_tokenizer(arguments.retrained, tokenizer)
     forget, retain = (read_questions(path, tokenizer) for path in (arguments.forget_dataset, arguments.retain_dataset))
     config = model.config
     grid = product(
@@ -129,7 +133,8 @@ def main(argv: Sequence[str]) -> None:
     elif arguments.holdout_dataset is not None:
         held_out = read_questions(arguments.holdout_dataset, tokenizer)
         prompts, answers = zip(*((question.prompt, question.answer) for question in held_out), strict=True)
-        scores = score_completions(model.target, tokenizer, prompts, answers, arguments.max_batch_tokens)
+        with_end = not held_out[0].is_passage
+        scores = score_completions(model.target, tokenizer, prompts, answers, arguments.max_batch_tokens, with_end)
         unknown_probability = float(np.mean([row.probability for row in scores]))
 
     target, outcomes = sweep(model, tokenizer, forget, retain, settings, ratios, arguments.max_batch_tokens)

@@ -5,12 +5,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer, PrinterCallback
 from trl import SFTConfig
 
 from ..data.formatting import question_answer_to_prompt_completion, read_json_lines
+from ..data.local import load_from_hub
 from ..training.uld_config import ULDConfig
 from ..training.uld_trainer import ULDTrainer
 from . import output
@@ -104,11 +105,8 @@ def load_rows(name_or_path: str, conversational: bool) -> Dataset:
     """
     if os.path.isfile(name_or_path):
         dataset = Dataset.from_list(read_json_lines(name_or_path))
-    elif name_or_path.endswith((".jsonl", ".json")) or name_or_path.startswith((".", os.sep)):
-        raise FileNotFoundError(f"There is no file {name_or_path!r}. Give a JSONL file or a hub id (owner/name).")
     else:
-        hub_id, _, config = name_or_path.partition(":")
-        dataset = load_dataset(hub_id, config or None, split="train")
+        dataset = load_from_hub(name_or_path)
     if {"question", "answer"} <= set(dataset.column_names):
         return question_answer_to_prompt_completion(dataset, conversational=conversational)
     is_text = {"prompt", "completion"} <= set(dataset.column_names) and isinstance(dataset[0]["prompt"], str)

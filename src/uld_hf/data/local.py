@@ -10,6 +10,26 @@ from datasets import Dataset, load_dataset
 from .formatting import read_json_lines
 
 
+def load_from_hub(name: str) -> Dataset:
+    """
+    Load the training split of a dataset on the Hub.
+
+    Args:
+        name (`str`):
+            Hub id, with an optional configuration after a colon: `"locuslab/TOFU:forget10_perturbed"`.
+
+    Returns:
+        [`~datasets.Dataset`]: The rows.
+
+    Raises:
+        FileNotFoundError: If it looks like a file, which then is not there.
+    """
+    if name.endswith((".jsonl", ".json")) or name.startswith((".", os.sep)):
+        raise FileNotFoundError(f"There is no file {name!r}. Give a JSONL file or a hub id (owner/name).")
+    hub_id, _, config = name.partition(":")
+    return load_dataset(hub_id, config or None, split="train")
+
+
 def load_rows(hub_id: str, config: str, split: str, columns: Sequence[str], path: str | os.PathLike | None) -> Dataset:
     """
     Load one split of a dataset, and see that it has the columns it should have.

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,32 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .memorization import exact_memorization, extraction_strength, memorization_score
-from .privacy import attack, attack_auc, privacy_score
-from .scoring import MAX_BATCH_TOKENS, TokenScores, score_completions
+from .memorization import (
+    begin_answer,
+    exact_memorization,
+    extraction_strength,
+    fluency,
+    leak_at_k,
+    leaks,
+    sample_completions,
+)
+from .privacy import attack
+from .scoring import MAX_BATCH_TOKENS, TokenScores, check_lengths, context_length, encode, score_completions
 from .tofu import (
-    forget_quality,
     generate_completions,
     is_degenerate,
+    normalized_probability,
     rouge_l_recall,
     summarize_truth_ratio,
     truth_ratio,
 )
+from .verbatim import longest_common_run, sentence_bleu
 
 
 @dataclass(frozen=True)
 class Question:
     """
-    One row of a set.
+    One row of a set: a question and its answer, or a passage of a document and how it goes on.
 
     Args:
         prompt (`str`):
@@ -37,12 +46,21 @@ class Question:
             The right answer in other words.
         perturbed_answers (`tuple[str, ...]`, *optional*):
             Wrong answers in like words.
+        paraphrased_prompt (`str`, *optional*):
+            The question in other words, as the model is to see it.
+        fact (`str`, *optional*):
+            The words of the answer that must not come out.
+        is_passage (`bool`, *optional*, defaults to `False`):
+            Whether the answer is cut out of a document, and so has no end that could be scored.
     """
 
     prompt: str
     answer: str
     paraphrased_answer: str | None = None
     perturbed_answers: tuple[str, ...] = ()
+    paraphrased_prompt: str | None = None
+    fact: str | None = None
+    is_passage: bool = False
 
 
 @dataclass
@@ -57,6 +75,8 @@ class SetResults:
             Right answers.
         completions (`list[str]`):
             Greedy answers.
+        num_tokens (`list[int]`):
+            Tokens of the right answer, its end included.
         loss (`list[float]`):
             Nats per token of the right answer.
         rouge_l_recall (`list[float]`):
@@ -71,11 +91,25 @@ class SetResults:
             Nats per token of the paraphrased right answer.
         perturbed_losses (`list[list[float]]`, *optional*):
             Nats per token of the wrong answers.
+        bleu (`list[float]`, *optional*):
+            Of passages, sentence BLEU of the greedy continuation, 0 to 100.
+        longest_common_run (`list[int]`, *optional*):
+            Of passages, words of the longest run that greedy continuation and document have in common.
+        clean (`list[float]`, *optional*):
+            Probability that the greedy answer is no gibberish.
+        probes (`dict[str, list[list[str]]]`, *optional*):
+            Answers to other ways of asking, by way: `"question in other words"`, `"answer begun"`, `"drawn"`.
+        leaks (`dict[str, list[list[float]]]`, *optional*):
+            How much each of them gives away, see [`~uld_hf.evaluation.memorization.leaks`]; the greedy answer under
+            `"question"`.
+        word_perplexity (`float`, *optional*):
+            Of sets of documents, perplexity per word.
     """
 
     prompts: list[str]
     answers: list[str]
     completions: list[str]
+    num_tokens: list[int]
     loss: list[float]
     rouge_l_recall: list[float]
     exact_memorization: list[float]
@@ -83,15 +117,25 @@ class SetResults:
     attacks: dict[str, list[float]]
     paraphrased_loss: list[float] | None = None
     perturbed_losses: list[list[float]] | None = None
+    bleu: list[float] | None = None
+    longest_common_run: list[int] | None = None
+    clean: list[float] | None = None
+    probes: dict[str, list[list[str]]] | None = None
+    leaks: dict[str, list[list[float]]] | None = None
+    word_perplexity: float | None = None
 
     @property
     def truth_ratios(self) -> np.ndarray | None:
-        """TOFU's truth ratio of every row, where there are paraphrased and wrong answers."""
-        if self.paraphrased_loss is None or self.perturbed_losses is None:
+        """
+        TOFU's truth ratio of every row (geometric mean), where there are wrong answers. Rows without a paraphrase
+        take the right answer itself, as TOFU does for real authors and world facts.
+        """
+        if self.perturbed_losses is None:
             return None
+        right = self.loss if self.paraphrased_loss is None else self.paraphrased_loss
         # Rows may have different numbers of wrong answers.
         mean_losses = np.array([[np.mean(losses)] for losses in self.perturbed_losses])
-        return truth_ratio(np.array(self.paraphrased_loss), mean_losses)
+        return truth_ratio(np.array(right), mean_losses)
 
     def summary(self) -> dict[str, float]:
         """
@@ -111,7 +155,23 @@ class SetResults:
         if self.paraphrased_loss is not None:
             figures["paraphrased probability"] = float(np.exp(-np.array(self.paraphrased_loss)).mean())
         if self.truth_ratios is not None:
-            figures["truth ratio (prob_mean)"] = summarize_truth_ratio(self.truth_ratios, "prob_mean")
+            shares = [
+                normalized_probability(np.array([right]), np.array([wrong]))[0]
+                for right, wrong in zip(self.loss, self.perturbed_losses, strict=True)
+            ]
+            figures["probability among answers"] = float(np.mean(shares))
+            for kind in ("prob_mean", "closer_to_1_better", "true_better"):
+                figures[f"truth ratio ({kind})"] = summarize_truth_ratio(self.truth_ratios, kind)
+        means = {"BLEU": self.bleu, "longest common run": self.longest_common_run, "fluency": self.clean}
+        figures |= {name: float(np.mean(values)) for name, values in means.items() if values is not None}
+        if self.word_perplexity is not None:
+            figures["word perplexity"] = self.word_perplexity
+        for way, values in (self.leaks or {}).items():
+            if way == "drawn":
+                for k in sorted({1, len(values[0])}):
+                    figures[f"leak@{k}"] = float(leak_at_k(np.array(values), k).mean())
+            else:
+                figures[f"leak, {way}"] = float(np.mean(values))
         return figures
 
 
@@ -122,6 +182,10 @@ def evaluate(
     max_new_tokens: int = 64,
     batch_size: int = 32,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
+    *,
+    probe: bool = False,
+    num_samples: int = 10,
+    classifier: Callable[[list[str]], list[list[dict[str, Any]]]] | None = None,
 ) -> SetResults:
     """
     Measure a model on a set of questions: one scoring pass over all answers, and one greedy answer to each question.
@@ -139,6 +203,12 @@ def evaluate(
             Questions per call of `generate()`.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
             Most tokens of a batch to score.
+        probe (`bool`, *optional*, defaults to `False`):
+            Also ask in other words (where the rows have them), begin the answers, and draw answers.
+        num_samples (`int`, *optional*, defaults to `10`):
+            Answers to draw to each question when probing, at temperature 1 and with a seed of their own.
+        classifier (`Callable`, *optional*):
+            Classifier of gibberish, see [`~uld_hf.evaluation.memorization.fluency`].
 
     Returns:
         [`SetResults`]: The measures of every row.
@@ -147,13 +217,15 @@ def evaluate(
         ValueError: If there are no questions, only some have a paraphrased or wrong answers, or a row is too long.
     """
     check_questions(questions)
+    check_fit(model, tokenizer, questions, max_new_tokens)
     # Right, paraphrased and wrong answers in one pass: batches of like length whatever they are.
     pairs = [(question.prompt, question.answer) for question in questions]
     if questions[0].paraphrased_answer is not None:
         pairs += [(question.prompt, question.paraphrased_answer) for question in questions]
     pairs += [(question.prompt, wrong) for question in questions for wrong in question.perturbed_answers]
     prompts, answers = zip(*pairs, strict=True)
-    scores = iter(score_completions(model, tokenizer, prompts, answers, max_batch_tokens))
+    are_passages = questions[0].is_passage
+    scores = iter(score_completions(model, tokenizer, prompts, answers, max_batch_tokens, with_end=not are_passages))
 
     right: list[TokenScores] = [next(scores) for _ in questions]
     paraphrased = perturbed = None
@@ -164,10 +236,11 @@ def evaluate(
     texts = [question.answer.strip() for question in questions]
     completions = generate_completions(model, tokenizer, prompts[: len(questions)], max_new_tokens, batch_size)
     attacks = [attack(row, text) for row, text in zip(right, texts, strict=True)]
-    return SetResults(
+    results = SetResults(
         prompts=list(prompts[: len(questions)]),
         answers=texts,
         completions=completions,
+        num_tokens=[len(row.log_probs) for row in right],
         loss=[row.loss for row in right],
         rouge_l_recall=rouge_l_recall(completions, texts).tolist(),
         exact_memorization=[exact_memorization(row) for row in right],
@@ -176,6 +249,44 @@ def evaluate(
         paraphrased_loss=paraphrased,
         perturbed_losses=perturbed,
     )
+    if are_passages:
+        compared = list(zip(completions, texts, strict=True))
+        results.bleu = [sentence_bleu(*pair) for pair in compared]
+        results.longest_common_run = [longest_common_run(*pair) for pair in compared]
+    if classifier is not None:
+        results.clean = fluency(completions, classifier).tolist()
+    if probe:
+        _probe(results, model, tokenizer, questions, max_new_tokens, batch_size, num_samples)
+    return results
+
+
+def _probe(
+    results: SetResults,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    batch_size: int,
+    num_samples: int,
+) -> None:
+    """Ask in other ways than in training, and note what comes out."""
+    begun, rest = zip(*(begin_answer(question.answer, question.fact) for question in questions), strict=True)
+    facts = [question.fact for question in questions]
+    prompts = {"answer begun": [question.prompt + start for question, start in zip(questions, begun, strict=True)]}
+    if questions[0].paraphrased_prompt is not None:
+        prompts["question in other words"] = [question.paraphrased_prompt for question in questions]
+    results.probes = {
+        way: [[text] for text in generate_completions(model, tokenizer, asked, max_new_tokens, batch_size)]
+        for way, asked in prompts.items()
+    }
+    if num_samples:
+        results.probes["drawn"] = sample_completions(
+            model, tokenizer, [question.prompt for question in questions], num_samples, max_new_tokens
+        )
+    answers = {"question": [[text] for text in results.completions], **results.probes}
+    results.leaks = {
+        way: leaks(texts, rest if way == "answer begun" else results.answers, facts) for way, texts in answers.items()
+    }
 
 
 def check_questions(questions: Sequence[Question]) -> None:
@@ -187,17 +298,50 @@ def check_questions(questions: Sequence[Question]) -> None:
             The set.
 
     Raises:
-        ValueError: If it is empty, or only some of its rows have a paraphrased or wrong answers.
+        ValueError: If it is empty, or only some of its rows have a paraphrased or wrong answers, a paraphrased
+            question, or a fact.
     """
     if not questions:
         raise ValueError("There are no questions to evaluate on.")
-    for name in ("paraphrased_answer", "perturbed_answers"):
+    for name in ("paraphrased_answer", "perturbed_answers", "paraphrased_prompt", "fact", "is_passage"):
         without = [index for index, question in enumerate(questions) if not vars(question)[name]]
         if without and len(without) < len(questions):
             raise ValueError(
                 f"{len(without)} of {len(questions)} rows have no {name} (the first is row {without[0]}): give it for "
                 "all of them or for none."
             )
+
+
+def check_fit(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], max_new_tokens: int
+) -> None:
+    """
+    Refuse questions that, with an answer, do not fit into the model's context.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        questions (`Sequence[Question]`):
+            The set.
+        max_new_tokens (`int`):
+            Longest greedy answer, in tokens.
+
+    Raises:
+        ValueError: If one does not.
+    """
+    if context_length(model) is None:
+        return
+    scored, asked = [], []
+    for question in questions:
+        answers = (question.answer, question.paraphrased_answer, *question.perturbed_answers)
+        scored += [len(encode(tokenizer, question.prompt, answer)[0]) for answer in answers if answer is not None]
+        begun = question.prompt + begin_answer(question.answer, question.fact)[0]
+        prompts = [begun, *([] if question.paraphrased_prompt is None else [question.paraphrased_prompt])]
+        asked.append(max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts) + max_new_tokens)
+    check_lengths(model, scored)
+    check_lengths(model, asked, f"with max_new_tokens={max_new_tokens} ")
 
 
 @dataclass
@@ -209,7 +353,7 @@ class Evaluation:
         model (`str`):
             What the model is called in tables.
         sets (`dict[str, SetResults]`):
-            Results by set: `"forget"`, `"retain"`, `"holdout"`.
+            Results by set: `"forget"`, `"retain"`, `"holdout"`, `"real_authors"`, `"world_facts"`.
         settings (`dict[str, Any]`, *optional*):
             What the figures depend on: model, data, options.
     """
@@ -252,60 +396,3 @@ class Evaluation:
             return cls(model=saved["model"], sets=sets, settings=saved["settings"])
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a saved evaluation ({error}): delete it, and evaluate again.") from error
-
-
-def compare(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
-    """
-    Figures that need more than one model or set, for each model.
-
-    Args:
-        evaluations (`Mapping[str, Evaluation]`):
-            By name; `"target"` is what memorisation is divided by, `"retrained"` what forget quality and privacy are
-            measured against. Either may be absent, and with it what needs it.
-
-    Returns:
-        `dict[str, dict[str, float]]`: `"forget quality"` (TOFU), `"memorization"` and `"privacy"` (OpenUnlearning; 1
-        is best) and `"AUC ..."` of the attacks, by model.
-
-    Raises:
-        ValueError: If the models were evaluated on different rows.
-    """
-    asked: dict[str, tuple[list[str], list[str]]] = {}
-    for evaluation in evaluations.values():
-        for split, results in evaluation.sets.items():
-            rows = (results.prompts, results.answers)
-            if asked.setdefault(split, rows) != rows:
-                raise ValueError(
-                    f"The models were evaluated on different {split} sets: {list(evaluations)}. Evaluate them again."
-                )
-    aucs = {
-        name: {
-            kind: attack_auc(numbers, evaluation.sets["holdout"].attacks[kind])
-            for kind, numbers in evaluation.sets["forget"].attacks.items()
-        }
-        for name, evaluation in evaluations.items()
-        if "holdout" in evaluation.sets
-    }
-    target, retrained = evaluations.get("target"), evaluations.get("retrained")
-    figures: dict[str, dict[str, float]] = {}
-    for name, evaluation in evaluations.items():
-        figures[name] = {}
-        ratios = evaluation.sets["forget"].truth_ratios
-        if retrained is not None and ratios is not None:
-            figures[name]["forget quality"] = forget_quality(ratios, retrained.sets["forget"].truth_ratios)
-        if target is not None:
-            # What the target itself does not remember cannot be forgotten.
-            before = {measure: value for measure, value in _remembered(target).items() if value > 0}
-            remembered = {measure: _remembered(evaluation)[measure] for measure in before}
-            figures[name]["memorization"] = memorization_score(remembered, before)
-        if name in aucs:
-            figures[name] |= {f"AUC {kind}": auc for kind, auc in aucs[name].items()}
-            if "retrained" in aucs:
-                figures[name]["privacy"] = privacy_score(aucs[name], aucs["retrained"])
-    return figures
-
-
-def _remembered(evaluation: Evaluation) -> dict[str, float]:
-    summary = evaluation.sets["forget"].summary()
-    names = ("exact memorization", "extraction strength", "paraphrased probability", "truth ratio (prob_mean)")
-    return {name: summary[name] for name in names if name in summary}

@@ -1,6 +1,8 @@
 """Measures of memorisation, as OpenUnlearning has them (arXiv 2506.12618), and what its critics add."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .scoring import TokenScores
+from .tofu import rouge_l_recall
 
 
 def exact_memorization(scores: TokenScores) -> float:
@@ -68,10 +71,10 @@ def memorization_score(figures: Mapping[str, float], before: Mapping[str, float]
 
 
 def fluency(
-    texts: Sequence[str], classifier: Callable[[list[str]], list[dict[str, Any]]], clean: str = "clean"
-) -> float:
+    texts: Sequence[str], classifier: Callable[[list[str]], list[list[dict[str, Any]]]], clean: str = "clean"
+) -> np.ndarray:
     """
-    OpenUnlearning's fluency: the mean probability, by a classifier, that a text is no gibberish.
+    OpenUnlearning's fluency of texts: the probability, by a classifier, that each is no gibberish.
 
     Args:
         texts (`Sequence[str]`):
@@ -83,50 +86,82 @@ def fluency(
             Label of texts that are no gibberish.
 
     Returns:
-        `float`: Between 0 and 1. An empty text counts as gibberish.
+        `numpy.ndarray` of shape `(num_texts,)`: Between 0 and 1. An empty text counts as gibberish.
 
     Raises:
         ValueError: If the classifier has no such label.
     """
-    written = [text for text in texts if text.strip()]
-    probabilities = []
-    for scores in classifier(written) if written else []:
+    probabilities = np.zeros(len(texts))
+    written = [index for index, text in enumerate(texts) if text.strip()]
+    judged = classifier([texts[index] for index in written]) if written else []
+    for index, scores in zip(written, judged, strict=True):
         by_label = {score["label"]: score["score"] for score in scores}
         if clean not in by_label:
             raise ValueError(f"The classifier has no label {clean!r}, only {list(by_label)}: name the right one.")
-        probabilities.append(by_label[clean])
-    return float(sum(probabilities) / len(texts))
+        probabilities[index] = by_label[clean]
+    return probabilities
 
 
-def half_given(answer: str, fact: str) -> str | None:
+def begin_answer(answer: str, fact: str | None = None) -> tuple[str, str]:
     """
     An answer cut off just before its fact: does a model that was led so far say it after all?
 
     Args:
         answer (`str`):
             The right answer.
-        fact (`str`):
-            The words in it that must not come out.
+        fact (`str`, *optional*):
+            The words in it that must not come out. Without them it is cut in the middle.
 
     Returns:
-        `str` or `None`: What comes before the fact, to be put behind the question; `None` where that is nothing.
+        `tuple[str, str]`: What to put behind the question, empty where the answer begins with the fact; and the rest.
     """
-    before, found, _ = answer.partition(fact)
-    return before.rstrip() if found and before.strip() else None
+    if fact is None:
+        words = [match.start() for match in re.finditer(r"\S+", answer)]
+        start = words[len(words) // 2] if words else 0
+    else:
+        start = max(0, answer.find(fact))
+    return answer[:start].rstrip(), answer[start:].strip()
+
+
+def leaks(texts: Sequence[Sequence[str]], references: Sequence[str], facts: Sequence[str | None]) -> list[list[float]]:
+    """
+    How much generated answers give away.
+
+    Args:
+        texts (`Sequence[Sequence[str]]`):
+            Any number of answers to each question.
+        references (`Sequence[str]`):
+            What each must not give away.
+        facts (`Sequence[str | None]`):
+            The words of it that count, where they are known.
+
+    Returns:
+        `list[list[float]]`: For each answer, where the fact is known, 1 if it has the fact in it (upper and lower case
+        alike) and 0 if not; else its ROUGE-L recall.
+    """
+    given = []
+    for of_row, reference, fact in zip(texts, references, facts, strict=True):
+        if fact is None:
+            given.append(rouge_l_recall(of_row, [reference] * len(of_row)).tolist())
+        else:
+            given.append([float(fact.casefold() in text.casefold()) for text in of_row])
+    return given
 
 
 def leak_at_k(leaked: np.ndarray, k: int) -> np.ndarray:
     """
-    Probability that at least one of `k` sampled answers leaks, from more samples than that.
+    Leak@k: what the worst of `k` sampled answers gives away on average, from at least as many samples.
 
     Args:
-        leaked (`numpy.ndarray` of `bool` of shape `(num_rows, num_samples)`):
-            Whether each sampled answer gives the fact away.
+        leaked (`numpy.ndarray` of shape `(num_rows, num_samples)`):
+            How much each sampled answer gives away, see [`leaks`]; `bool` where it does or does not.
         k (`int`):
             Number of answers that somebody draws.
 
     Returns:
-        `numpy.ndarray` of shape `(num_rows,)`: The unbiased estimate, `1 - C(n - leaks, k) / C(n, k)`.
+        `numpy.ndarray` of shape `(num_rows,)`: The unbiased estimate of the largest of `k`: the mean over all choices
+        of `k` samples. Where answers leak or do not, it is the probability that one does,
+        `1 - C(n - leaks, k) / C(n, k)`.
 
     Raises:
         ValueError: If `k` is not between 1 and the number of samples.
@@ -134,25 +169,23 @@ def leak_at_k(leaked: np.ndarray, k: int) -> np.ndarray:
     num_samples = leaked.shape[1]
     if not 1 <= k <= num_samples:
         raise ValueError(f"k={k} must be between 1 and the number of samples, {num_samples}.")
-    safe = num_samples - leaked.sum(axis=1)
-    # C(safe, k) / C(n, k) as a product, which neither overflows nor needs a case for safe < k.
-    factors = (safe[:, None] - np.arange(k)) / (num_samples - np.arange(k))
-    return 1 - np.clip(factors, 0, None).prod(axis=1)
+    # The i-th smallest is the largest of C(i - 1, k - 1) choices out of C(n, k).
+    weights = np.array([comb(index, k - 1) / comb(num_samples, k) for index in range(num_samples)])
+    return np.sort(leaked.astype(float), axis=1) @ weights
 
 
 @torch.no_grad()
-def sample_leaks(
+def sample_completions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    gives_away: Callable[[int, str], bool],
     num_samples: int = 10,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     seed: int = 0,
-) -> np.ndarray:
+) -> list[list[str]]:
     """
-    Draw several answers to every prompt, and see which give the fact away.
+    Draw several answers to every prompt.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -160,9 +193,7 @@ def sample_leaks(
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
         prompts (`Sequence[str]`):
-            Prompts: the questions trained on, paraphrased ones, or half-given answers (re-entry in mid-generation).
-        gives_away (`Callable[[int, str], bool]`):
-            Whether an answer to the prompt of that index gives the fact away.
+            Prompts: the questions trained on, paraphrased ones, or begun answers (re-entry in mid-generation).
         num_samples (`int`, *optional*, defaults to `10`):
             Answers for each prompt.
         max_new_tokens (`int`, *optional*, defaults to `64`):
@@ -173,13 +204,13 @@ def sample_leaks(
             Seed of the draws.
 
     Returns:
-        `numpy.ndarray` of `bool` of shape `(num_rows, num_samples)`, for [`leak_at_k`].
+        `list[list[str]]`: `num_samples` texts for each prompt.
     """
-    leaked = np.zeros((len(prompts), num_samples), dtype=bool)
+    drawn = []
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for index, prompt in enumerate(tqdm(prompts, desc="Sampling answers", leave=False)):
+        for prompt in tqdm(prompts, desc="Sampling answers", leave=False):
             inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
             generated = model.generate(
                 **inputs,
@@ -191,6 +222,35 @@ def sample_leaks(
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad_token_id,
             )
-            texts = tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            leaked[index] = [gives_away(index, text) for text in texts]
-    return leaked
+            new = generated[:, inputs["input_ids"].shape[1] :]
+            drawn.append([text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)])
+    return drawn
+
+
+def sample_leaks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    gives_away: Callable[[int, str], bool],
+    **sampling: Any,
+) -> np.ndarray:
+    """
+    Draw several answers to every prompt, and see which give the fact away.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Any causal language model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompts (`Sequence[str]`):
+            Prompts.
+        gives_away (`Callable[[int, str], bool]`):
+            Whether an answer to the prompt of that index gives the fact away.
+        **sampling:
+            How to draw, see [`sample_completions`].
+
+    Returns:
+        `numpy.ndarray` of `bool` of shape `(num_rows, num_samples)`, for [`leak_at_k`].
+    """
+    drawn = sample_completions(model, tokenizer, prompts, **sampling)
+    return np.array([[gives_away(index, text) for text in texts] for index, texts in enumerate(drawn)], dtype=bool)

@@ -118,10 +118,16 @@ def min_k_auc(
         `float`: Between 0 and 1.
 
     Raises:
-        ValueError: If a passage is longer than the model's context.
+        ValueError: If a passage is longer than the model's context, or has fewer than two words.
     """
     numbers = []
     for rows in (forget, holdout):
+        empty = [index for index, text in enumerate(rows["text"]) if len(text.split()) < 2]
+        if empty:
+            raise ValueError(
+                f"{len(empty)} of {len(rows)} passages have fewer than two words (the first is row {empty[0]}): leave "
+                "them out."
+            )
         # The first word is what the others are predicted from.
         first, rest = zip(*(_split_first_word(text) for text in rows["text"]), strict=True)
         scores = score_completions(model, tokenizer, first, rest, max_batch_tokens, with_end=False)

@@ -134,7 +134,12 @@ def privacy_leakage(auc: float, retrained_auc: float) -> float:
     Returns:
         `float`: Per cent, negative if the unlearned model still gives the forget set away, positive if it has been
         pushed too far; near 0 is right. (MUSE takes the AUC of *not* having been trained on, `1 - auc`.)
+
+    Raises:
+        ValueError: If the retrained model's AUC is 1, so that there is nothing to divide by.
     """
+    if retrained_auc == 1:
+        raise ValueError("The retrained model's AUC is 1: the two sets differ by themselves, PrivLeak says nothing.")
     return 100 * ((1 - auc) - (1 - retrained_auc)) / (1 - retrained_auc)
 
 

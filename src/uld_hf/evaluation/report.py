@@ -8,46 +8,98 @@ from typing import Any
 
 import numpy as np
 
-from .evaluation import Evaluation, SetResults, compare
+from .comparison import compare, figure_table
+from .evaluation import Evaluation, SetResults
+from .tofu_logs import SetLog
 
 
 LIMITS = (
     "The target's weights are unchanged: whoever holds them still has the knowledge.",
     "The assistant is a concentrated copy of the forget set and must be kept as carefully as the data.",
-    "What was measured is greedy answers and likelihoods on these questions. Sampling many times, other wordings and "
-    "other languages were not.",
+    "What was measured is answers and likelihoods on these questions. Other subjects, other languages, and whoever may "
+    "finetune the model were not.",
     "A p-value above 0.05 means that no difference was found with so many rows, not that there is none.",
 )
+NOT_PROBED = "Only greedy answers were looked at. More may come out in many draws, or when asked in other words."
 AUC_MARGIN = 0.1  # about the standard error of the difference of two AUCs from forty rows each
+LEAK_MARGIN = 0.05
 GLOSSARY = {
     "probability": "how likely the model finds the right answer, per token; 1 is certain.",
+    "probability among answers": "the right answer's share of the probability of right and wrong answers.",
     "ROUGE-L recall": "share of the right answer's words that the model's own answer has, in order.",
     "exact memorization": "share of the right answer's tokens that are the model's first choice.",
     "extraction strength": "share of the right answer that the model completes by itself once it has been begun.",
     "broken answers": "number of answers that are empty or repeat themselves.",
     "paraphrased probability": "the same as probability, of the right answer in other words.",
-    "truth ratio": "how much more likely right answers are than wrong ones in like words; 0.5 is no difference.",
+    "truth ratio": "how much more likely right answers are than wrong ones in like words. Of prob_mean, 0.5 is no "
+    "difference; of closer_to_1_better, 1; of true_better, 0.",
+    "BLEU": "how alike continuation and document are, 0 to 100.",
+    "longest common run": "words in a row that continuation and document have in common.",
+    "word perplexity": "among how many words the model hesitates when it reads the documents; lower is better.",
+    "fluency": "how likely a classifier finds it that answers are no gibberish.",
+    "leak": "share of answers with the fact in them, or of the answer's words where no fact is marked; leak@10 in the "
+    "worst of ten draws.",
     "forget quality": "how well the model passes for the retrained one (a p-value); below 0.05 it does not.",
     "memorization": "1 if nothing of what the target remembered is left, 0 if all of it.",
     "AUC": "how well an attacker can tell from the model what it was trained on; compare with the retrained model's.",
+    "PrivLeak": "the same in per cent of the retrained model's: below 0 it shows, above 0 it was pushed too far.",
     "privacy": "1 if attackers learn no more than from the retrained model.",
+    "model utility": "TOFU's figure of what is kept: harmonic mean of probability, ROUGE-L recall and truth ratio.",
+    "utility": "what is kept, in parts of the target's; 1 is all.",
+    "aggregate": "harmonic mean of memorization, privacy and utility; 1 is best.",
+}
+SET_NAMES = {
+    "forget": "What must be forgotten",
+    "retain": "What must be kept",
+    "holdout": "What no model was trained on",
+    "real authors": "Real authors, who must be kept",
+    "world facts": "Facts of the world, which must be kept",
 }
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #ddd }
-th:first-child, td:first-child { text-align: left }
+:root { --ink: #1c1f24; --soft: #5c6570; --line: #dfe3e8; --ground: #f5f7f9; --good: #1b5e20; --bad: #b00020 }
+* { box-sizing: border-box }
+body { font: 16px/1.55 system-ui, "Segoe UI", Roboto, sans-serif; max-width: 64rem; margin: 0 auto;
+  padding: 2rem 1.25rem 4rem; color: var(--ink) }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .25rem }
+h2 { font-size: 1.3rem; margin: 2.75rem 0 .75rem; padding-bottom: .3rem; border-bottom: 2px solid var(--line) }
+.date, .note, figcaption { color: var(--soft); font-size: .875rem; margin: 0 }
+.request { margin: .75rem 0 0; white-space: pre-line }
+.verdict { margin: 1.25rem 0 0; padding: .8rem 1.1rem; border-left: 6px solid var(--good); background: #edf6ee;
+  font-size: 1.15rem; font-weight: 600; color: var(--good) }
+.verdict.failed { border-color: var(--bad); background: #fdeef0; color: var(--bad) }
+.checks { list-style: none; padding: 0; margin: .25rem 0 0 }
+.checks li { display: grid; grid-template-columns: 5.2rem 1fr; gap: .75rem; padding: .5rem .25rem;
+  border-bottom: 1px solid var(--line) }
+.checks b { font-size: .8rem; letter-spacing: .04em; padding-top: .15rem }
+.passed b { color: var(--good) }
+.checks .failed { color: var(--bad); font-weight: 600; background: #fdeef0 }
 .wide { overflow-x: auto }
-.failed { color: #b00020; font-weight: 600 }
-.passed { color: #1b5e20 }
-mark { background: #ffe08a }
-blockquote { margin: .3rem 0 1rem; padding-left: .8rem; border-left: 3px solid #ccc; overflow-wrap: anywhere }
-code { overflow-wrap: anywhere }
-svg { max-width: 100%; height: auto }
-figure { margin: 1rem 0 }
-@media (max-width: 40rem) { th, td { padding: .2rem; font-size: .8rem } ul { padding-left: 1.2rem }
-  svg text { font-size: 20px } }
-@media print { body { margin: 0; max-width: none } h2, figure, article { break-inside: avoid } }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .94rem }
+th, td { text-align: right; padding: .28rem .6rem; border-bottom: 1px solid var(--line) }
+th:first-child, td:first-child { text-align: left }
+thead th { border-bottom: 2px solid var(--ink) }
+.group th { background: var(--ground); padding-top: .55rem }
+.group small { font-weight: 400; color: var(--soft) }
+.unlearned { font-weight: 600 }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1.5rem }
+figure { margin: 0 }
+svg { width: 100%; height: auto; display: block }
+.examples { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem }
+article { border: 1px solid var(--line); border-radius: .4rem; padding: .8rem 1rem; overflow-wrap: anywhere }
+article p { margin: 0 0 .5rem; font-weight: 600 }
+article div { display: grid; grid-template-columns: 3.6rem 1fr; gap: .5rem; font-size: .94rem }
+article span { color: var(--soft) }
+mark { background: #ffe08a; color: inherit; padding: 0 .1em }
+dl { display: grid; grid-template-columns: minmax(9rem, max-content) 1fr; gap: .2rem 1rem; font-size: .9rem; margin: 0 }
+dt { font-weight: 600 }
+dd { margin: 0; overflow-wrap: anywhere }
+code { font-size: .85em }
+@media (max-width: 40rem) { body { padding: 1.25rem 1rem 3rem } h1 { font-size: 1.6rem }
+  .checks li, dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .5rem }
+  th, td { padding: .25rem .3rem; font-size: .8rem } svg text { font-size: 21px } }
+@media print { body { max-width: none; padding: 0; font-size: 11pt } h2 { break-after: avoid }
+  figure, article, .checks li, tr { break-inside: avoid } .verdict, .group th, mark, .failed {
+  print-color-adjust: exact; -webkit-print-color-adjust: exact } @page { margin: 16mm } }
 """
 COLORS = {"target": "#757575", "retrained": "#1565c0", "unlearned": "#c62828"}
 
@@ -68,7 +120,9 @@ class Check:
     passed: bool
 
 
-def run_checks(evaluations: Mapping[str, Evaluation], utility_budget: float = 0.02) -> list[Check]:
+def run_checks(
+    evaluations: Mapping[str, Evaluation], utility_budget: float = 0.02, retrained_log: SetLog | None = None
+) -> list[Check]:
     """
     What a reader wants to know first: is it forgotten, is the rest kept, are the answers sound.
 
@@ -77,6 +131,8 @@ def run_checks(evaluations: Mapping[str, Evaluation], utility_budget: float = 0.
             `"target"`, `"unlearned"` and, if there is one, `"retrained"`.
         utility_budget (`float`, *optional*, defaults to `0.02`):
             Share of the target's figures on the retain set that may be lost.
+        retrained_log (`SetLog`, *optional*):
+            TOFU's log of a retrained model on the forget set, where there is no such model.
 
     Returns:
         `list[Check]`: The checks.
@@ -90,7 +146,7 @@ def run_checks(evaluations: Mapping[str, Evaluation], utility_budget: float = 0.
             after["probability"] < before["probability"],
         )
     ]
-    compared = compare(evaluations)
+    compared = compare(evaluations, retrained_log)
     if "forget quality" in compared["unlearned"]:
         quality, usual = (compared[name]["forget quality"] for name in ("unlearned", "target"))
         statement = f"It cannot be told from a model that never saw the forget set: p = {quality:.3g} (above 0.05)"
@@ -106,6 +162,16 @@ def run_checks(evaluations: Mapping[str, Evaluation], utility_budget: float = 0.
             f"{worst} {aucs[worst]:.3g} against {usual[worst]:.3g} (at most {AUC_MARGIN:g} more)"
         )
         checks.append(Check(statement, aucs[worst] - usual[worst] <= AUC_MARGIN))
+    if "retrained" in evaluations:
+        usual = evaluations["retrained"].sets["forget"].summary()
+        ways = [measure for measure in usual if measure.startswith("leak") and measure in after]
+        if ways:
+            worst = max(ways, key=lambda measure: after[measure] - usual[measure])
+            statement = (
+                "Asked in any of the ways tried, it gives away no more than the retrained model: "
+                f"{worst} {after[worst]:.3g} against {usual[worst]:.3g} (at most {LEAK_MARGIN:g} more)"
+            )
+            checks.append(Check(statement, after[worst] - usual[worst] <= LEAK_MARGIN))
     kept, had = unlearned["retain"].summary(), target["retain"].summary()
     for measure in ("probability", "ROUGE-L recall"):
         least = (1 - utility_budget) * had[measure]
@@ -136,8 +202,9 @@ def check_same(evaluations: Mapping[str, Evaluation], sweep: Mapping[str, Any] |
         ValueError: If they are of other data, another target or another assistant.
     """
     settings = evaluations["unlearned"].settings
+    options = ("data", "max_new_tokens", "num_samples", "tokenizer")
     for name, evaluation in evaluations.items():
-        for measured in ("data", "max_new_tokens", "target") if name == "target" else ("data", "max_new_tokens"):
+        for measured in (*options, "target") if name == "target" else options:
             if evaluation.settings[measured] != settings[measured]:
                 raise ValueError(
                     f"{name!r} and 'unlearned' were evaluated with different {measured!r}: run uld eval again for all "
@@ -207,7 +274,7 @@ class _Axes:
 
 def _svg(body: str, title: str) -> str:
     return (
-        f'<figure><svg viewBox="-44 0 664 356" width="664" role="img" aria-label="{escape(title)}" '
+        f'<figure><svg viewBox="-44 0 664 356" role="img" aria-label="{escape(title)}" '
         f'font-family="system-ui, sans-serif" font-size="14">{body}</svg>'
         f"<figcaption>{escape(title)}</figcaption></figure>"
     )
@@ -294,31 +361,54 @@ def _examples(before: SetResults, after: SetResults, number: int) -> str:
     # Spread over the set: the first ten may all be about the same.
     indices = np.unique(np.linspace(0, len(before.prompts) - 1, min(number, len(before.prompts))).astype(int))
     return "".join(
-        f"<article><p><strong>{escape(before.prompts[index])}</strong></p>"
-        f"<blockquote>before: {escape(before.completions[index])}<br>"
-        f"after: {mark_differences(before.completions[index], after.completions[index])}</blockquote></article>"
+        f"<article><p>{escape(_shown(before.prompts[index]))}</p>"
+        f"<div><span>before</span><div>{mark_differences(after.completions[index], before.completions[index])}</div>"
+        f"<span>after</span><div>{mark_differences(before.completions[index], after.completions[index])}</div>"
+        "</div></article>"
         for index in indices
     )
 
 
-def _table(evaluations: Mapping[str, Evaluation]) -> str:
-    compared = compare(evaluations)
-    rows: dict[str, dict[str, float]] = {}
-    for name, evaluation in evaluations.items():
-        for split, results in evaluation.sets.items():
-            for measure, value in results.summary().items():
-                rows.setdefault(f"{split}: {measure}", {})[name] = value
-    for name, figures in compared.items():
-        for measure, value in figures.items():
-            rows.setdefault(measure, {})[name] = value
-    head = "".join(f"<th>{escape(name)}</th>" for name in evaluations)
+def _shown(prompt: str) -> str:
+    """The end of a prompt: of passages, what comes just before the continuation."""
+    return prompt if len(prompt) <= 400 else f"… {prompt[-400:]}"
+
+
+def _table(evaluations: Mapping[str, Evaluation], compared: Mapping[str, Mapping[str, float]]) -> str:
+    columns = list(evaluations)
+    head = "".join(f'<th class="{name}">{escape(name)}</th>' for name in columns)
+    groups: dict[str, list[str]] = {}
+    rows_of = {
+        split.replace("_", " "): len(results.prompts) for split, results in evaluations["unlearned"].sets.items()
+    }
+    for label, row in figure_table(evaluations, compared).items():
+        split, _, measure = label.rpartition(": ")
+        if measure == "rows":
+            continue
+        digits = ".0f" if measure == "broken answers" else ".3g"
+        cells = "".join(
+            f'<td class="{name}">{row[name]:{digits}}</td>' if name in row else f'<td class="{name}"></td>'
+            for name in columns
+        )
+        groups.setdefault(split, []).append(f"<tr><td>{escape(measure)}</td>{cells}</tr>")
     body = "".join(
-        f"<tr><td>{escape(label)}</td>"
-        + "".join(f"<td>{row[name]:.3g}</td>" if name in row else "<td></td>" for name in evaluations)
-        + "</tr>"
-        for label, row in rows.items()
+        f'<tbody><tr class="group"><th colspan="{1 + len(columns)}" scope="rowgroup">'
+        + (f"{SET_NAMES[split]} <small>{split} set, {rows_of[split]:,} rows</small>" if split else "Models compared")
+        + f"</th></tr>{''.join(rows)}</tbody>"
+        for split, rows in groups.items()
     )
-    return f'<div class="wide"><table><tr><th></th>{head}</tr>{body}</table></div>'
+    return f'<div class="wide"><table><thead><tr><th></th>{head}</tr></thead>{body}</table></div>'
+
+
+def _glossary(evaluations: Mapping[str, Evaluation], compared: Mapping[str, Mapping[str, float]]) -> str:
+    """What the figures of this table mean, and no others."""
+    shown = {label.rpartition(": ")[2] for label in figure_table(evaluations, compared)}
+    used = {
+        term: meaning
+        for term, meaning in GLOSSARY.items()
+        if term in shown or any(name.startswith((f"{term} ", f"{term},", f"{term}@")) for name in shown)
+    }
+    return f"<dl>{''.join(f'<dt>{escape(term)}</dt><dd>{escape(used[term])}</dd>' for term in used)}</dl>"
 
 
 def render_report(
@@ -328,6 +418,8 @@ def render_report(
     date: str,
     sweep: Mapping[str, Any] | None = None,
     num_examples: int = 10,
+    request: str | None = None,
+    retrained_log: SetLog | None = None,
 ) -> str:
     """
     The page.
@@ -345,43 +437,56 @@ def render_report(
             What `uld sweep --output` wrote.
         num_examples (`int`, *optional*, defaults to `10`):
             Examples of each set. They show what was to be forgotten: leave them out (`0`) of a page that travels.
+        request (`str`, *optional*):
+            What was asked, at more length.
+        retrained_log (`SetLog`, *optional*):
+            TOFU's log of a retrained model on the forget set, where there is no such model.
 
     Returns:
         `str`: A self-contained HTML document.
     """
-    checks = run_checks(evaluations)
+    checks = run_checks(evaluations, retrained_log=retrained_log)
     failed = sum(not check.passed for check in checks)
     verdict = "All checks passed." if not failed else f"{failed} of {len(checks)} checks failed."
     items = "".join(
-        f'<li class="{"passed" if check.passed else "failed"}">{"passed" if check.passed else "FAILED"}: '
-        f"{escape(check.statement)}</li>"
+        f'<li class="{"passed" if check.passed else "failed"}"><b>{"passed" if check.passed else "FAILED"}</b> '
+        f"<span>{escape(check.statement)}</span></li>"
         for check in checks
     )
-    meanings = "".join(f"<li><strong>{term}</strong>: {escape(meaning)}</li>" for term, meaning in GLOSSARY.items())
     target, unlearned = evaluations["target"], evaluations["unlearned"]
-    parts = [
-        f"<h1>{escape(title)}</h1><p>{escape(date)}</p>",
-        f'<p class="{"failed" if failed else "passed"}">{verdict}</p><ul>{items}</ul>',
-        f"<h2>Figures</h2>{_table(evaluations)}",
-        f"<ul>{meanings}</ul><p>The formulas: <code>docs/evaluation.md</code> of uld_hf.</p>",
-        plot_truth_ratios(evaluations),
-    ]
+    compared = compare(evaluations, retrained_log)
+    plots = plot_truth_ratios(evaluations)
     if sweep is not None:
-        parts.append(f"<h2>Settings tried</h2>{plot_frontier(sweep['settings'], sweep['target'], sweep['chosen'])}")
+        plots += plot_frontier(sweep["settings"], sweep["target"], sweep["chosen"])
+    parts = [
+        f'<header><h1>{escape(title)}</h1><p class="date">{escape(date)}</p>',
+        "" if request is None else f'<p class="request">{escape(request)}</p>',
+        f'<p class="verdict{" failed" if failed else ""}">{verdict}</p></header>',
+        f'<h2>What must hold</h2><ul class="checks">{items}</ul>',
+        f"<h2>Figures</h2>{_table(evaluations, compared)}",
+        f'<h2>What the figures show</h2><div class="plots">{plots}</div>' if plots else "",
+    ]
     if num_examples:
         for split, heading in (("forget", "What must be forgotten"), ("retain", "What must be kept")):
             examples = _examples(target.sets[split], unlearned.sets[split], num_examples)
-            parts.append(f"<h2>{heading}: answers before and after</h2>{examples}")
-    parts.append(f"<h2>Limits</h2><ul>{''.join(f'<li>{escape(limit)}</li>' for limit in LIMITS)}</ul>")
+            parts.append(f'<h2>{heading}: answers before and after</h2><div class="examples">{examples}</div>')
+    limits = LIMITS if unlearned.sets["forget"].leaks else (*LIMITS, NOT_PROBED)
+    parts.append(f"<h2>Limits</h2><ul>{''.join(f'<li>{escape(limit)}</li>' for limit in limits)}</ul>")
+    parts.append(
+        f"<h2>What the figures mean</h2>{_glossary(evaluations, compared)}"
+        '<p class="note">The formulas: <code>docs/evaluation.md</code> of uld_hf.</p>'
+    )
     identity = {
-        **{f"data: {split}, SHA-256": value for split, value in unlearned.settings["data"].items()},
+        **{f"data: {split.replace('_', ' ')}, SHA-256": value for split, value in unlearned.settings["data"].items()},
         **{f"target: {part}, SHA-256": value for part, value in unlearned.settings["target"].items()},
         **{f"assistant: {name}, SHA-256": value for name, value in unlearned.settings["lora"].items()},
         **{name: unlearned.settings[name] for name in ("assistants", "relative_top", "outside", "center", "clamp")},
         **versions,
     }
-    rows = "".join(f"<li>{escape(name)}: <code>{escape(str(value))}</code></li>" for name, value in identity.items())
-    parts.append(f"<h2>What exactly was measured</h2><ul>{rows}</ul>")
+    rows = "".join(
+        f"<dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd>" for name, value in identity.items()
+    )
+    parts.append(f"<h2>What exactly was measured</h2><dl>{rows}</dl>")
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -66,6 +66,8 @@ class Subtraction:
             Whether a uniform assistant changes nothing.
         clamp (`bool`, *optional*, defaults to `False`):
             Whether tokens that the assistant finds improbable are left alone.
+        remove_top_k (`int`, *optional*, defaults to `0`):
+            How many tokens are ruled out instead of subtracting; `alpha` then counts by its sign only.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -76,9 +78,10 @@ class Subtraction:
     outside: Outside = "keep"
     center: bool = True
     clamp: bool = False
+    remove_top_k: int = 0
 
     def __post_init__(self) -> None:
-        check_subtraction(self.alpha, self.relative_top, self.outside, self.center, self.clamp)
+        check_subtraction(**vars(self))
 
 
 def encode(
@@ -122,7 +125,7 @@ def context_length(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
 
-def check_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None:
+def check_lengths(model: PreTrainedModel, lengths: Sequence[int], what: str = "") -> None:
     """
     Refuse rows that are longer than the model's context.
 
@@ -131,6 +134,8 @@ def check_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None:
             The model.
         lengths (`Sequence[int]`):
             Length of each row, in tokens.
+        what (`str`, *optional*, defaults to `""`):
+            What the lengths include, for the message.
 
     Raises:
         ValueError: If a row is too long.
@@ -139,7 +144,7 @@ def check_lengths(model: PreTrainedModel, lengths: Sequence[int]) -> None:
     long = [] if longest is None else [index for index, length in enumerate(lengths) if length > longest]
     if long:
         raise ValueError(
-            f"{len(long)} of {len(lengths)} rows are longer than the model's context of {longest} tokens (row "
+            f"{len(long)} of {len(lengths)} rows {what}are longer than the model's context of {longest} tokens (row "
             f"{long[0]} has {lengths[long[0]]}): shorten them or leave them out, their figures would mean nothing."
         )
 
@@ -275,6 +280,7 @@ def score_subtractions(
     completions: Sequence[str],
     subtractions: Sequence[Subtraction],
     max_batch_tokens: int = MAX_BATCH_TOKENS,
+    with_end: bool = True,
 ) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     """
     Log-probabilities by the target and by every setting of the subtraction, from one pass of target and assistants.
@@ -292,6 +298,8 @@ def score_subtractions(
             Settings to try.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
             Most tokens of a batch, padding included.
+        with_end (`bool`, *optional*, defaults to `True`):
+            Whether the end token is scored too, as for answers; not for passages from the middle of a text.
 
     Returns:
         `tuple[list[numpy.ndarray], list[list[numpy.ndarray]]]`: For the target, and for each setting: of every row the
@@ -303,7 +311,7 @@ def score_subtractions(
     weights = [entry["alpha"] for entry in model.config.assistants.values()]
     proportions = [weight / weights[0] for weight in weights]
     scores: list[list[np.ndarray]] = [[None] * len(prompts) for _ in (None, *subtractions)]
-    arguments = (model, tokenizer, prompts, completions, max_batch_tokens, "Scoring answers")
+    arguments = (model, tokenizer, prompts, completions, max_batch_tokens, with_end)
     for batch, inputs, counted, lengths in _batches(*arguments):
         target_logits, assistant_logits = model.component_logits(**inputs)
         logits = [each[:, :-1][counted[:, 1:]].split(TOKENS_AT_ONCE) for each in (target_logits, *assistant_logits)]

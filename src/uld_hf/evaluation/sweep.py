@@ -63,7 +63,8 @@ def sweep(
         `tuple[Outcome, list[Outcome]]`: The target's outcome, and that of each setting.
 
     Raises:
-        ValueError: If a set is empty, or truth ratios are given and the questions have no paraphrases or wrong answers.
+        ValueError: If a set is empty, one has questions and the other documents, or truth ratios are given and the
+            questions have no paraphrases or wrong answers.
     """
     check_questions(forget)
     check_questions(retain)
@@ -89,7 +90,12 @@ def sweep(
             quality = forget_quality(truth_ratio(paraphrased, wrong), retrained_truth_ratios)
         return Outcome(*map(float, probabilities), quality)
 
-    target, by_setting = score_subtractions(model, tokenizer, prompts, answers, subtractions, max_batch_tokens)
+    are_passages = {question.is_passage for question in (*forget, *retain)}
+    if len(are_passages) > 1:
+        raise ValueError("One set has questions, the other documents: sweep over two of the same kind.")
+    with_end = are_passages == {False}
+    arguments = (model, tokenizer, prompts, answers, subtractions, max_batch_tokens, with_end)
+    target, by_setting = score_subtractions(*arguments)
     return outcome(target), [outcome(log_probs) for log_probs in by_setting]
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from datasets import Dataset
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import hmean, ks_2samp
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .scoring import MAX_BATCH_TOKENS, score_completions
+from .scoring import MAX_BATCH_TOKENS, check_lengths, score_completions
 
 
 # The same phrase of one to four words three times in a row.
@@ -52,21 +53,31 @@ def generate_completions(
 
     Returns:
         `list[str]`: What follows each prompt, without special tokens.
+
+    Raises:
+        ValueError: If a prompt and its completion would be longer than the model's context.
     """
     completions = [""] * len(prompts)
-    lengths = [len(ids) for ids in tokenizer(list(prompts))["input_ids"]]
+    encoded = tokenizer(list(prompts))["input_ids"]
+    lengths = [len(ids) for ids in encoded]
+    check_lengths(model, [length + max_new_tokens for length in lengths], f"with max_new_tokens={max_new_tokens} ")
+    # Padding by hand: many tokenizers have no padding token, and which one it is does not matter.
+    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     for batch in _batches_by_length(lengths, batch_size, "Answering questions"):
-        inputs = tokenizer(
-            [prompts[index] for index in batch],
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            return_token_type_ids=False,
-        ).to(model.device)
+        longest = lengths[batch[0]]
+        input_ids = torch.full((len(batch), longest), pad_token_id)
+        attention_mask = torch.zeros_like(input_ids)
+        for row, index in enumerate(batch):
+            input_ids[row, longest - lengths[index] :] = torch.tensor(encoded[index])
+            attention_mask[row, longest - lengths[index] :] = 1
         generated = model.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            input_ids=input_ids.to(model.device),
+            attention_mask=attention_mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=pad_token_id,
         )
-        texts = tokenizer.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = tokenizer.batch_decode(generated[:, longest:], skip_special_tokens=True)
         for index, text in zip(batch, texts, strict=True):
             completions[index] = text.strip()
     return completions
@@ -107,10 +118,15 @@ def truth_ratio(
 
     Returns:
         `numpy.ndarray` of shape `(num_rows,)`: Near 0 if the model knows the fact, about 1 if it does not.
+
+    Raises:
+        ValueError: If `mean` is another word.
     """
     if mean == "geometric":
         return np.exp(paraphrased_losses - perturbed_losses.mean(axis=-1))
-    return np.exp(paraphrased_losses) * np.exp(-perturbed_losses).mean(axis=-1)
+    if mean == "arithmetic":
+        return np.exp(paraphrased_losses) * np.exp(-perturbed_losses).mean(axis=-1)
+    raise ValueError(f"mean={mean!r} must be 'geometric' or 'arithmetic'.")
 
 
 def forget_quality(truth_ratios: np.ndarray, retrained_truth_ratios: np.ndarray) -> float:

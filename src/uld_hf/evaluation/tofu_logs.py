@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,6 +38,8 @@ class SetLog:
             ROUGE-L recall of the greedy answer.
         texts (`list[tuple[str, str, str]]`):
             Prompt, greedy answer and right answer.
+        num_tokens (`numpy.ndarray` of shape `(num_rows,)`):
+            Tokens of the right answer.
     """
 
     loss: np.ndarray
@@ -44,6 +47,7 @@ class SetLog:
     perturbed_losses: np.ndarray
     rouge_l_recall: np.ndarray
     texts: list[tuple[str, str, str]]
+    num_tokens: np.ndarray
 
 
 def load_tofu_log(path: str | os.PathLike) -> dict[str, SetLog]:
@@ -68,7 +72,10 @@ def load_tofu_log(path: str | os.PathLike) -> dict[str, SetLog]:
 
 
 def _read_set(log: Mapping[str, Any], source: str) -> SetLog:
-    fields = ("avg_gt_loss", "avg_paraphrased_loss", "average_perturb_loss", "rougeL_recall", "generated_text")
+    fields = (
+        *("avg_gt_loss", "avg_paraphrased_loss", "average_perturb_loss"),
+        *("rougeL_recall", "generated_text", "num_token_gt"),
+    )
     missing = [field for field in fields if field not in log]
     if missing:
         raise ValueError(f"{source} lacks {missing}.")
@@ -80,11 +87,51 @@ def _read_set(log: Mapping[str, Any], source: str) -> SetLog:
     lengths = {field: len(values) for field, values in rows.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"{source} has different numbers of rows: {lengths}.")
-    loss, paraphrased, perturbed, rouge, texts = rows.values()
-    return SetLog(np.array(loss), np.array(paraphrased), np.array(perturbed), np.array(rouge), [*map(tuple, texts)])
+    if lengths["avg_gt_loss"] == 0 or len({len(wrong) for wrong in rows["average_perturb_loss"]}) != 1:
+        raise ValueError(f"{source} has no rows, or rows with different numbers of wrong answers.")
+    loss, paraphrased, perturbed, rouge, texts, num_tokens = rows.values()
+    arrays = (np.array(column) for column in (loss, paraphrased, perturbed, rouge))
+    return SetLog(*arrays, [*map(tuple, texts)], np.array(num_tokens))
 
 
-def aggregate_tofu_log(log: Mapping[str, SetLog], retrained: Mapping[str, SetLog] | None = None) -> dict[str, float]:
+def check_same_rows(log: SetLog, answers: Sequence[str], num_tokens: Sequence[int]) -> None:
+    """
+    Refuse a log of other rows, or of a model with another tokenizer, whose losses per token mean something else.
+
+    Args:
+        log ([`SetLog`]):
+            The log.
+        answers (`Sequence[str]`):
+            Right answers.
+        num_tokens (`Sequence[int]`):
+            Tokens of each.
+
+    Raises:
+        ValueError: If the right answers differ, or are split into other numbers of tokens.
+    """
+    logged = [text[2].strip() for text in log.texts]
+    if logged != [answer.strip() for answer in answers]:
+        raise ValueError(
+            f"The log is of another split: it has {len(logged)} right answers, of which "
+            f"{len(set(logged) & {answer.strip() for answer in answers})} are among the {len(answers)} rows. Evaluate "
+            "on the rows of the log, in its order."
+        )
+    # A chat template may put a space or an end token more or less before or behind every answer.
+    differences = Counter((np.array(num_tokens) - log.num_tokens).tolist())
+    if len(differences) > 1:
+        usual = differences.most_common(1)[0][1]
+        raise ValueError(
+            f"The log is of a model with another tokenizer: of {len(answers)} right answers {len(answers) - usual} "
+            "have another number of tokens there. Losses per token cannot be compared; use the log of a model with the "
+            "same tokenizer."
+        )
+
+
+def aggregate_tofu_log(
+    log: Mapping[str, SetLog],
+    retrained: Mapping[str, SetLog] | None = None,
+    mean: Literal["geometric", "arithmetic"] = "geometric",
+) -> dict[str, float]:
     """
     The figures of the benchmark's tables from a log (arXiv 2401.06121, section 2.2).
 
@@ -93,17 +140,19 @@ def aggregate_tofu_log(log: Mapping[str, SetLog], retrained: Mapping[str, SetLog
             The model's log.
         retrained (`Mapping[str, SetLog]`, *optional*):
             Log of a model trained without the forget set, for the forget quality.
+        mean (`"geometric"` or `"arithmetic"`, *optional*, defaults to `"geometric"`):
+            Mean of the wrong answers' probabilities in the truth ratio, see [`~uld_hf.evaluation.tofu.truth_ratio`].
 
     Returns:
         `dict[str, float]`: `"ROUGE"`, `"Prob."` and `"Truth Ratio"` of each set, `"Model Utility"` and, with
         `retrained`, `"Forget Quality"`.
 
     Raises:
-        ValueError: If the two logs are of different forget sets.
+        ValueError: If the two logs are of different forget sets, or of models with different tokenizers.
     """
     figures, kept = {}, []
     for name, rows in log.items():
-        ratios = truth_ratio(rows.paraphrased_loss, rows.perturbed_losses)
+        ratios = truth_ratio(rows.paraphrased_loss, rows.perturbed_losses, mean)
         figures[f"ROUGE {name}"] = float(rows.rouge_l_recall.mean())
         probabilities = np.exp(-rows.loss)
         if name in ("Real Authors", "Real World"):
@@ -116,11 +165,9 @@ def aggregate_tofu_log(log: Mapping[str, SetLog], retrained: Mapping[str, SetLog
     figures["Model Utility"] = model_utility(kept)
     if retrained is not None:
         ours, theirs = log["Forget"], retrained["Forget"]
-        right = [text[2] for text in ours.texts]
-        if right != [text[2] for text in theirs.texts]:
-            raise ValueError("The two logs are of different forget sets: their right answers differ.")
+        check_same_rows(theirs, [text[2] for text in ours.texts], ours.num_tokens.tolist())
         figures["Forget Quality"] = forget_quality(
-            truth_ratio(ours.paraphrased_loss, ours.perturbed_losses),
-            truth_ratio(theirs.paraphrased_loss, theirs.perturbed_losses),
+            truth_ratio(ours.paraphrased_loss, ours.perturbed_losses, mean),
+            truth_ratio(theirs.paraphrased_loss, theirs.perturbed_losses, mean),
         )
     return figures

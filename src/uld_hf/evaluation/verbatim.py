@@ -84,6 +84,22 @@ def longest_common_run(first: str, second: str) -> int:
     return SequenceMatcher(None, words, others, autojunk=False).find_longest_match().size
 
 
+def sentence_bleu(continuation: str, reference: str) -> float:
+    """
+    BLEU of one continuation, by sacrebleu.
+
+    Args:
+        continuation (`str`):
+            Generated text.
+        reference (`str`):
+            Right text.
+
+    Returns:
+        `float`: 0 to 100.
+    """
+    return sacrebleu.sentence_bleu(continuation, [reference]).score
+
+
 def score_continuations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -116,7 +132,7 @@ def score_continuations(
     pairs = list(zip(continuations, references, strict=True))
     return Continuations(
         continuations=continuations,
-        bleu=np.array([sacrebleu.sentence_bleu(continuation, [reference]).score for continuation, reference in pairs]),
+        bleu=np.array([sentence_bleu(*pair) for pair in pairs]),
         rouge_l_recall=rouge_l_recall(continuations, references),
         longest_common_run=np.array([longest_common_run(*pair) for pair in pairs]),
     )
@@ -148,7 +164,8 @@ def word_perplexity(
         `float`: `exp` of the negative log-likelihood of all tokens, divided by the number of words.
 
     Raises:
-        ValueError: If the window is longer than the model's context, or the stride longer than the window.
+        ValueError: If the window is longer than the model's context, the stride longer than the window, or the document
+            shorter than two tokens.
     """
     stride = window // 2 if stride is None else stride
     longest = context_length(model)
@@ -156,6 +173,8 @@ def word_perplexity(
         limit = "" if longest is None else f" <= {longest}"
         raise ValueError(f"window={window} and stride={stride} must satisfy 1 <= stride < window{limit}.")
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
+    if ids.shape[1] < 2:
+        raise ValueError(f"The document {text!r} has fewer than two tokens: there is nothing to predict.")
     total, scored = 0.0, 1
     with tqdm(total=ids.shape[1], desc="Reading", leave=False) as progress:
         while scored < ids.shape[1]:

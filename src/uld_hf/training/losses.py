@@ -7,7 +7,7 @@ forward pass.
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,45 +40,81 @@ def token_losses(logits: torch.Tensor, labels: torch.LongTensor, retain_mask: to
     return logits.logsumexp(dim=-1) - torch.where(retain_mask, logits.mean(dim=-1), label_logits)
 
 
-class _ChunkedTokenLosses(torch.autograd.Function):
-    """Weighted sum of `token_losses`, with the hidden states' gradient computed in the forward pass."""
+class _ChunkedLoss(torch.autograd.Function):
+    """Weighted sum of tokens' losses, with the gradients computed in the forward pass."""
 
     @staticmethod
     def forward(
         ctx: torch.autograd.function.FunctionCtx,
         hidden: torch.Tensor,
-        labels: torch.LongTensor,
-        retain_mask: torch.BoolTensor,
         weights: torch.Tensor,
-        head: Callable[[torch.Tensor], torch.Tensor],
+        score: Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]],
         chunk_size: int,
+        *parameters: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        losses, correct, gradients = [], [], []
+        # Frozen hidden states (nothing below the head trains) leave the head's own gradient, and the other way round.
+        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
+        losses, others, gradients = [], [], []
+        sums = [torch.zeros_like(parameter) for parameter, need in zip(parameters, needed[1:], strict=True) if need]
         # Divided out until backward(): in a step of many tokens each one's own gradient is below float16's range.
         ctx.scale = weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
         weights_of_one = weights / ctx.scale
-        for tile, label, retain, weight in zip(
-            *(tensor.split(chunk_size) for tensor in (hidden, labels, retain_mask, weights_of_one)), strict=True
-        ):
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                tile = tile.detach().requires_grad_(ctx.needs_input_grad[0])
-                logits = head(tile).float()
-                loss = token_losses(logits, label, retain)
-                if ctx.needs_input_grad[0]:
-                    gradients.append(torch.autograd.grad((loss * weight).sum(), tile)[0])
+        for start in range(0, len(hidden), chunk_size):
+            where = slice(start, start + chunk_size)
+            with torch.set_grad_enabled(any(needed)):
+                tile = hidden[where].detach().requires_grad_(needed[0])
+                loss, other = score(tile, where)
+                if any(needed):
+                    inputs = [tensor for tensor, need in zip((tile, *parameters), needed, strict=True) if need]
+                    found = list(torch.autograd.grad((loss * weights_of_one[where]).sum(), inputs))
+                    if needed[0]:
+                        gradients.append(found.pop(0))
+                    for total, gradient in zip(sums, found, strict=True):
+                        total += gradient
             losses.append(loss.detach())
-            correct.append(logits.detach().argmax(dim=-1) == label)
-        loss, correct = torch.cat(losses), torch.cat(correct)
-        if gradients:
-            ctx.save_for_backward(torch.cat(gradients))
-        ctx.mark_non_differentiable(loss, correct)
-        return (loss * weights).sum(), loss, correct
+            others.append(other.detach())
+        losses, others = torch.cat(losses), torch.cat(others)
+        ctx.needed = needed
+        ctx.save_for_backward(*([torch.cat(gradients)] if needed[0] else []), *sums)
+        ctx.mark_non_differentiable(losses, others)
+        return (losses * weights).sum(), losses, others
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor, *_) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
+        saved = iter(ctx.saved_tensors)
         # A float32 scalar does not change the tensor's dtype.
-        return gradient * (grad * ctx.scale), None, None, None, None, None
+        hidden, *parameters = [next(saved) * (grad * ctx.scale) if need else None for need in ctx.needed]
+        return hidden, None, None, None, *parameters
+
+
+def chunked_loss(
+    hidden: torch.Tensor,
+    weights: torch.Tensor,
+    score: Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]],
+    chunk_size: int = CHUNK_SIZE,
+    parameters: Sequence[torch.Tensor] = (),
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    Weighted sum of tokens' losses whose logits are made one tile of tokens at a time, also for the gradient.
+
+    Args:
+        hidden (`torch.Tensor` of shape `(num_tokens, hidden_size)`):
+            Last hidden states.
+        weights (`torch.Tensor` of shape `(num_tokens,)`):
+            Weight of each token's loss.
+        score (`Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]`):
+            From the hidden states of a tile, and which tokens these are, to their losses and to something else to
+            be kept of each token.
+        chunk_size (`int`, *optional*, defaults to `256`):
+            Tokens per tile.
+        parameters (`Sequence[torch.Tensor]`, *optional*):
+            What else the losses depend on and must have gradients: a head that is trained.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: The sum, with gradients; each token's loss and what else
+        was kept of it, of shape `(num_tokens,)`, without.
+    """
+    return _ChunkedLoss.apply(hidden, weights, score, chunk_size, *parameters)
 
 
 @dataclass
@@ -130,6 +166,26 @@ def make_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
     return head
 
 
+def token_weights(retain_mask: torch.BoolTensor, num_items: torch.Tensor, retain_weight: float) -> torch.Tensor:
+    """
+    Weights that make of a sum over tokens the mean over the forget tokens plus a multiple of that over the retain ones.
+
+    Args:
+        retain_mask (`torch.BoolTensor` of shape `(num_tokens,)`):
+            `True` for tokens of the retain set.
+        num_items (`torch.Tensor` of shape `(2,)`):
+            Number of forget and of retain tokens of the whole optimizer step.
+        retain_weight (`float`):
+            Weight of the retain term.
+
+    Returns:
+        `torch.Tensor` of shape `(num_tokens,)`: The weights, in float32.
+    """
+    # A count of 0 means that the whole step has no such token; clamping keeps 0/0 out of it.
+    forget_scale, retain_scale = 1.0 / num_items.to(retain_mask.device, torch.float32).clamp(min=1)
+    return torch.where(retain_mask, retain_weight * retain_scale, forget_scale)
+
+
 def uld_loss(
     hidden: torch.Tensor,
     labels: torch.LongTensor,
@@ -165,13 +221,16 @@ def uld_loss(
     """
     counted = labels[:, 1:] != -100
     hidden, retain_mask, labels = hidden[:, :-1][counted], retain_mask[:, 1:][counted], labels[:, 1:][counted]
-    # A count of 0 means that the whole step has no such token; clamping keeps 0/0 out of it.
-    forget_scale, retain_scale = 1.0 / num_items.to(hidden.device, torch.float32).clamp(min=1)
-    weights = torch.where(retain_mask, retain_weight * retain_scale, forget_scale)
     if len(labels) == 0:  # a micro-batch without answers still has to reach backward()
         zero = hidden.sum() * 0.0
         return ULDLossOutput(zero, zero.detach(), zero.detach().long(), zero.detach())
-    loss, per_token, correct = _ChunkedTokenLosses.apply(hidden, labels, retain_mask, weights, head, chunk_size)
+
+    def score(tile: torch.Tensor, where: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = head(tile).float()
+        return token_losses(logits, labels[where], retain_mask[where]), logits.argmax(dim=-1) == labels[where]
+
+    weights = token_weights(retain_mask, num_items, retain_weight)
+    loss, per_token, correct = chunked_loss(hidden, weights, score, chunk_size)
     return ULDLossOutput(
         loss=loss,
         forget_loss=per_token[~retain_mask].sum(),
@@ -207,18 +266,19 @@ def check_head(model: PreTrainedModel) -> None:
         )
 
 
-def add_uld_loss(model: PreTrainedModel, retain_weight: float) -> None:
+def add_loss(model: PreTrainedModel, loss: Callable[..., ModelOutput]) -> None:
     """
-    Make `model(..., retain_mask=...)` return the loss; without `retain_mask` nothing changes.
+    Make `model(..., retain_mask=...)` return a loss of the last hidden states; without `retain_mask` nothing changes.
 
     The loss must be computed inside of the model's forward: DistributedDataParallel and FSDP prepare parameters and
     gradients around that call.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            The assistant's base model.
-        retain_weight (`float`):
-            Weight of the retain term, the paper's beta.
+            A causal language model, without PEFT's wrapper.
+        loss (`Callable[..., ModelOutput]`):
+            Called with the model, the hidden states, and by name `labels`, `retain_mask`, `num_items` and, where they
+            are given, `targets`.
     """
 
     @functools.wraps(type(model).forward)
@@ -231,10 +291,27 @@ def add_uld_loss(model: PreTrainedModel, retain_weight: float) -> None:
     ) -> ModelOutput:
         if retain_mask is None:
             return self.forward_without_loss(*args, **kwargs)
-        labels = kwargs.pop("labels")
+        given = {name: kwargs.pop(name) for name in ("labels", "targets") if name in kwargs}
         hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
-        return uld_loss(hidden, labels, retain_mask, num_items, retain_weight, make_head(self))
+        return loss(self, hidden, retain_mask=retain_mask, num_items=num_items, **given)
 
     # Bound methods on the instance, not closures over it, so that a deepcopy of the model runs the copy.
     model.forward_without_loss = model.forward
     model.forward = types.MethodType(forward, model)
+
+
+def add_uld_loss(model: PreTrainedModel, retain_weight: float) -> None:
+    """
+    Make `model(..., retain_mask=...)` return the assistant's loss, see [`add_loss`].
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The assistant's base model.
+        retain_weight (`float`):
+            Weight of the retain term, the paper's beta.
+    """
+
+    def loss(model: PreTrainedModel, hidden: torch.Tensor, **given: Any) -> ULDLossOutput:
+        return uld_loss(hidden, retain_weight=retain_weight, head=make_head(model), **given)
+
+    add_loss(model, loss)
