@@ -61,7 +61,7 @@ def imported_by(code: str) -> set[str]:
 
 
 def test_importing_the_package_costs_what_importing_the_auto_classes_costs():
-    # Modules are counted, not seconds; docs/packaging.md has these.
+    # Modules are counted, not seconds; CONTRIBUTING.md has these.
     ours = imported_by("import uld_hf")
     extra = ours - imported_by("from transformers import AutoConfig, AutoModelForCausalLM")
     ours_by_right = {"uld_hf", *(f"uld_hf.{name}" for name in AT_IMPORT)}
