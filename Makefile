@@ -48,7 +48,7 @@ test-matrix: $(STAMP)
 		environment=$(VENV)-$$versions; \
 		$(PYTHON) -m venv $$environment; \
 		$$environment/bin/python -m pip install --quiet --upgrade "$$(grep '^torch==' constraints.txt)" \
-			$$($(BIN)/python packaging/bounds.py $$versions) --editable ".[test]"; \
+			$$($(BIN)/python tools/bounds.py $$versions) --editable ".[test]"; \
 		$$environment/bin/python -m pip list | grep -E "^(torch|transformers|peft|trl|datasets|accelerate) "; \
 		$$environment/bin/python -m pytest $(PARALLEL); \
 	done
@@ -58,7 +58,7 @@ package-check: $(STAMP)
 	$(BIN)/python -m build
 	$(PYTHON) -m venv build/fresh
 	build/fresh/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
-	cd / && $(CURDIR)/build/fresh/bin/python -I $(CURDIR)/packaging/smoke_test.py
+	cd / && $(CURDIR)/build/fresh/bin/python -I $(CURDIR)/tools/smoke_test.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,6 @@
 """What an installed wheel must do, run by the Python it was installed into, from outside of the checkout.
 
-python -I packaging/smoke_test.py      # `make package-check` does it
+python -I tools/smoke_test.py      # `make package-check` does it
 """
 
 import importlib.metadata
@@ -28,7 +28,11 @@ def make_target(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-    words = ["<pad>", "</s>", *"Question : Answer Who is Alice Bob a singer writer ? .".split()]
+    words = [
+        "<pad>",
+        "</s>",
+        *["Question", ":", "Answer", "Who", "is", "Alice", "Bob", "a", "singer", "writer", "?", "."],
+    ]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>").save_pretrained(folder)
