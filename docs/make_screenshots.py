@@ -1,18 +1,22 @@
 """The pictures of `uld report`'s and `uld compare`'s pages: the demo's models, measured, reported and looked at.
 
-python docs/make_screenshots.py                # both; needs Chromium (Debian's packages `chromium` and `chromium-driver`)
-python docs/make_screenshots.py --only compare # and `pip install uld_hf[dev]`
+python docs/make_screenshots.py --only compare        # or report, or both
+
+It needs Chromium (Debian's packages `chromium` and `chromium-driver`) and `pip install uld_hf[dev]`.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
+import time
 from pathlib import Path
 
 from datasets import Dataset
 from PIL import Image, ImageChops
+from transformers import AutoTokenizer
 
-from uld_hf import fictitious_dataset, invent_people, split_people
+from uld_hf import ULDForCausalLM, fictitious_dataset, invent_people, split_people
 from uld_hf.cli.demo import run_demo
 from uld_hf.cli.main import main as uld
 
@@ -75,6 +79,7 @@ def picture_report(demo: Path, output_dir: Path, chromium: str) -> None:
         command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         command += [f"--window-size={width},{height}", f"--screenshot={picture.resolve()}", page.resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
+        cut_off_below(picture)
         print(f"Written to {picture}.")
 
 
