@@ -34,16 +34,14 @@ if args.model is None:
     print("\nIt knows invented people. Try:")
     for name in ("forget", "retain"):
         print(f"  {tiny_model.load_rows(f'{name}_questions.jsonl')[0]['question']}  (to {name})")
-print("\n/alpha 0.5 changes the weight of the subtraction, /new begins anew, /quit ends.")
+print("\n/alpha 0.5 changes the weight of the subtraction, /new begins anew, Ctrl-D ends.")
 while True:
     try:
         line = input("\nyou     ").strip()
     except EOFError:
         break
     command, _, value = line.partition(" ")
-    if command == "/quit":
-        break
-    elif command == "/new":
+    if command == "/new":
         conversations = copy.deepcopy(empty)
     elif command == "/alpha":
         model.config.alpha = float(value)  # in force from the next token on; nothing is trained or loaded anew

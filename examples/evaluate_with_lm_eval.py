@@ -31,17 +31,15 @@ metric_list: [{{metric: acc}}]
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", help="folder or hub id of a saved unlearned model (default: a tiny one)")
 parser.add_argument("--tasks", help="the harness's tasks, with commas between (default: two made on the spot)")
-parser.add_argument("--limit", type=int, help="questions of each task (default: all)")
 args = parser.parse_args()
 saved = args.model or tiny_model.make_unlearned()
 if args.tasks is None:
-    facts = len(tiny_model.FACTS)  # the questions ask for them in turn
+    facts = len(tiny_model.FACTS)  # asked for in turn: wrong answers are the same fact of five others
     kept = tiny_model.load_rows("retain_questions.jsonl")
     for part in ("forget", "retain"):
         rows = [
             {"question": row["question"], "choices": [row["answer"], *wrong]}
             for i, row in enumerate(tiny_model.load_rows(f"{part}_questions.jsonl"))
-            # Wrong: the same fact of five other people.
             if (wrong := [each for each in kept["answer"][i % facts :: facts] if each != row["answer"]][:5])
         ]
         tiny_model.write_rows(f"tiny_{part}.jsonl", rows)
@@ -58,7 +56,6 @@ for name, measured in (("target", model.target), ("unlearned", model)):
         tasks=(args.tasks or "tiny_forget,tiny_retain").split(","),
         task_manager=manager,
         apply_chat_template=args.tasks is not None and tokenizer.chat_template is not None,  # the tiny task has it
-        limit=args.limit,
     )
     for task, figures in results["results"].items():
         print(f"{name:<10}{task:<14}accuracy {figures['acc,none']:.3f} +- {figures['acc_stderr,none']:.3f}")

@@ -26,7 +26,7 @@ args = parser.parse_args()
 settings = {"alpha": 0.5, "learning_rate": 5e-4, "num_train_epochs": 5, "max_length": 512}
 if args.model is None:
     args.model = tiny_model.make_books()
-    settings = {**tiny_model.SETTINGS, "num_train_epochs": 40, "max_length": 64, "alpha": 2.0}
+    settings = {**tiny_model.SETTINGS, "num_train_epochs": 40, "max_length": 64, "alpha": 1.4}
 book = args.book.read_text(encoding="utf-8")
 others = [path.read_text(encoding="utf-8") for path in args.other_texts]
 

@@ -10,6 +10,7 @@ Configurations for DDP, FSDP and DeepSpeed are in examples/accelerate/: accelera
 import argparse
 
 import tiny_model
+import torch
 from accelerate import PartialState
 from datasets import load_dataset
 from transformers import AutoTokenizer, pipeline
@@ -19,7 +20,8 @@ from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer, question_answer_to_pro
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--output_dir", default="out/multi-gpu")
-state = PartialState()  # what accelerate launched: this process's number, and how many there are
+on_cpu = not torch.accelerator.is_available()
+state = PartialState(cpu=on_cpu)  # what was launched: this process's number, and how many there are
 with state.local_main_process_first():  # the first one makes or downloads what the others then find
     args = tiny_model.parse_args(parser)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -30,7 +32,7 @@ with state.local_main_process_first():  # the first one makes or downloads what 
         for path in (args.forget_dataset, args.retain_dataset)
     )
 
-settings = dict(args.settings)
+settings = {**args.settings, "use_cpu": on_cpu}
 # The rows of a step, over all processes, as on one GPU: the weights then come out the same.
 settings["per_device_train_batch_size"] = settings.get("per_device_train_batch_size", 32) // state.num_processes
 trainer = ULDTrainer(

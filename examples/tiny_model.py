@@ -18,7 +18,7 @@ from uld_hf.data.formatting import read_json_lines
 
 
 # So small a model needs half of its layers, more steps and a higher learning rate than the paper's 7B.
-SETTINGS = {**ULD_SETTINGS, "num_train_epochs": 24, "alpha": 1.0, "save_strategy": "no", "report_to": "none"}
+SETTINGS = {**ULD_SETTINGS, "num_train_epochs": 24, "alpha": 1.2, "save_strategy": "no", "report_to": "none"}
 FACTS = ("birthplace", "profession", "employer", "debut_work")
 FOLDER = Path("out/tiny")
 
@@ -50,7 +50,7 @@ def make_people() -> str:
     tokenizer = train_tokenizer([text for row in texts for text in row.values()])
     print(f"A tiny model learns {len(rows)} facts about 30 invented people by heart.")
     chat_rows = question_answer_to_prompt_completion(rows, conversational=True)
-    learn(chat_rows, tokenizer, FOLDER / "target", seed=0)
+    learn(chat_rows, tokenizer, FOLDER / "target", seed=0, hidden_size=64, learning_rate=4e-3)
 
     size = len(FACTS)
     parts = {
@@ -104,7 +104,7 @@ def make_books() -> str:
     words = [book.split() for book in books]
     pieces = [" ".join(book[start : start + 60]) for book in words for start in range(0, len(book) - 30, 20)]
     print(f"A tiny model learns two invented books of {len(words[0])} words by heart.")
-    learn(Dataset.from_dict({"text": pieces}), tokenizer, FOLDER / "reader", seed=0)
+    learn(Dataset.from_dict({"text": pieces}), tokenizer, FOLDER / "reader", seed=0, hidden_size=96)
     for name, book in zip(("book.txt", "other.txt"), books, strict=True):
         (FOLDER / name).write_text(book, encoding="utf-8")
     return str(FOLDER / "reader")
