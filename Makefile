@@ -11,12 +11,13 @@ export TOKENIZERS_PARALLELISM ?= false
 # Tests use one thread each (tests/conftest.py): one process for every core, within reason.
 PARALLEL ?= --numprocesses auto --maxprocesses 8
 
-.PHONY: help setup demo test test-all lint clean
+.PHONY: help setup demo test test-all docs lint clean
 
 help:
 	@echo "make demo   a small model learns invented people and forgets some of them"
 	@echo "make test   linter and tests"
 	@echo "make test-all   tests that train for minutes too"
+	@echo "make docs   the documentation as a site, in site/"
 	@echo "make clean  remove the environment and what the demo wrote"
 
 setup: $(STAMP)
@@ -40,9 +41,13 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
+# mkdocs-material tells at every build that mkdocs 2 will not run it.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) uld-demo
+	rm -rf $(VENV) uld-demo site out

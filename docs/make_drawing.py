@@ -39,7 +39,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colo
 
 def bars(axes: Axes, x: float, y: float, logits: torch.Tensor, color: str, title: str) -> None:
     """Logits of four tokens, side by side."""
-    axes.text(x + 0.95, y + 1.38, title, ha="center", fontsize=10, color=color, weight="bold")
+    axes.text(x + 0.95, y + 1.24, title, ha="center", fontsize=10, color=color, weight="bold")
     axes.plot([x, x + 1.9], [y, y], color="#999999", lw=0.8)
     for place, (token, logit) in enumerate(zip(TOKENS, logits[0].tolist(), strict=True)):
         height = 0.18 * logit

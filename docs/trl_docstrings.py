@@ -1,6 +1,6 @@
 """A Griffe extension: docstrings in trl's grammar, for mkdocstrings, which reads Google's.
 
-- Arguments, "name (`type`, *optional*, defaults to `x`):", lose what the signature says anyway, and types their backticks.
+- Arguments, "name (`type`, *optional*, defaults to `x`):", lose their backticks and what the signature says anyway.
 - [`name`] becomes a link where this package documents that name, and code elsewhere: [`~transformers.Trainer`].
 - "> [!NOTE]" becomes a note; headings inside of a list of arguments are left out.
 """
@@ -29,6 +29,8 @@ def plain_type(written: str) -> str:
 def note(match: re.Match) -> str:
     """An admonition from a GitHub alert."""
     lines = [line.removeprefix(">").removeprefix(" ") for line in match[2].rstrip("\n").split("\n")]
+    if "- " in [line[:2] for line in lines]:  # Markdown's lists need an empty line before them
+        lines.insert([line[:2] for line in lines].index("- "), "")
     return "\n".join([f"!!! {match[1].lower()}", "", *(f"    {line}" for line in lines), ""])
 
 

@@ -22,9 +22,8 @@ saved = args.model or tiny_model.make_unlearned()
 
 tokenizer = AutoTokenizer.from_pretrained(saved)
 # One set of weights for both: the assistant runs on the target's own tensors, and `model.target` is the target.
-model = ULDForCausalLM.from_pretrained(
-    saved, dtype="auto", device_map="auto" if torch.accelerator.is_available() else None
-)
+device_map = "auto" if torch.accelerator.is_available() else None
+model = ULDForCausalLM.from_pretrained(saved, dtype="auto", device_map=device_map)
 speakers = {"before": model.target, "after": model}
 # Each has its own memory of the conversation: what the target said before is not for the other to read.
 empty = {name: [] for name in speakers}
@@ -49,12 +48,10 @@ while True:
         for name, speaker in speakers.items():
             messages = conversations[name]
             messages.append({"role": "user", "content": line})
-            inputs = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-            ).to(speaker.device)
-            inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+            inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            inputs = {key: torch.tensor([inputs[key]]).to(speaker.device) for key in ("input_ids", "attention_mask")}
             print(f"{name:<8}", end="", flush=True)
-            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # prints as it is written
+            streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)  # prints as it goes
             # Greedy: sampling may draw a forgotten fact from the tail.
             ids = speaker.generate(**inputs, max_new_tokens=args.max_new_tokens, do_sample=False, streamer=streamer)
             reply = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

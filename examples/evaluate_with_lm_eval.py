@@ -1,4 +1,4 @@
-"""Measure with lm-evaluation-harness what unlearning cost: target and unlearned model on the same tasks.
+"""What unlearning cost, by lm-evaluation-harness: target and unlearned model on the same tasks.
 
 python examples/evaluate_with_lm_eval.py        # a task made on the spot; needs pip install 'uld_hf[eval]'
 python examples/evaluate_with_lm_eval.py --model forget-alice --tasks mmlu,hellaswag,arc_easy
@@ -37,16 +37,14 @@ if args.tasks is None:
     facts = len(tiny_model.FACTS)  # asked for in turn: wrong answers are the same fact of five others
     kept = tiny_model.load_rows("retain_questions.jsonl")
     for part in ("forget", "retain"):
-        rows = [
-            {"question": row["question"], "choices": [row["answer"], *wrong]}
-            for i, row in enumerate(tiny_model.load_rows(f"{part}_questions.jsonl"))
-            if (wrong := [each for each in kept["answer"][i % facts :: facts] if each != row["answer"]][:5])
-        ]
+        rows = []
+        for i, row in enumerate(tiny_model.load_rows(f"{part}_questions.jsonl")):
+            wrong = [each for each in kept["answer"][i % facts :: facts] if each != row["answer"]]
+            rows.append({"question": row["question"], "choices": [row["answer"], *wrong[:5]]})
         tiny_model.write_rows(f"tiny_{part}.jsonl", rows)
         task = TASK.format(part=part, file=(tiny_model.FOLDER / f"tiny_{part}.jsonl").absolute())
         (tiny_model.FOLDER / f"tiny_{part}.yaml").write_text(task)
-# The harness finds its own tasks by name, and ours in the folder.
-manager = TaskManager(include_path=str(tiny_model.FOLDER) if args.tasks is None else None)
+manager = TaskManager(include_path=None if args.tasks else str(tiny_model.FOLDER))  # where ours are
 
 model = ULDForCausalLM.from_pretrained(saved, dtype="auto")
 tokenizer = AutoTokenizer.from_pretrained(saved)

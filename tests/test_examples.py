@@ -188,9 +188,11 @@ from uld_hf import ULDConfig, ULDTrainer, question_answer_to_prompt_completion
 
 for part in (AutoModelForCausalLM, AutoTokenizer):
     part.from_pretrained("out/tiny/target").push_to_hub("me/target")
-rows = [question_answer_to_prompt_completion(tiny_model.load_rows(f"{name}.jsonl"), True) for name in ("forget", "retain")]
+forget, retain = (
+    question_answer_to_prompt_completion(tiny_model.load_rows(f"{name}.jsonl"), True) for name in ("forget", "retain")
+)
 trainer = ULDTrainer(
-    "me/target", ULDConfig("out/of-hub", **tiny_model.SETTINGS), forget_dataset=rows[0], retain_dataset=rows[1]
+    "me/target", ULDConfig("out/of-hub", **tiny_model.SETTINGS), forget_dataset=forget, retain_dataset=retain
 )
 trainer.train()
 trainer.save_model()
