@@ -41,7 +41,7 @@ SETTINGS = {
     "no filter": {"relative_top": 0.0, "alpha": 1.5},
     "mask": {"relative_top": 0.2, "outside": "mask", "center": False},
     "clamped": {"relative_top": 0.0, "alpha": 1.5, "clamp": True},
-    "negative": {"relative_top": 0.1, "alpha": -0.7},
+    "rank": {"relative_top": 0.0, "remove_top_k": 5},
 }
 
 
@@ -67,6 +67,7 @@ def plain_logits(model: ULDForCausalLM, ids: torch.Tensor) -> torch.Tensor:
         outside=config.outside,
         center=config.center,
         clamp=config.clamp,
+        remove_top_k=config.remove_top_k,
     )
 
 
@@ -730,7 +731,7 @@ def test_saving_does_not_change_the_model(tmp_path):
 
 def test_settings_may_be_given_to_from_pretrained(tmp_path):
     save("llama", tmp_path)
-    settings = {"alpha": -0.3, "relative_top": 0.0, "outside": "mask", "center": True, "clamp": True}
+    settings = {"alpha": 0.3, "relative_top": 0.0, "outside": "keep", "center": True, "clamp": True, "remove_top_k": 3}
     config = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", **settings).config
     assert {name: getattr(config, name) for name in settings} == settings
 

@@ -3,6 +3,7 @@
     training/    train an assistant: ULDTrainer, ULDConfig
     modeling_uld.py, logits_process.py    use it: ULDForCausalLM, ULDLogitsProcessor
     hub.py, saved_files.py, publish.py, model_card.py    save it, know its target, push it
+    baselines/   the methods it is compared with: UnlearnTrainer, UnlearnConfig
     data/        forget and retain sets: TOFU, invented people
     evaluation/  know what was forgotten: TOFU, memorisation, privacy, verbatim, sweeps over settings
     cli/         the `uld` command
@@ -22,6 +23,8 @@ from .modeling_uld import ULDForCausalLM
 
 
 if TYPE_CHECKING:
+    from .baselines.unlearn_config import UnlearnConfig
+    from .baselines.unlearn_trainer import UnlearnTrainer
     from .data.fictitious import fictitious_dataset, invent_people, split_people
     from .data.formatting import question_answer_to_prompt_completion
     from .data.tofu import load_tofu
@@ -33,6 +36,8 @@ __version__ = "0.1.0"
 _LAZY = {
     "ULDConfig": ".training.uld_config",
     "ULDTrainer": ".training.uld_trainer",
+    "UnlearnConfig": ".baselines.unlearn_config",
+    "UnlearnTrainer": ".baselines.unlearn_trainer",
     "fictitious_dataset": ".data.fictitious",
     "invent_people": ".data.fictitious",
     "load_tofu": ".data.tofu",
@@ -46,6 +51,8 @@ __all__ = [
     "ULDLogitsProcessor",
     "ULDModelConfig",
     "ULDTrainer",
+    "UnlearnConfig",
+    "UnlearnTrainer",
     "build_assistant",
     "fictitious_dataset",
     "invent_people",

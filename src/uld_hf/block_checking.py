@@ -48,8 +48,9 @@ if TYPE_CHECKING:
     from .modeling_uld import ULDForCausalLM
 
 
-# Those that remember nothing from call to call: drafts that are refused later may ask them as well. Any other (guidance,
-# a grammar, a user's own) is asked as in plain decoding, once for every token of the text: drafts do without it.
+# Those that remember nothing from call to call: drafts that are refused later may ask them as well. Any other
+# (guidance, a grammar, a user's own) is asked as in plain decoding, once for every token of the text: drafts do
+# without it.
 STATELESS_PROCESSORS = (
     EpsilonLogitsWarper,
     EtaLogitsWarper,

@@ -14,7 +14,7 @@ from .saved_files import CHECKSUM, DamagedFileError, check_checksum
 
 
 # Settings of the subtraction that all assistants of a model have in common.
-SHARED_SETTINGS = ("relative_top", "outside", "center", "clamp")
+SHARED_SETTINGS = ("relative_top", "outside", "center", "clamp", "remove_top_k")
 
 
 def check_assistants(assistants: dict[str, dict[str, Any]], target_config: PreTrainedConfig | None) -> None:
@@ -67,8 +67,9 @@ class ULDModelConfig(PreTrainedConfig):
     r"""
     Configuration of a [`ULDForCausalLM`]: which target, which assistant, and how the one is subtracted from the other.
 
-    The settings of the subtraction (`alpha`, `relative_top`, `outside`, `center`, `clamp`) may be changed on a loaded
-    model; they are checked at every forward pass. With several assistants, each has an `alpha` of its own.
+    The settings of the subtraction (`alpha`, `relative_top`, `outside`, `center`, `clamp`, `remove_top_k`) may be
+    changed on a loaded model; they are checked at every forward pass. With several assistants, each has an `alpha` of
+    its own; a negative one adds the assistant, as the rivals do (docs/baselines.md).
 
     Args:
         target_config ([`~transformers.PreTrainedConfig`] or `dict[str, Any]`):
@@ -94,6 +95,9 @@ class ULDModelConfig(PreTrainedConfig):
             Subtract the assistant's `log p + log V`, so that a uniform assistant changes nothing.
         clamp (`bool`, *optional*, defaults to `False`):
             Do not lift the tokens that the assistant finds less probable than a uniform guess (not in the paper).
+        remove_top_k (`int`, *optional*, defaults to `0`):
+            Instead of subtracting, rule out so many tokens, those with the highest weighted sum of the assistants'
+            logits (Divergence Decoding's rank variant, not in the paper).
         training (`dict[str, dict[str, Any]]`, *optional*):
             How each assistant was trained, for the model card: sizes of the data, settings, last metrics. Never texts.
             Results of an evaluation may be added by name: `training["assistant"]["evaluation"] = {"forget quality p":
@@ -121,6 +125,7 @@ class ULDModelConfig(PreTrainedConfig):
         outside: Outside = "keep",
         center: bool = True,
         clamp: bool = False,
+        remove_top_k: int = 0,
         training: dict[str, dict[str, Any]] | None = None,
         files: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
@@ -142,6 +147,7 @@ class ULDModelConfig(PreTrainedConfig):
         self.outside = outside
         self.center = center
         self.clamp = clamp
+        self.remove_top_k = remove_top_k
         self.training = copy.deepcopy(training) or {}
         self.files = copy.deepcopy(files) or {}
         self.check()
@@ -194,6 +200,11 @@ class ULDModelConfig(PreTrainedConfig):
         self._only_assistant("alpha")["alpha"] = alpha
 
     @property
+    def alphas(self) -> dict[str, float]:
+        """Weight of each assistant by name."""
+        return {name: assistant["alpha"] for name, assistant in self.assistants.items()}
+
+    @property
     def num_assistant_layers(self) -> int:
         """Number of layers K of the only assistant."""
         return self._only_assistant("number of layers")["num_layers"]
@@ -212,8 +223,9 @@ class ULDModelConfig(PreTrainedConfig):
         """
         if not isinstance(self.center, bool) or not isinstance(self.clamp, bool):
             raise ValueError(f"center={self.center!r} and clamp={self.clamp!r} must be True or False.")
+        settings = {name: vars(self)[name] for name in SHARED_SETTINGS}
         for assistant in self.assistants.values():
-            check_subtraction(assistant["alpha"], self.relative_top, self.outside, self.center, self.clamp)
+            check_subtraction(assistant["alpha"], **settings)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """

@@ -1,15 +1,19 @@
-"""Whether assistants are still what they were when the model was built: enabled, unmerged, and all there.
+"""Whether target and assistants are still what they were when the model was built: enabled, unmerged, and all there.
 
 PEFT offers many ways to switch an adapter off, and all of them leave a model that runs. One pass over the LoRA layers
-before every forward pass is cheap, and turns each of these ways into an error.
+before every forward pass is cheap, and turns each of these ways into an error. So is a look at the assistants' weights:
+what one takes away another may put back.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
+
+from .assistant import lora_weights
 
 
 @dataclass
@@ -33,29 +37,41 @@ def _places(assistant: PeftModel, name: str) -> list[_Place]:
 
 class Watch:
     """
-    Remembers assistants as they are, and notices what has been done to them.
+    Remembers target and assistants as they are, and notices what has been done to them.
 
     Args:
         assistants (`Mapping[str, PeftModel]`):
             The assistants by name.
+        target ([`~torch.nn.Module`], *optional*):
+            The target that they are subtracted from, where it is known.
     """
 
-    def __init__(self, assistants: Mapping[str, PeftModel]):
+    def __init__(self, assistants: Mapping[str, PeftModel], target: nn.Module | None = None):
+        self._target = target
         self._assistants = {name: (assistant, _places(assistant, name)) for name, assistant in assistants.items()}
 
-    def check(self, assistants: Mapping[str, nn.Module]) -> None:
+    def check(self, assistants: Mapping[str, nn.Module], target: nn.Module | None = None) -> None:
         """
-        Refuse to go on with assistants that no longer are what they were.
+        Refuse to go on with a target or assistants that no longer are what they were.
 
         Args:
             assistants (`Mapping[str, nn.Module]`):
                 The model's assistants now.
+            target ([`~torch.nn.Module`], *optional*):
+                The model's target now.
 
         Raises:
-            RuntimeError: If one was replaced, or its adapter is disabled, merged, deleted, rescaled, or not the only
-                active one.
+            RuntimeError: If one was replaced or removed, or an adapter is disabled, merged, deleted, rescaled, or not
+                the only active one.
         """
+        if target is not self._target:
+            raise RuntimeError(
+                "The target was replaced: nobody has looked at whether the assistants belong to it. Build the model "
+                "anew: ULDForCausalLM(target=..., assistant=...)."
+            )
         for name, (assistant, places) in self._assistants.items():
+            if name not in assistants:
+                raise RuntimeError(f"The assistant {name!r} was taken out: use remove_assistant.")
             if assistants[name] is not assistant:
                 raise RuntimeError(f"The assistant {name!r} was replaced: use remove_assistant and add_assistant.")
             for place in places:
@@ -76,3 +92,74 @@ class Watch:
                         f"({layer.active_adapters}): something else would be subtracted. Undo that, or load it again. "
                         "For the target's own output call model.target."
                     )
+
+
+def identify_assistant(assistant: PeftModel, name: str) -> str:
+    """
+    What two assistants of one target have in common if they compute the same.
+
+    Args:
+        assistant ([`~peft.PeftModel`]):
+            The assistant.
+        name (`str`):
+            Name of its adapter.
+
+    Returns:
+        `str`: Its number of layers, and a hash of its LoRA unless that is untrained, which changes nothing.
+    """
+    num_layers = assistant.config.get_text_config(decoder=True).num_hidden_layers
+    weights = lora_weights(assistant)
+    if not any(weight.any() for weight_name, weight in weights.items() if "lora_B" in weight_name):
+        return f"{num_layers} layers, untrained"
+    content = hashlib.sha256()
+    for place in _places(assistant, name):
+        content.update(str(place.scaling).encode())
+    for weight_name, weight in sorted(weights.items()):
+        content.update(weight_name.replace(f".{name}", "").encode())
+        content.update(weight.float().cpu().numpy().tobytes())
+    return f"{num_layers} layers, {content.hexdigest()}"
+
+
+class NetEffect:
+    """
+    Knows which assistants compute the same, and refuses weights under which all of them together take nothing away.
+
+    Args:
+        assistants (`Mapping[str, PeftModel]`):
+            The assistants by name.
+    """
+
+    def __init__(self, assistants: Mapping[str, PeftModel]):
+        # One assistant cannot cancel itself.
+        one = len(assistants) == 1
+        self._identities = {
+            name: name if one else identify_assistant(assistant, name) for name, assistant in assistants.items()
+        }
+
+    def check(self, alphas: Mapping[str, float]) -> None:
+        """
+        Refuse weights that only add, or that cancel.
+
+        Args:
+            alphas (`Mapping[str, float]`):
+                Weight of each assistant.
+
+        Raises:
+            ValueError: If no weight is positive, or equal assistants cancel and no other is left.
+        """
+        if not any(alpha > 0 for alpha in alphas.values()):
+            raise ValueError(
+                f"All assistants are added, none is subtracted ({dict(alphas)}): nothing would be forgotten. Give what "
+                "must be forgotten a positive alpha. An assistant that learned the retain set is added to a model that "
+                "has one of the forget set: model.add_assistant(...)."
+            )
+        totals: dict[str, float] = {}
+        for name, alpha in alphas.items():
+            identity = self._identities[name]
+            totals[identity] = totals.get(identity, 0.0) + alpha
+        rounding = 1e-12 * sum(abs(alpha) for alpha in alphas.values())
+        if all(abs(total) <= rounding for total in totals.values()):
+            raise ValueError(
+                f"The assistants {list(alphas)} compute the same and their weights add up to nothing ({dict(alphas)}): "
+                "the output would be the target's own. Train one of them, or change an alpha."
+            )

@@ -89,7 +89,8 @@ def _multiply(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
     if not plain or x.device.type != "cpu" or x.dtype != torch.float32 or not 1 < rows <= 64:
         return linear(x)
     # MKL takes up to five times as long for x W^T with few float32 rows as for the same product from the other side.
-    result = (linear.weight @ x.reshape(rows, -1).T).T.reshape(*x.shape[:-1], -1)
+    result = (linear.weight @ x.reshape(rows, -1).T).T.contiguous()  # or attention takes a slower path
+    result = result.reshape(*x.shape[:-1], -1)
     return result if linear.bias is None else result + linear.bias
 
 
@@ -105,25 +106,42 @@ class _RowsLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result = _multiply(self.base, x)
         # Some families have flattened the tokens by here: rows are still grouped, whatever their number.
-        inputs, results = x.chunk(self.num_groups), list(result.chunk(self.num_groups))
+        rows = len(x) // self.num_groups
         for group, lora in self.loras.items():
             if lora.disable_adapters or lora.merged:
                 raise RuntimeError("The assistant's adapter is disabled or merged: nothing would be subtracted.")
+            own = slice(group * rows, (group + 1) * rows)
             for name in lora.active_adapters:
                 lora_a, lora_b = lora.lora_A[name], lora.lora_B[name]
-                dropped = lora.lora_dropout[name](inputs[group].to(lora_a.weight.dtype))
-                results[group] = (results[group] + lora_b(lora_a(dropped)) * lora.scaling[name]).to(result.dtype)
-        return torch.cat(results)
+                dropped = lora.lora_dropout[name](x[own].to(lora_a.weight.dtype))
+                result[own].add_(lora_b(lora_a(dropped)) * lora.scaling[name])
+        return result
 
 
 # By exact type: a subclass may store what handing out rows does not reach.
 JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer)
 
 
+def _join_rows(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Rows of several tensors as one, without a copy where they follow one another in memory already."""
+    first = tensors[0]
+    step = len(first) * first.stride(0)
+    if any(
+        tensor.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
+        or tensor.shape != first.shape
+        or tensor.stride() != first.stride()
+        or tensor.storage_offset() != first.storage_offset() + index * step
+        for index, tensor in enumerate(tensors)
+    ):
+        return torch.cat(tensors)
+    shape = (len(tensors) * len(first), *first.shape[1:])
+    return first.as_strided(shape, first.stride(), first.storage_offset())
+
+
 class _JoinedLayer(CacheLayerMixin):
     """The same layer of the caches of target and assistants, as one layer for all of their rows."""
 
-    def __init__(self, layers: Sequence[DynamicLayer]):
+    def __init__(self, layers: Sequence[DynamicLayer | StaticLayer]):
         self.layers = layers
         self.is_sliding = layers[0].is_sliding
         self.is_compileable = layers[0].is_compileable
@@ -135,10 +153,27 @@ class _JoinedLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if isinstance(self.layers[0], DynamicLayer) and not torch.compiler.is_compiling():  # graphs know no addresses
+            return self._grow(key_states, value_states, *args, **kwargs)
         rows = zip(key_states.chunk(len(self.layers)), value_states.chunk(len(self.layers)), strict=True)
         updated = [layer.update(*states, *args, **kwargs) for layer, states in zip(self.layers, rows, strict=True)]
         keys, values = zip(*updated, strict=True)
         return torch.cat(keys), torch.cat(values)
+
+    def _grow(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Update growing layers as one, and leave each of them its part of the result: the next step finds the parts side
+        by side, and copies what the cache holds once, as the target alone would, instead of twice.
+        """
+        joined = copy.copy(self.layers[0])
+        if joined.is_initialized:
+            joined.keys = _join_rows([layer.keys for layer in self.layers])
+            joined.values = _join_rows([layer.values for layer in self.layers])
+        updated = joined.update(*args, **kwargs)
+        parts = zip(joined.keys.chunk(len(self.layers)), joined.values.chunk(len(self.layers)), strict=True)
+        for layer, (keys, values) in zip(self.layers, parts, strict=True):
+            vars(layer).update(vars(joined) | {"keys": keys, "values": values})
+        return updated
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.layers[0].get_mask_sizes(query_length)

@@ -15,7 +15,7 @@ Outside = Literal["keep", "mask"]
 
 
 def check_subtraction(
-    alpha: float, relative_top: float, outside: str, center: bool = True, clamp: bool = False
+    alpha: float, relative_top: float, outside: str, center: bool = True, clamp: bool = False, remove_top_k: int = 0
 ) -> None:
     """
     Refuse settings under which nothing would be subtracted, or something undefined would.
@@ -31,10 +31,13 @@ def check_subtraction(
             Whether the assistant's logits are centred.
         clamp (`bool`, *optional*, defaults to `False`):
             Whether they are then clamped at 0.
+        remove_top_k (`int`, *optional*, defaults to `0`):
+            Number of tokens to rule out instead of subtracting.
 
     Raises:
         ValueError: If `alpha` is zero, infinite or NaN, if `relative_top` is not between 0 and 1, if `outside` is
-            neither `"keep"` nor `"mask"`, or if raw logits, which have no zero of their own, are to be clamped.
+            neither `"keep"` nor `"mask"`, if raw logits, which have no zero of their own, are to be clamped, or if all
+            tokens could be ruled out.
     """
     if not math.isfinite(alpha) or alpha == 0:
         raise ValueError(
@@ -52,6 +55,14 @@ def check_subtraction(
         raise ValueError(f"outside={outside!r} must be 'keep' or 'mask'.")
     if clamp and not center:
         raise ValueError("clamp=True needs center=True: 0 means a uniform guess only in centred logits.")
+    if type(remove_top_k) is not int or remove_top_k < 0:
+        raise ValueError(
+            f"remove_top_k={remove_top_k!r} must be 0 (subtract) or a number of tokens to rule out, e.g. 20."
+        )
+    if remove_top_k and outside == "mask":
+        raise ValueError(
+            "remove_top_k with outside='mask' could rule out every token. Use outside='keep', or relative_top=0."
+        )
 
 
 def center_logits(logits: torch.Tensor) -> torch.Tensor:
@@ -73,6 +84,38 @@ def center_logits(logits: torch.Tensor) -> torch.Tensor:
     return centered.masked_fill(impossible, -torch.inf)  # a row of nothing but -inf would be NaN
 
 
+def rule_out(target: torch.Tensor, scores: torch.Tensor, candidates: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """
+    Rule out the tokens of the highest scores (Divergence Decoding's rank variant, arXiv 2605.31293).
+
+    Args:
+        target (`torch.Tensor` of shape `(..., vocab_size)`):
+            The target's logits.
+        scores (`torch.Tensor` of shape `(..., vocab_size)`):
+            How much each token belongs to what must be forgotten.
+        candidates (`torch.BoolTensor` of shape `(..., vocab_size)`):
+            Tokens that may be ruled out.
+        num_tokens (`int`):
+            Number of tokens to rule out at each position.
+
+    Returns:
+        `torch.Tensor` of shape `(..., vocab_size)`: The target's logits, `-inf` at these tokens. One possible token is
+        always left.
+
+    Raises:
+        ValueError: If there are no more tokens than are to be ruled out.
+    """
+    if num_tokens >= target.shape[-1]:
+        raise ValueError(f"remove_top_k={num_tokens} would rule out the whole vocabulary of {target.shape[-1]} tokens.")
+    highest = scores.masked_fill(~candidates, -torch.inf).topk(num_tokens, dim=-1).indices
+    removed = torch.zeros_like(candidates).scatter(-1, highest, True) & candidates
+    # Padded rows of the vocabulary do not count as something that is left.
+    possible = target != -torch.inf
+    is_left = (possible & ~removed).any(dim=-1, keepdim=True)
+    lowest = scores.masked_fill(~possible, torch.inf).amin(dim=-1, keepdim=True)
+    return target.masked_fill(removed & (is_left | (scores > lowest)), -torch.inf)
+
+
 def logit_difference(
     target_logits: torch.Tensor,
     assistant_logits: Sequence[torch.Tensor],
@@ -82,6 +125,7 @@ def logit_difference(
     outside: Outside = "keep",
     center: bool = True,
     clamp: bool = False,
+    remove_top_k: int = 0,
 ) -> torch.Tensor:
     """
     Logits of the unlearned model: target - sum_i alpha_i * assistant_i (paper section 3.1 and 3.4).
@@ -108,13 +152,16 @@ def logit_difference(
         clamp (`bool`, *optional*, defaults to `False`):
             Leave alone the tokens that the assistant finds less probable than a uniform guess, instead of lifting
             them: what comes out is then the target's own next choice. Not in the paper; needs `center=True`.
+        remove_top_k (`int`, *optional*, defaults to `0`):
+            Instead of subtracting, rule out so many tokens: those with the highest sum_i alpha_i * assistant_i, of the
+            tokens that pass the filter (Divergence Decoding's rank variant, arXiv 2605.31293, which has no filter).
 
     Returns:
         `torch.Tensor` of shape `(..., vocab_size)`, in float32 (float64 for float64 input). Tokens at which the
         target is `-inf` stay at `-inf`.
 
     Raises:
-        ValueError: If the number of weights, or a vocabulary, differs.
+        ValueError: If the number of weights, or a vocabulary, differs, or all tokens would be ruled out.
     """
     if len(assistant_logits) != len(alphas):
         raise ValueError(f"Got {len(assistant_logits)} assistants but {len(alphas)} alphas: give one alpha for each.")
@@ -122,7 +169,7 @@ def logit_difference(
     target = target_logits.to(dtype)
     possible = target != -torch.inf
 
-    difference = target
+    difference = torch.zeros_like(target) if remove_top_k else target
     for logits, alpha in zip(assistant_logits, alphas, strict=True):
         if logits.shape != target.shape:
             raise ValueError(
@@ -137,8 +184,12 @@ def logit_difference(
         # A token that the assistant rules out is left to the target: -inf - (-inf) would be NaN.
         difference = difference - alpha * assistant.masked_fill(assistant == -torch.inf, 0.0)
 
+    plausible = possible
     if relative_top > 0:
-        threshold = target.amax(dim=-1, keepdim=True) + math.log(relative_top)
+        plausible = target >= target.amax(dim=-1, keepdim=True) + math.log(relative_top)
+    if remove_top_k:
+        return rule_out(target, -difference, plausible & possible, remove_top_k)
+    if relative_top > 0:
         excluded = -torch.inf if outside == "mask" else target
-        difference = torch.where(target >= threshold, difference, excluded)
+        difference = torch.where(plausible, difference, excluded)
     return difference

@@ -5,8 +5,8 @@ from peft import PeftModel
 from transformers import Cache, DynamicCache, LogitsProcessor
 
 from .assistant import ADAPTER_NAME, remembered_settings
-from .configuration_uld import ULDModelConfig
-from .intact import Watch
+from .configuration_uld import SHARED_SETTINGS, ULDModelConfig
+from .intact import NetEffect, Watch
 from .logit_difference import Outside, check_subtraction, logit_difference
 
 
@@ -53,6 +53,8 @@ class ULDLogitsProcessor(LogitsProcessor):
             Whether a uniform assistant changes nothing.
         clamp (`bool`, *optional*):
             Whether tokens that the assistant finds improbable are left alone instead of lifted.
+        remove_top_k (`int`, *optional*):
+            How many tokens are ruled out instead of subtracting; `0` subtracts.
         attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
             Mask of the prompts. Defaults to masking leading pad tokens, as the target's generation config names them:
             give the mask where the tokenizer pads with another token, or a prompt begins with that one.
@@ -76,6 +78,7 @@ class ULDLogitsProcessor(LogitsProcessor):
         outside: Outside | None = None,
         center: bool | None = None,
         clamp: bool | None = None,
+        remove_top_k: int | None = None,
         attention_mask: torch.LongTensor | None = None,
     ):
         if not isinstance(assistant, PeftModel) or ADAPTER_NAME not in assistant.peft_config:
@@ -83,9 +86,9 @@ class ULDLogitsProcessor(LogitsProcessor):
                 f"The assistant must be a PeftModel with an adapter named {ADAPTER_NAME!r} (ULDTrainer(...).model), "
                 f"got {type(assistant).__name__}."
             )
-        given = {"alpha": alpha, "relative_top": relative_top, "outside": outside, "center": center, "clamp": clamp}
-        settings = remembered_settings(assistant) | {name: value for name, value in given.items() if value is not None}
-        config = ULDModelConfig(**settings)
+        shared = dict(zip(SHARED_SETTINGS, (relative_top, outside, center, clamp, remove_top_k), strict=True))
+        given = {name: value for name, value in {"alpha": alpha, **shared}.items() if value is not None}
+        config = ULDModelConfig(**(remembered_settings(assistant) | given))
         self.assistant = assistant
         self._watch = Watch({ADAPTER_NAME: assistant})
         self.alpha = config.alpha
@@ -93,6 +96,9 @@ class ULDLogitsProcessor(LogitsProcessor):
         self.outside = config.outside
         self.center = config.center
         self.clamp = config.clamp
+        self.remove_top_k = config.remove_top_k
+        self._net_effect = NetEffect({ADAPTER_NAME: assistant})
+        self._net_effect.check(config.alphas)
         self.attention_mask = attention_mask
         self._tokens: torch.Tensor | None = None  # what the cache holds, with -1 for masked positions
         self._cache: Cache | None = None
@@ -159,7 +165,9 @@ class ULDLogitsProcessor(LogitsProcessor):
                 "input_ids, or ULDForCausalLM."
             )
         self._watch.check({ADAPTER_NAME: self.assistant})
-        check_subtraction(self.alpha, self.relative_top, self.outside, self.center, self.clamp)
+        settings = {name: vars(self)[name] for name in SHARED_SETTINGS}
+        check_subtraction(self.alpha, **settings)
+        self._net_effect.check({ADAPTER_NAME: self.alpha})
         self.assistant.eval()  # training goes on between two evaluations
         mask = self._full_mask(input_ids)
         tokens = input_ids.masked_fill(mask == 0, -1)
@@ -173,14 +181,6 @@ class ULDLogitsProcessor(LogitsProcessor):
             use_cache=True,
         ).logits[:, -1]
         self._tokens = tokens
-        difference = logit_difference(
-            scores,
-            [logits],
-            [self.alpha],
-            relative_top=self.relative_top,
-            outside=self.outside,
-            center=self.center,
-            clamp=self.clamp,
-        )
+        difference = logit_difference(scores, [logits], [self.alpha], **settings)
         # Beam search hands over log-probabilities and does not normalize again.
         return torch.log_softmax(difference, dim=-1)

@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import cached_file
 
-from .configuration_uld import ULDModelConfig
+from .configuration_uld import SHARED_SETTINGS, ULDModelConfig
 
 
 _PUBLICITY = {
@@ -99,7 +99,7 @@ def model_card(config: ULDModelConfig, repo_id: str | None = None, private: bool
         _assistant_row(name, assistant, config.training.get(name, {})) for name, assistant in config.assistants.items()
     )
     trained = "\n".join(_training_section(name, training) for name, training in config.training.items() if training)
-    settings = ", ".join(f"`{name}={vars(config)[name]!r}`" for name in ("relative_top", "outside", "center", "clamp"))
+    settings = ", ".join(f"`{name}={vars(config)[name]!r}`" for name in SHARED_SETTINGS)
     load = f'"{repo_id or "this folder"}"' + ("" if on_hub else ", target=target")
     return ModelCard(f"""---
 {data.to_yaml()}

@@ -51,7 +51,7 @@ from .hub import (
     read_unlearned_model,
     save_unlearned_model,
 )
-from .intact import Watch
+from .intact import NetEffect, Watch
 from .lockstep import Lockstep, can_join, why_no_lockstep
 from .logit_difference import Outside, check_subtraction, logit_difference
 from .publish import push_unlearned_model
@@ -155,11 +155,14 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             Whether a uniform assistant changes nothing.
         clamp (`bool`, *optional*):
             Whether tokens that the assistant finds improbable are left alone instead of lifted.
+        remove_top_k (`int`, *optional*):
+            How many tokens are ruled out instead of subtracting; `0` subtracts.
         allow_target_mismatch (`bool`, *optional*, defaults to `False`):
             Only warn of an assistant that was trained on another target.
 
     Raises:
-        ValueError: If the assistant was not trained on this target, or a setting is out of range.
+        ValueError: If the assistant was not trained on this target, a setting is out of range, or the assistants
+            together take nothing away.
     """
 
     config_class = ULDModelConfig
@@ -182,6 +185,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         outside: Outside | None = None,
         center: bool | None = None,
         clamp: bool | None = None,
+        remove_top_k: int | None = None,
         allow_target_mismatch: bool = False,
     ):
         if (target is None) != (assistant is None):
@@ -229,7 +233,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
             for name in alphas:
                 config.assistants[check_known(name, assistants)]["alpha"] = alphas[name]
-        for name, value in zip(SHARED_SETTINGS, (relative_top, outside, center, clamp), strict=True):
+        given_settings = (relative_top, outside, center, clamp, remove_top_k)
+        for name, value in zip(SHARED_SETTINGS, given_settings, strict=True):
             if value is not None:
                 setattr(config, name, value)
         check_assistants(config.assistants, config.target_config)
@@ -239,13 +244,15 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.target = target
         self.assistants = nn.ModuleDict(assistants)
-        self._watch = Watch(assistants)
+        self._watch = Watch(assistants, target)
+        self._net_effect = NetEffect(assistants)
+        self._net_effect.check(config.alphas)
         self.generation_config = copy.deepcopy(target.generation_config)
         # How generate() decodes, see the class docstring. Settings of a running model, not of a saved one.
         self._lockstep: Lockstep | None = None  # built when first needed
         self._no_lockstep = why_no_lockstep(target, assistants.values())
         self._execution = "two passes" if self._no_lockstep else "lockstep"
-        self.max_block_size = 8
+        self._max_block_size = 8
         self._is_stateful = target._is_stateful
         self._can_compile_fullgraph = target._can_compile_fullgraph
         self.eval()
@@ -265,8 +272,20 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             )
         self._execution = execution
 
+    @property
+    def max_block_size(self) -> int:
+        """Most tokens that the target drafts before the assistants check them, with `execution="blocks"`."""
+        return self._max_block_size
+
+    @max_block_size.setter
+    def max_block_size(self, size: int) -> None:
+        if type(size) is not int or size < 1:
+            raise ValueError(f"max_block_size={size!r} must be a whole number of tokens, 1 (plain steps) or more.")
+        self._max_block_size = size
+
     def _assistants_changed(self) -> None:
-        self._watch = Watch(dict(self.assistants.items()))
+        self._watch = Watch(dict(self.assistants.items()), self.target)
+        self._net_effect = NetEffect(dict(self.assistants.items()))
         self._lockstep = None
         self._no_lockstep = why_no_lockstep(self.target, self.assistants.values())
         if self._execution == "lockstep" and self._no_lockstep:
@@ -364,6 +383,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             "alpha": entry["alpha"] if alpha is None else alpha,
         }
         check_subtraction(entry["alpha"], 0.0, "keep")
+        assistants = {**self.assistants, name: adopted}
+        NetEffect(assistants).check({**self.config.alphas, name: entry["alpha"]})
         if entry["num_layers"] > self.config.most_assistant_layers:
             self.config.target_fingerprint = fingerprint
         self.assistants[name] = adopted.eval()
@@ -383,10 +404,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Weight of its logits.
 
         Raises:
-            ValueError: If there is no such assistant, or `alpha` would subtract nothing.
+            ValueError: If there is no such assistant, or nothing would be subtracted.
         """
         check_known(name, self.assistants)
         check_subtraction(alpha, 0.0, "keep")
+        self._net_effect.check({**self.config.alphas, name: alpha})
         self.config.assistants[name]["alpha"] = alpha
 
     def remove_assistant(self, name: str) -> None:
@@ -398,7 +420,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Name of the assistant.
 
         Raises:
-            ValueError: If there is no such assistant, or it is the last one.
+            ValueError: If there is no such assistant, or those that are left would take nothing away.
         """
         check_known(name, self.assistants)
         if len(self.assistants) == 1:
@@ -406,6 +428,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{name!r} is the only assistant: without it the output would be the target's own. For that, call "
                 "model.target."
             )
+        self._net_effect.check({other: alpha for other, alpha in self.config.alphas.items() if other != name})
         depth = self.config.most_assistant_layers
         del self.assistants[name], self.config.assistants[name]
         self.config.training.pop(name, None)
@@ -542,13 +565,14 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"config.assistants names {list(self.config.assistants)}, the model has {list(self.assistants)}: use "
                 "add_assistant and remove_assistant."
             )
+        self._net_effect.check(self.config.alphas)
 
     def _check_intact(self) -> None:
         if "_is_replica" in vars(self):
             raise NotImplementedError(
                 "DataParallel is not supported: use device_map, or one process for each GPU (accelerate launch)."
             )
-        self._watch.check(self.assistants)
+        self._watch.check(self.assistants, self.target)
 
     def _get_candidate_generator(
         self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
@@ -620,6 +644,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         Returns:
             `tuple[torch.Tensor, list[torch.Tensor]]`: Logits of shape `(batch_size, sequence_length, vocab_size)` of
             the target, **before** anything is subtracted, and of each assistant.
+
+        Raises:
+            RuntimeError: If an assistant was disabled, merged or taken apart.
         """
         self._check()
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": None, "use_cache": False}
@@ -642,11 +669,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         return logit_difference(
             target_logits,
             assistant_logits,
-            [entry["alpha"] for entry in config.assistants.values()],
-            relative_top=config.relative_top,
-            outside=config.outside,
-            center=config.center,
-            clamp=config.clamp,
+            list(config.alphas.values()),
+            **{name: vars(config)[name] for name in SHARED_SETTINGS},
         )
 
     def prepare_inputs_for_generation(
@@ -760,6 +784,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         outside: Outside | None = None,
         center: bool | None = None,
         clamp: bool | None = None,
+        remove_top_k: int | None = None,
         revision: str | None = None,
         token: bool | str | None = None,
         cache_dir: str | os.PathLike | None = None,
@@ -787,6 +812,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Whether a uniform assistant changes nothing, in place of the saved setting.
             clamp (`bool`, *optional*):
                 Whether tokens that the assistant finds improbable are left alone, in place of the saved setting.
+            remove_top_k (`int`, *optional*):
+                How many tokens are ruled out instead of subtracting, in place of the saved setting.
             revision (`str`, *optional*):
                 Revision of the unlearned model's repository. The target's own is in the configuration.
             token (`bool` or `str`, *optional*):
@@ -840,6 +867,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             outside=outside,
             center=center,
             clamp=clamp,
+            remove_top_k=remove_top_k,
         )
         model.config.target_fingerprint = saved.target_fingerprint
         for name, entry in model.config.assistants.items():

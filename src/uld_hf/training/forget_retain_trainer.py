@@ -4,12 +4,12 @@ import copy
 from collections.abc import Callable
 
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from .preparation import ROW, check_disjoint, check_tokens, split_long_rows
+from .preparation import ROW, check_disjoint, check_tokens, join_sets, split_long_rows
 from .sampler import AlternatingSampler, EpochCallback
 
 
@@ -30,17 +30,36 @@ def count_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 class ForgetRetainTrainer(SFTTrainer):
     """
-    Base of [`ULDTrainer`] and [`ULDBakeTrainer`]: both sets become one, of which every batch has rows in one ratio.
+    Base of the trainers with a forget and a retain set, which become one: every batch has rows of both in one ratio.
 
-    A subclass sets `_retain_dataset` and `_vocab_size` and passes the forget set as `train_dataset`; its `args` have
-    `retain_per_forget`.
+    A subclass passes its first set as `train_dataset`, sets `_retain_dataset` and `_vocab_size` before that, and has
+    `retain_per_forget` among its arguments. Without a retain set, rows are drawn as in any trainer.
     """
 
     # compute_loss divides by the tokens of the whole optimizer step itself.
     loss_is_scaled_for_ga = True
 
-    _retain_dataset: Dataset
+    _retain_dataset: Dataset | None
     _vocab_size: int
+    _first_set = "forget"  # name of the set that is passed as `train_dataset`, for messages
+
+    def _prepare_rows(
+        self, rows: Dataset, name: str, processing_class: PreTrainedTokenizerBase, args: SFTConfig
+    ) -> Dataset:
+        """Tokens of a set, by trl: whole, checked, and split where they are longer than the context."""
+        # trl cuts rows at max_length and drops those without an answer; neither may happen here.
+        whole = copy.copy(args)
+        whole.max_length = None
+        whole.shuffle_dataset = False
+        # trl decides this once, from the first row; here the two sets may differ in format.
+        has_prompt = bool({"completion", "completion_mask"} & set(rows.column_names))
+        self.completion_only_loss = has_prompt if args.completion_only_loss is None else args.completion_only_loss
+        tokenized = super()._prepare_dataset(rows, processing_class, whole, False, None, name)
+        columns = [column for column in ("input_ids", "labels", ROW) if column in tokenized.column_names]
+        tokenized = tokenized.select_columns(columns)
+        check_tokens(tokenized, self._vocab_size, name)
+        splittable = not self.completion_only_loss and "input_ids" not in rows.column_names
+        return split_long_rows(tokenized, args.max_length, name, splittable)
 
     def _prepare_dataset(
         self,
@@ -51,52 +70,45 @@ class ForgetRetainTrainer(SFTTrainer):
         formatting_func: Callable[[dict], str] | None,
         dataset_name: str,
     ) -> Dataset:
-        # trl cuts rows at max_length and drops those without an answer; neither may happen here.
-        whole = copy.copy(args)
-        whole.max_length = None
-        whole.shuffle_dataset = False
-        prepared = {}
-        for name, rows in (("forget", dataset), ("retain", self._retain_dataset)):
-            # trl decides this once, from the first row; here the two sets may differ in format.
-            has_prompt = bool({"completion", "completion_mask"} & set(rows.column_names))
-            self.completion_only_loss = has_prompt if args.completion_only_loss is None else args.completion_only_loss
-            tokenized = super()._prepare_dataset(rows, processing_class, whole, False, formatting_func, name)
-            splittable = not self.completion_only_loss and "input_ids" not in rows.column_names
-            columns = [column for column in ("input_ids", "labels", ROW) if column in tokenized.column_names]
-            tokenized = tokenized.select_columns(columns)
-            check_tokens(tokenized, self._vocab_size, name)
-            prepared[name] = split_long_rows(tokenized, args.max_length, name, splittable)
-        check_disjoint(prepared["forget"], prepared["retain"], processing_class.eos_token_id)
+        prepared = {"forget": self._prepare_rows(dataset, self._first_set, processing_class, args)}
+        if self._retain_dataset is not None:
+            prepared["retain"] = self._prepare_rows(self._retain_dataset, "retain", processing_class, args)
+            check_disjoint(prepared["forget"], prepared["retain"], processing_class.eos_token_id)
         if dataset_name == "train":  # and not a set to evaluate
             self._num_forget_rows = len(prepared["forget"])
-        return concatenate_datasets(
-            [
-                rows.add_column("is_retain", [name == "retain"] * len(rows)).with_format(None)
-                for name, rows in prepared.items()
-            ]
-        )
+        return join_sets(prepared)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["input_ids", "labels", "is_retain"]
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        if self._retain_dataset is None:
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        grouped = args.train_sampling_strategy == "group_by_length" and not self.padding_free
         sampler = AlternatingSampler(
             num_forget=self._num_forget_rows,
             num_retain=len(self.train_dataset) - self._num_forget_rows,
-            retain_per_forget=self.args.retain_per_forget,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            retain_per_forget=args.retain_per_forget,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            lengths=[len(tokens) for tokens in self.train_dataset["input_ids"]] if grouped else None,
+            rows_per_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         )
         self.remove_callback(EpochCallback)
         self.add_callback(EpochCallback(sampler))
         return sampler
 
+    def _count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the terms of the loss are averaged over."""
+        return count_tokens(batch)
+
     def _get_num_items_in_batch(
         self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device
     ) -> torch.Tensor | None:
-        """Number of forget and of retain tokens in all micro-batches of an optimizer step, over all processes."""
+        """Counts in all micro-batches of an optimizer step, over all processes."""
         if not batch_samples:
             return None
-        counts = sum(count_tokens(batch).to(device) for batch in batch_samples)
+        counts = sum(self._count(batch).to(device) for batch in batch_samples)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             counts = self.accelerator.gather(counts[None]).sum(dim=0)
         return counts

@@ -6,7 +6,7 @@ What trl would quietly drop or cut is refused or split here: a forget row that i
 from collections.abc import Mapping
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from trl.data_utils import maybe_convert_to_chatml
 
 
@@ -249,3 +249,19 @@ def check_disjoint(forget: Dataset, retain: Dataset, eos_token_id: int | None = 
                 f"Row {index} of retain_dataset is also row {index_of[key(tokens)]} of forget_dataset (counted after "
                 "tokenization). A row cannot be both kept and forgotten: remove it from one of them."
             )
+
+
+def join_sets(sets: Mapping[str, Dataset]) -> Dataset:
+    """
+    Forget rows first, retain rows after them, as [`AlternatingSampler`] expects them.
+
+    Args:
+        sets (`Mapping[str, Dataset]`):
+            Tokenized rows by `"forget"` and `"retain"`.
+
+    Returns:
+        [`~datasets.Dataset`]: All rows, with `is_retain`.
+    """
+    return concatenate_datasets(
+        [rows.add_column("is_retain", [name == "retain"] * len(rows)).with_format(None) for name, rows in sets.items()]
+    )

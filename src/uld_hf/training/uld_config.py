@@ -1,12 +1,65 @@
 """`ULDConfig`: how an assistant is trained, and with which settings it is saved."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
+from ..configuration_uld import SHARED_SETTINGS
 from ..logit_difference import check_subtraction
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """
+    Refuse a value that is not one of a setting's choices, and name them.
+
+    Args:
+        name (`str`):
+            Name of the setting.
+        value (`object`):
+            Its value.
+        choices (`Sequence[str]`):
+            What it may be.
+
+    Raises:
+        ValueError: If it is none of them.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}.")
+
+
+def check_data_settings(config: SFTConfig) -> None:
+    """
+    Refuse settings of trl that do not go with two sets of rows on the target's own vocabulary.
+
+    Args:
+        config ([`~trl.SFTConfig`]):
+            The trainer's configuration.
+
+    Raises:
+        ValueError: If rows would be packed, drawn in another order, not prepared, or the embeddings resized.
+    """
+    if config.packing:
+        raise ValueError(
+            "packing=True is not supported: it would mix forget and retain rows in any ratio. Leave it out."
+        )
+    if config.train_sampling_strategy not in ("group_by_length", "random"):
+        raise ValueError(
+            f"train_sampling_strategy={config.train_sampling_strategy!r} would not mix forget and retain rows. Use "
+            "'group_by_length' or 'random'."
+        )
+    if config.dataset_kwargs:
+        raise ValueError(
+            f"dataset_kwargs={config.dataset_kwargs} is not supported (skip_prepare_dataset would leave out the "
+            "retain set). Pass tokenized rows as they are: they are not tokenized again."
+        )
+    if config.chat_template_path is not None:
+        raise ValueError(
+            f"chat_template_path={config.chat_template_path!r} is not supported: it may resize the embeddings, which "
+            "are the target's own. Set processing_class.chat_template instead."
+        )
 
 
 @dataclass
@@ -26,16 +79,28 @@ class ULDConfig(SFTConfig):
 
         > Parameters that control the training
 
+        objective (`str`, *optional*, defaults to `"uld"`):
+            `"uld"` remembers the forget set and is uniform on the retain set. `"likelihood"` learns one set and nothing
+            else, as Divergence Decoding's auxiliaries do (arXiv 2605.31293): the forget set with a positive `alpha`, or
+            the retain set with a negative one. The other set is left out then.
         retain_weight (`float`, *optional*, defaults to `6.5`):
             Weight of the retain term, the paper's beta.
         retain_per_forget (`float`, *optional*, defaults to `1.0`):
             Retain rows for each forget row, in every batch. An epoch is one pass over the forget set, whatever the size
             of the retain set; each epoch sees the next part of the retain set.
+        padding_free (`bool`, *optional*):
+            Put the rows of a batch one after another into one sequence, instead of padding them: the same result in
+            less time and memory. Defaults to doing so where the attention is sdpa or flash attention, and the model is
+            found to keep rows apart.
+        train_sampling_strategy (`str`, *optional*, defaults to `"group_by_length"`):
+            Where rows are padded, put rows of similar lengths into a step (`"group_by_length"`), or leave the order to
+            chance (`"random"`). Either way every step has the same share of both sets.
 
         > Parameters that are saved with the assistant, for inference
 
         alpha (`float`, *optional*, defaults to `0.75`):
             Weight with which the assistant's logits are subtracted. The paper uses 0.75 on TOFU and 0.5 on books.
+            Negative for an assistant that learned the retain set: it is added, beside one that is subtracted.
         relative_top (`float`, *optional*, defaults to `0.01`):
             Subtract only at tokens whose target probability is at least this fraction of the most probable token's;
             `0` subtracts everywhere.
@@ -45,6 +110,9 @@ class ULDConfig(SFTConfig):
             Subtract the assistant's `log p + log V`, so that a uniform assistant changes nothing.
         clamp (`bool`, *optional*, defaults to `False`):
             Do not lift the tokens that the assistant finds less probable than a uniform guess (not in the paper).
+        remove_top_k (`int`, *optional*, defaults to `0`):
+            Instead of subtracting, rule out so many tokens, those with the highest weighted sum of the assistants'
+            logits (Divergence Decoding's rank variant, not in the paper).
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
@@ -78,8 +146,30 @@ class ULDConfig(SFTConfig):
     num_assistant_layers: int = field(
         default=8, metadata={"help": "Number of the target's first layers that the assistant runs on."}
     )
+    objective: str = field(
+        default="uld",
+        metadata={
+            "help": "What the assistant learns: ULD's two terms, or the likelihood of one set, as auxiliaries of "
+            "Divergence Decoding do.",
+            "choices": ["uld", "likelihood"],
+        },
+    )
     retain_weight: float = field(default=6.5, metadata={"help": "Weight of the retain term (the paper's beta)."})
     retain_per_forget: float = field(default=1.0, metadata={"help": "Retain rows for each forget row, in every batch."})
+    padding_free: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Put the rows of a batch one after another, without padding. By default where the attention is "
+            "sdpa or flash attention and the model keeps rows apart."
+        },
+    )
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "Where rows are padded: put rows of similar lengths into a step, or leave the order to chance.",
+            "choices": ["group_by_length", "random"],
+        },
+    )
     alpha: float = field(
         default=0.75, metadata={"help": "Weight with which the assistant's logits are subtracted at inference."}
     )
@@ -105,30 +195,27 @@ class ULDConfig(SFTConfig):
         default=False,
         metadata={"help": "At inference, do not lift the tokens that the assistant finds less probable than a guess."},
     )
+    remove_top_k: int = field(
+        default=0,
+        metadata={
+            "help": "At inference, rule out so many tokens, those that the assistants find most typical of what must "
+            "be forgotten, instead of subtracting; 0 subtracts."
+        },
+    )
 
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = is_torch_bf16_gpu_available() and not self.fp16 and not self.use_cpu
         super().__post_init__()
-        check_subtraction(self.alpha, self.relative_top, self.outside, self.center, self.clamp)
-        if self.alpha < 0:
+        check_subtraction(self.alpha, **{name: vars(self)[name] for name in SHARED_SETTINGS})
+        check_choice("objective", self.objective, ("uld", "likelihood"))
+        if self.alpha < 0 and self.objective == "uld":
             raise ValueError(f"alpha={self.alpha} would add what must be forgotten. Use a number above 0, e.g. 0.75.")
         if self.num_assistant_layers < 1:
             raise ValueError(f"num_assistant_layers={self.num_assistant_layers} must be at least 1.")
         for name, value in (("retain_weight", self.retain_weight), ("retain_per_forget", self.retain_per_forget)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value} must be a finite number above 0.")
-        if self.packing:
-            raise ValueError("packing=True is not supported: forget and retain rows are balanced row by row.")
-        if self.dataset_kwargs:
-            raise ValueError(
-                f"dataset_kwargs={self.dataset_kwargs} is not supported (skip_prepare_dataset would leave out the "
-                "retain set). Pass tokenized rows as they are: they are not tokenized again."
-            )
-        if self.chat_template_path is not None:
-            raise ValueError(
-                f"chat_template_path={self.chat_template_path!r} is not supported: it may resize the embeddings, which "
-                "are the target's own. Set processing_class.chat_template instead."
-            )
+        check_data_settings(self)
         if self.loss_type != "nll":
             raise ValueError(f"loss_type={self.loss_type!r} has no meaning here: the loss is ULD's. Leave it out.")

@@ -3,7 +3,9 @@
 import copy
 import math
 import os
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -46,47 +47,69 @@ from .collator import DataCollatorForULD
 from .forget_retain_trainer import ForgetRetainTrainer, count_tokens
 from .four_bit import keep_gradients
 from .losses import add_uld_loss, check_head
+from .padding_free import attention_by_row, takes_rows_without_padding
 from .preparation import check_dataset, to_trainable_rows
+from .target import check_processes, check_tokenizer, read_target_config, select_source
 from .uld_config import ULDConfig
 
-
-# A vocabulary is padded to a round number of rows, and a few are reserved; more unused rows than this is a mistake.
-_LEAST_VOCABULARY_USE = 0.9
 
 # Shares and nats per token beyond which train() warns that the assistant is not done.
 _KNOWS_THE_FORGET_SET = 0.95
 _SILENT_ON_THE_RETAIN_SET = 0.5
 
-_SOURCE_KWARGS = ("revision", "token", "cache_dir", "subfolder", "trust_remote_code", "local_files_only")
-
 
 logger = logging.get_logger(__name__)
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+def check_likelihood(sets: Sequence[str], alpha: float) -> None:
     """
-    Refuse a tokenizer that is not the target's.
+    Refuse an assistant that learns likelihoods of both sets or none, or a weight of the wrong sign for what it learns.
 
     Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer.
-        vocab_size (`int`):
-            Rows of the target's embedding.
+        sets (`Sequence[str]`):
+            Names of the sets that are given.
+        alpha (`float`):
+            Weight with which its logits will be subtracted.
 
     Raises:
-        ValueError: If it has more tokens than the target, or far fewer, or pads with a token that the target lacks.
+        TypeError: If there is not one set.
+        ValueError: If what must be forgotten would be added, or what must be kept subtracted.
     """
-    # Tokens added without a row in the embedding are harmless where they are not used: Gemma 3 1B has one for images.
-    if not (_LEAST_VOCABULARY_USE * vocab_size <= len(tokenizer) and tokenizer.vocab_size <= vocab_size):
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens, the target's vocabulary {vocab_size}: it belongs to another "
-            "model. Pass the target's own as processing_class."
+    if len(sets) != 1:
+        raise TypeError(
+            f"objective='likelihood' learns one set, got {list(sets) or 'none'}: give forget_dataset or "
+            "retain_dataset. For two auxiliaries, train two assistants."
         )
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= vocab_size:
+    if sets[0] == "forget" and alpha < 0:
+        raise ValueError(f"alpha={alpha} would add what must be forgotten. Use a number above 0, e.g. {-alpha}.")
+    if sets[0] == "retain" and alpha > 0:
         raise ValueError(
-            f"The tokenizer pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, for which the target's "
-            f"embedding of {vocab_size} rows has none. Set tokenizer.pad_token to another, e.g. tokenizer.eos_token."
+            f"alpha={alpha} would subtract what must be kept: an assistant that learns the retain set is added. Use a "
+            f"number below 0, e.g. {-alpha}."
         )
+
+
+def check_finite(terms: Mapping[str, float], step: int, learning_rate: float) -> None:
+    """
+    Stop at the first loss that is not a number.
+
+    Args:
+        terms (`Mapping[str, float]`):
+            Terms of the loss by name.
+        step (`int`):
+            Step at which they were computed.
+        learning_rate (`float`):
+            Learning rate, for the message.
+
+    Raises:
+        FloatingPointError: If a term is NaN or infinite.
+    """
+    for term, value in terms.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"The {term} loss is {value} at step {step}. Lower learning_rate (now {learning_rate}), or train in "
+                "bf16 or fp32 instead of fp16."
+            )
 
 
 class ULDTrainer(ForgetRetainTrainer):
@@ -106,6 +129,7 @@ class ULDTrainer(ForgetRetainTrainer):
             What must be forgotten: text, prompt and completion, messages, or tokenized rows.
         retain_dataset ([`~datasets.Dataset`]):
             A sample of what must be kept, in any of these formats. The wider its coverage, the better the rest is kept.
+            With `objective="likelihood"`, one of the two sets is given.
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The target's tokenizer. Defaults to the one at the target's name.
         peft_config ([`~peft.PeftConfig`], *optional*):
@@ -149,29 +173,24 @@ class ULDTrainer(ForgetRetainTrainer):
         # What costs nothing to check is checked before anything is loaded.
         if args.output_dir is not None:
             check_layout(Path(args.output_dir))
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: start with `accelerate launch`, "
-                "or show the process one GPU, e.g. CUDA_VISIBLE_DEVICES=0."
-            )
-        for dataset_name, dataset in (("forget", forget_dataset), ("retain", retain_dataset)):
+        check_processes(args)
+        sets = {"forget": forget_dataset, "retain": retain_dataset}
+        if args.objective == "likelihood":
+            sets = {name: dataset for name, dataset in sets.items() if dataset is not None}
+            check_likelihood(list(sets), args.alpha)
+        for dataset_name, dataset in sets.items():
             check_dataset(dataset, dataset_name, args.dataset_text_field)
         model_init_kwargs = dict(args.model_init_kwargs or {})
-        # What says where the target is, for its configuration and tokenizer too.
-        source = {key: model_init_kwargs[key] for key in _SOURCE_KWARGS if key in model_init_kwargs}
-        target_config = AutoConfig.from_pretrained(name, **source) if isinstance(model, str) else model.config
-        if isinstance(target_config, ULDModelConfig):
-            raise ValueError(
-                f"{name} is already an unlearned model: pass the model it was made from, "
-                f"{target_config.target_name_or_path}."
-            )
+        source = select_source(model_init_kwargs)
+        target_config = read_target_config(model, source)
         check_num_layers(args.num_assistant_layers, target_config)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, **source)
         self._vocab_size = target_config.get_text_config(decoder=True).vocab_size
         check_tokenizer(processing_class, self._vocab_size)
-        self._retain_dataset = to_trainable_rows(retain_dataset, "retain", args.dataset_text_field)
-        forget_dataset = to_trainable_rows(forget_dataset, "forget", args.dataset_text_field)
+        sets = {name: to_trainable_rows(rows, name, args.dataset_text_field) for name, rows in sets.items()}
+        self._first_set = next(iter(sets))  # the set whose tokens the assistant learns to predict
+        self._retain_dataset = sets["retain"] if args.objective == "uld" else None
 
         set_seed(args.seed)  # LoRA is initialized at random
         if isinstance(model, str):
@@ -201,24 +220,28 @@ class ULDTrainer(ForgetRetainTrainer):
             architectures=["ULDForCausalLM"],
         )
 
-        self._num_rows = {"forget_rows": len(forget_dataset), "retain_rows": len(retain_dataset)}
+        self._num_rows = {f"{name}_rows": len(sets.get(name, ())) for name in ("forget", "retain")}
         self._target_license = find_license(name, **source) if name else {}
 
+        # trl knows padding-free batches with flash attention only, and without max_length; see below.
+        padding_free, args = args.padding_free, copy.copy(args)
+        args.padding_free = False
         forward = base.forward
         # trl tokenizes through `_prepare_dataset`, where the retain set joins; the loss below replaces trl's own.
         super().__init__(
             model=assistant,
             args=args,
-            train_dataset=forget_dataset,
+            train_dataset=sets[self._first_set],
             processing_class=processing_class,
             callbacks=callbacks,
             optimizers=optimizers,
         )
         base.forward = forward
         add_uld_loss(base, args.retain_weight)
+        args.padding_free = self.padding_free = takes_rows_without_padding(base, padding_free)
         self.data_collator = DataCollatorForULD(
             pad_token_id=self.data_collator.pad_token_id,
-            padding_free=self.data_collator.padding_free,
+            padding_free=self.padding_free,
             pad_to_multiple_of=self.data_collator.pad_to_multiple_of,
         )
 
@@ -250,12 +273,21 @@ class ULDTrainer(ForgetRetainTrainer):
         """
         local = count_tokens(inputs)
         num_items = local if num_items_in_batch is None else num_items_in_batch
-        outputs = model(**inputs, num_items=num_items)
+        with self._attention():
+            outputs = model(**inputs, num_items=num_items)
         self._record(outputs, local, inputs)
         loss = outputs.loss
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
         return (loss, outputs) if return_outputs else loss
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return attention_by_row(self.model.get_base_model()) if self.padding_free else nullcontext()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward pass of a micro-batch, as in [`~transformers.Trainer`]."""
+        with self._attention():  # activation checkpointing runs the layers again in the backward pass
+            return super().training_step(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
@@ -276,11 +308,12 @@ class ULDTrainer(ForgetRetainTrainer):
         """
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        last = next((entry for entry in reversed(self.state.log_history) if "forget_accuracy" in entry), {})
-        if last.get("forget_accuracy", 1.0) < _KNOWS_THE_FORGET_SET:
+        accuracy = f"{self._first_set}_accuracy"
+        last = next((entry for entry in reversed(self.state.log_history) if accuracy in entry), {})
+        if self._first_set == "forget" and last.get(accuracy, 1.0) < _KNOWS_THE_FORGET_SET:
             logger.warning(
-                f"The assistant predicts {last['forget_accuracy']:.0%} of the forget set's tokens: what it does not "
-                "know is not subtracted. Train for more epochs, or with a higher learning_rate or num_assistant_layers."
+                f"The assistant predicts {last[accuracy]:.0%} of the forget set's tokens: what it does not know is not "
+                "subtracted. Train for more epochs, or with a higher learning_rate or num_assistant_layers."
             )
         if last.get("retain_kl", 0.0) > _SILENT_ON_THE_RETAIN_SET:
             logger.warning(
@@ -297,16 +330,16 @@ class ULDTrainer(ForgetRetainTrainer):
         row = torch.cat([sums.float(), counts.float(), torch.as_tensor([num_tokens], device=sums.device).float()])
         row = self.accelerator.gather(row[None]).sum(dim=0)
         forget_loss, retain_loss, correct, num_forget, num_retain, num_tokens = row.tolist()
-        for term, value in (("forget", forget_loss), ("retain", retain_loss)):
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"The {term} loss is {value} at step {self.state.global_step + 1}. Lower learning_rate (now "
-                    f"{self.args.learning_rate}), or train in bf16 or fp32 instead of fp16."
-                )
+        terms = (
+            {self._first_set: forget_loss}
+            if self._retain_dataset is None
+            else {"forget": forget_loss, "retain": retain_loss}
+        )
+        check_finite(terms, self.state.global_step + 1, self.args.learning_rate)
         metrics = self._metrics[mode]
         if num_forget:
-            metrics["forget_loss"].append(forget_loss / num_forget)
-            metrics["forget_accuracy"].append(correct / num_forget)
+            metrics[f"{self._first_set}_loss"].append(forget_loss / num_forget)
+            metrics[f"{self._first_set}_accuracy"].append(correct / num_forget)
         if num_retain:
             # Cross-entropy to the uniform distribution, less its entropy: how far from knowing nothing.
             vocab_size = self.model.get_base_model().get_input_embeddings().weight.shape[0]
@@ -318,9 +351,11 @@ class ULDTrainer(ForgetRetainTrainer):
     def _describe_training(self) -> dict[str, Any]:
         """What the model card says about the run: sizes and settings, never the texts."""
         args = self.args
-        last = next((entry for entry in reversed(self.state.log_history) if "forget_loss" in entry), {})
+        learned = (f"{self._first_set}_loss", f"{self._first_set}_accuracy")
+        last = next((entry for entry in reversed(self.state.log_history) if learned[0] in entry), {})
         peft_config = self.model.peft_config[ADAPTER_NAME]
-        settings = ("learning_rate", "num_train_epochs", "retain_weight", "retain_per_forget", "seed")
+        balance = ("retain_weight", "retain_per_forget") if args.objective == "uld" else ()
+        settings = ("objective", "learning_rate", "num_train_epochs", *balance, "seed")
         return {
             **self._num_rows,
             "license": self._target_license,
@@ -331,7 +366,7 @@ class ULDTrainer(ForgetRetainTrainer):
                 "lora_alpha": peft_config.lora_alpha,
                 **{name: vars(args)[name] for name in settings},
             },
-            "metrics": {name: last[name] for name in ("forget_loss", "forget_accuracy", "retain_kl") if name in last},
+            "metrics": {name: last[name] for name in (*learned, "retain_kl") if name in last},
             "versions": {
                 "uld_hf": uld_hf.__version__,
                 **{module.__name__: module.__version__ for module in (transformers, trl, peft, torch)},

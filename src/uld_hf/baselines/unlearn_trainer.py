@@ -1,0 +1,567 @@
+"""`UnlearnTrainer`: changes a model's weights until it has forgotten, by one of the rival methods."""
+
+import copy
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftConfig, PeftModel
+from torch import nn
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from trl.trainer.utils import create_model_from_path
+
+from ..assistant import check_no_adapter, find_decoder_layers, truncate_model
+from ..model_card import find_license
+from ..training.checkpoints import resolve_checkpoint
+from ..training.forget_retain_trainer import ForgetRetainTrainer
+from ..training.preparation import check_dataset, to_trainable_rows
+from ..training.target import check_processes, check_tokenizer, read_target_config, select_source
+from ..training.uld_trainer import check_finite
+from .collator import FORGET, REFUSAL, RETAIN, DataCollatorForUnlearning
+from .losses import (
+    dpo_loss,
+    gradient_ascent_loss,
+    kl_loss,
+    nll_loss,
+    npo_loss,
+    simnpo_loss,
+    steering_loss,
+    undial_loss,
+)
+from .refusals import REFUSALS, refuse_each
+from .unlearn_card import unlearn_card
+from .unlearn_config import UnlearnConfig
+
+
+# Methods whose forget term is a mean over rows, not over tokens.
+_BY_ROW = ("npo", "simnpo", "dpo")
+
+
+@dataclass
+class Scores:
+    """
+    What a model makes of the tokens of a batch that count.
+
+    Args:
+        rows (`torch.LongTensor` of shape `(num_tokens,)`):
+            Row of each token.
+        log_probs (`torch.Tensor` of shape `(num_tokens,)`, *optional*):
+            Log-probability of each token, in nats.
+        logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`, *optional*):
+            Logits that predict each token.
+        activations (`torch.Tensor` of shape `(num_tokens, hidden_size)`, *optional*):
+            Activations at each token, after the steering layer.
+    """
+
+    rows: torch.LongTensor
+    log_probs: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    activations: torch.Tensor | None = None
+
+
+def default_steering_layer(num_layers: int) -> int:
+    """Layer 7 of 32 as in the paper (arXiv 2403.03218, section 4), at the same relative depth of other models."""
+    return min(max(0, num_layers - 2), round(7 / 32 * num_layers))
+
+
+def check_steering_layer(layer: int, num_layers: int) -> None:
+    """
+    Refuse a layer whose activations cannot be steered.
+
+    Args:
+        layer (`int`):
+            Index of the decoder layer.
+        num_layers (`int`):
+            Number of decoder layers of the model.
+
+    Raises:
+        ValueError: If there is no such layer, or none above it.
+    """
+    if not 0 <= layer <= num_layers - 2:
+        raise ValueError(
+            f"steering_layer={layer} must lie between 0 and {num_layers - 2}: the model has {num_layers} layers, and "
+            f"there must be one above. Use e.g. {default_steering_layer(num_layers)}."
+        )
+
+
+def check_trainable(model: PreTrainedModel) -> None:
+    """
+    Refuse a model whose weights cannot be unlearned.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The target.
+
+    Raises:
+        TypeError: If it is a PEFT model, or not a transformers model.
+        ValueError: If it has an adapter, or is an encoder-decoder model.
+    """
+    if isinstance(model, PeftModel):
+        raise TypeError(
+            "The model is a PEFT model: pass its merged base (model.merge_and_unload()), and a peft_config for LoRA."
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"The model must be a transformers PreTrainedModel, got {type(model).__name__}.")
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"{type(model).__name__} is an encoder-decoder: only decoder-only models are supported.")
+    check_no_adapter(model)
+
+
+def check_output_dir(output_dir: str | None, name: str) -> None:
+    """
+    Refuse to write over the target.
+
+    Args:
+        output_dir (`str`, *optional*):
+            Folder to save to.
+        name (`str`):
+            Hub id or folder of the target.
+
+    Raises:
+        ValueError: If both are one folder.
+    """
+    if output_dir is not None and os.path.isdir(name) and os.path.realpath(output_dir) == os.path.realpath(name):
+        raise ValueError(f"output_dir={output_dir!r} is the target's own folder: give another one.")
+
+
+def count_units(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """
+    What the terms of the loss are averaged over.
+
+    Args:
+        batch (`dict[str, torch.Tensor]`):
+            A batch of [`DataCollatorForUnlearning`].
+
+    Returns:
+        `torch.Tensor` of shape `(3,)`: Forget tokens, forget rows, retain tokens.
+    """
+    tokens = (batch["labels"][:, 1:] != -100).sum(dim=1)
+    is_forget = batch["kinds"] == FORGET
+    return torch.stack([tokens[is_forget].sum(), is_forget.sum(), tokens[batch["kinds"] == RETAIN].sum()])
+
+
+def sum_rows(values: torch.Tensor, rows: torch.LongTensor, wanted: torch.BoolTensor) -> torch.Tensor:
+    """
+    Sums over the tokens of each wanted row.
+
+    Args:
+        values (`torch.Tensor` of shape `(num_tokens,)`):
+            A value for each token.
+        rows (`torch.LongTensor` of shape `(num_tokens,)`):
+            Row of each token.
+        wanted (`torch.BoolTensor` of shape `(num_rows,)`):
+            Rows to sum over.
+
+    Returns:
+        `torch.Tensor`: A sum for each wanted row, in their order.
+    """
+    return values.new_zeros(len(wanted)).index_add(0, rows, values)[wanted]
+
+
+class UnlearnTrainer(ForgetRetainTrainer):
+    """
+    Trainer of the methods that ULD is compared with: they change the model's own weights.
+
+    `loss_type` and `retain_loss_type` of [`UnlearnConfig`] choose the method; the loss is the forget term plus
+    `retain_weight` times the retain term, each a mean over tokens or rows of the whole optimizer step.
+
+    What a term needs of the target is had without a second model in memory where that is possible: likelihoods of the
+    forget answers are computed once before training; whole distributions and activations come from the base under the
+    disabled adapter with LoRA, and from a frozen copy without (for RMU, of the first layers only).
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            The target, or its hub id or folder. A loaded model is changed in place.
+        args ([`UnlearnConfig`], *optional*):
+            Configuration. Defaults to one whose output folder is named after the target.
+        forget_dataset ([`~datasets.Dataset`]):
+            What must be forgotten: text, prompt and completion, messages, or tokenized rows.
+        retain_dataset ([`~datasets.Dataset`], *optional*):
+            A sample of what must be kept, in any of these formats. Not used with `retain_loss_type="none"`.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The target's tokenizer. Defaults to the one at the target's name.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to train, e.g. a [`~peft.LoraConfig`]. Without one, all weights are trained.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Callbacks, as in [`~transformers.Trainer`].
+        optimizers (`tuple`, *optional*):
+            Optimizer and scheduler, as in [`~transformers.Trainer`].
+
+    Raises:
+        TypeError: If a set is missing or streamed, or the model is a PEFT model.
+        ValueError: If a set is empty, a row has no answer or is in both sets, the tokenizer is not the target's, or the
+            target has no such steering layer.
+
+    Example:
+
+    ```python
+    >>> args = UnlearnConfig("out", loss_type="npo", retain_loss_type="kl")
+    >>> trainer = UnlearnTrainer("org/finetuned", args, forget_dataset=forget, retain_dataset=retain)
+    >>> trainer.train()
+    >>> trainer.save_model()  # loads with AutoModelForCausalLM
+    ```
+    """
+
+    _name = "Unlearning"
+    _tag_names = ("unlearning",)
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel,
+        args: UnlearnConfig | None = None,
+        forget_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ):
+        name = model if isinstance(model, str) else model.name_or_path
+        if args is None:
+            args = UnlearnConfig(f"{os.path.basename(name) or 'model'}-unlearned")
+        # What costs nothing to check is checked before anything is loaded.
+        check_output_dir(args.output_dir, name)
+        check_processes(args)
+        if args.merge_adapter and peft_config is None:
+            raise ValueError("merge_adapter=True has nothing to merge: give a peft_config, or leave it out.")
+        sets = {"forget": forget_dataset}
+        if args.retain_loss_type != "none":
+            sets["retain"] = retain_dataset
+        for dataset_name, dataset in sets.items():
+            check_dataset(dataset, dataset_name, args.dataset_text_field)
+        if not isinstance(model, str):
+            check_trainable(model)
+        model_init_kwargs = dict(args.model_init_kwargs or {})
+        source = select_source(model_init_kwargs)
+        target_config = read_target_config(model, source).get_text_config(decoder=True)
+        self._steering_layer = None
+        if args.loss_type == "rmu":
+            num_layers = target_config.num_hidden_layers
+            layer = args.steering_layer
+            self._steering_layer = default_steering_layer(num_layers) if layer is None else layer
+            check_steering_layer(self._steering_layer, num_layers)
+        if processing_class is None:
+            processing_class = AutoTokenizer.from_pretrained(name, **source)
+        self._vocab_size = target_config.vocab_size
+        check_tokenizer(processing_class, self._vocab_size)
+        sets = {name: to_trainable_rows(rows, name, args.dataset_text_field) for name, rows in sets.items()}
+        self._num_rows = {f"{name}_rows": len(rows) for name, rows in sets.items()}
+        self._retain_dataset = sets.get("retain")
+        self._refusals = None
+        if args.loss_type == "dpo":
+            self._refusals = refuse_each(sets["forget"], args.refusals or REFUSALS, args.seed)
+
+        if isinstance(model, str):
+            model = create_model_from_path(name, **model_init_kwargs)
+            check_trainable(model)
+        self._target_name = name or None
+        self._target_license = find_license(name, **source) if name else {}
+        if peft_config is None:
+            model.requires_grad_(True)  # an assistant that was cut from it has frozen what they share
+        reference = self._copy_reference(model, args) if peft_config is None else None
+
+        set_seed(args.seed)  # LoRA is initialized at random
+        # trl knows two losses and compares this setting with their names.
+        of_trl = copy.copy(args)
+        of_trl.loss_type = "nll"
+        super().__init__(
+            model=model,
+            args=of_trl,
+            train_dataset=sets["forget"],
+            processing_class=processing_class,
+            peft_config=copy.deepcopy(peft_config),
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        self.args.loss_type = args.loss_type
+        self.data_collator = DataCollatorForUnlearning(
+            pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=self.data_collator.pad_to_multiple_of
+        )
+        self._reference = None if reference is None else reference.to(self.args.device)
+        if self._steering_layer is not None:
+            self._freeze_all_but_steered()
+            generator = torch.Generator().manual_seed(args.seed)
+            direction = torch.rand(target_config.hidden_size, generator=generator)
+            self._steer_to = args.steering_coefficient * direction / direction.norm()
+        if args.loss_type in ("npo", "dpo"):
+            self._remember_reference_log_probs()
+
+    def _copy_reference(self, model: PreTrainedModel, args: UnlearnConfig) -> PreTrainedModel | None:
+        """A frozen copy of what terms need of the target at every step, where there is no adapter to disable."""
+        if args.retain_loss_type == "kl" or args.loss_type == "undial":
+            needed = model
+        elif args.retain_loss_type == "activations":
+            # One layer more than is steered: what comes out of the last one has passed the final norm as well.
+            needed = truncate_model(model, self._steering_layer + 2)
+        else:
+            return None
+        return copy.deepcopy(needed).requires_grad_(False).eval()
+
+    def _get_base_model(self) -> PreTrainedModel:
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    def _freeze_all_but_steered(self) -> None:
+        holder, name = find_decoder_layers(self._get_base_model())
+        layers = holder.get_submodule(name)[max(0, self._steering_layer - 2) : self._steering_layer + 1]
+        steered = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        for parameter in self.model.parameters():
+            if id(parameter) not in steered:
+                parameter.requires_grad_(False)
+
+    def _prepare_rows(
+        self, rows: Dataset, name: str, processing_class: PreTrainedTokenizerBase, args: UnlearnConfig
+    ) -> Dataset:
+        prepared = super()._prepare_rows(rows, name, processing_class, args)
+        if name == "forget" and self._refusals is not None:
+            refusals = super()._prepare_rows(self._refusals, "refusal", processing_class, args)
+            for column in ("input_ids", "labels"):
+                prepared = prepared.add_column(f"refusal_{column}", list(refusals[column]))
+        return prepared
+
+    def _set_signature_columns_if_needed(self) -> None:
+        row = ("input_ids", "labels", "is_retain", "reference_log_prob")
+        self._signature_columns = [*row, "refusal_input_ids", "refusal_labels", "refusal_reference_log_prob"]
+
+    def _count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return count_units(batch)
+
+    @torch.no_grad()
+    def _remember_reference_log_probs(self) -> None:
+        """Log-probability of each forget answer, and of its refusal, by the target; as columns of the rows."""
+        forget = self.train_dataset.select(range(self._num_forget_rows))
+        loader = DataLoader(forget, self.args.per_device_train_batch_size, collate_fn=self.data_collator)
+        log_probs: dict[int, list[float]] = {FORGET: [], REFUSAL: []}
+        self.model.eval()
+        for batch in tqdm(loader, desc="Scoring forget answers", disable=self.args.disable_tqdm):
+            batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
+            with self.accelerator.autocast():
+                scores = self._score(self.model, batch)
+            for kind, values in log_probs.items():
+                values += sum_rows(scores.log_probs, scores.rows, batch["kinds"] == kind).tolist()
+        self.model.train()
+        of_retain = [0.0] * (len(self.train_dataset) - self._num_forget_rows)
+        names = {FORGET: "reference_log_prob", REFUSAL: "refusal_reference_log_prob"}
+        for kind, values in log_probs.items():
+            if values:
+                self.train_dataset = self.train_dataset.add_column(names[kind], values + of_retain)
+
+    def _score(
+        self,
+        model: nn.Module,
+        batch: dict[str, torch.Tensor],
+        with_logits: bool = False,
+        with_activations: bool = False,
+    ) -> Scores:
+        """One forward pass; logits are made only where whole distributions are needed."""
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        counted = batch["labels"][:, 1:] != -100
+        rows = counted.nonzero()[:, 0]
+        if not with_logits and not with_activations:
+            outputs = model(**inputs, labels=batch["labels"], fused_lm_head=True)
+            return Scores(rows, log_probs=outputs.log_probs[counted])
+        # Positions at which no row has a token that counts need no logits; activations alone need none at all.
+        positions = counted.any(dim=0).nonzero()[:, 0] if with_logits else torch.tensor([0], device=counted.device)
+        kept = {"logits_to_keep": positions} if self._get_base_model()._supports_logits_to_keep() else {}
+        outputs = model(**inputs, **kept, use_cache=False, output_hidden_states=with_activations)
+        scores = Scores(rows)
+        if with_logits:
+            logits = outputs.logits if kept else outputs.logits[:, positions]
+            logits = logits[counted[:, positions]]
+            scores.logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            labels = batch["labels"][:, 1:][counted]
+            scores.log_probs = scores.logits.log_softmax(dim=-1).gather(-1, labels[:, None]).squeeze(-1)
+        if with_activations:
+            activations = outputs.hidden_states[self._steering_layer + 1][:, 1:][counted]
+            scores.activations = activations.to(torch.promote_types(activations.dtype, torch.float32))
+        return scores
+
+    @torch.no_grad()
+    def _score_reference(self, batch: dict[str, torch.Tensor], kind: int) -> Scores | None:
+        """What the target makes of the rows of one kind: whole distributions, or activations; `None` without rows."""
+        wanted = batch["kinds"] == kind
+        if not wanted.any():
+            return None
+        rows = {name: batch[name][wanted] for name in ("input_ids", "attention_mask", "labels")}
+        what = {f"with_{'activations' if self.args.retain_loss_type == 'activations' else 'logits'}": True}
+        if self._reference is not None:
+            return self._score(self._reference, rows, **what)
+        was_training = self.model.training
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.model.eval()  # without dropout
+        with self.model.disable_adapter():
+            scores = self._score(self.model, rows, **what)
+        self.model.train(was_training)
+        self.model.requires_grad_(False)  # PEFT has enabled the gradients of all of LoRA
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        return scores
+
+    def _forget_losses(self, scores: Scores, reference: Scores | None, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The forget term of each token, or of each row."""
+        loss_type, beta = self.args.loss_type, self.args.beta
+        is_forget = batch["kinds"] == FORGET
+        tokens = is_forget[scores.rows]
+        if loss_type == "rmu":
+            return steering_loss(scores.activations[tokens], self._steer_to.to(scores.activations))
+        if loss_type == "ga":
+            return gradient_ascent_loss(scores.log_probs[tokens])
+        if loss_type == "undial":
+            if reference is None:
+                return scores.log_probs[tokens]
+            labels = batch["labels"][:, 1:][is_forget]
+            return undial_loss(scores.logits[tokens], reference.logits, labels[labels != -100], beta)
+        log_probs = sum_rows(scores.log_probs, scores.rows, is_forget)
+        if loss_type == "simnpo":
+            num_tokens = sum_rows(torch.ones_like(scores.log_probs), scores.rows, is_forget)
+            return simnpo_loss(log_probs, num_tokens, beta, self.args.margin)
+        references = batch["reference_log_probs"].to(log_probs)
+        if loss_type == "npo":
+            return npo_loss(log_probs, references[is_forget], beta)
+        is_refusal = batch["kinds"] == REFUSAL
+        refusals = sum_rows(scores.log_probs, scores.rows, is_refusal)
+        return dpo_loss(refusals, log_probs, references[is_refusal], references[is_forget], beta)
+
+    def _retain_losses(self, scores: Scores, reference: Scores | None, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The retain term of each token."""
+        tokens = (batch["kinds"] == RETAIN)[scores.rows]
+        if self.args.retain_loss_type == "nll":
+            return nll_loss(scores.log_probs[tokens])
+        if reference is None:
+            return scores.rows.new_zeros(0, dtype=torch.float32)
+        if self.args.retain_loss_type == "kl":
+            return kl_loss(scores.logits[tokens], reference.logits)
+        return steering_loss(scores.activations[tokens], reference.activations)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Scores]:
+        """
+        The loss of a micro-batch: its share of the optimizer step's loss.
+
+        Args:
+            model (`nn.Module`):
+                The model, possibly wrapped for distributed training.
+            inputs (`dict[str, torch.Tensor]`):
+                A batch of [`DataCollatorForUnlearning`].
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Whether to return the scores too.
+            num_items_in_batch (`torch.Tensor` of shape `(3,)`, *optional*):
+                Forget tokens, forget rows and retain tokens of the optimizer step. Defaults to those of this batch.
+
+        Returns:
+            `torch.Tensor`: The loss; with `return_outputs`, a tuple of it and the [`Scores`].
+
+        Raises:
+            FloatingPointError: If a term is NaN or infinite.
+        """
+        args = self.args
+        counts = count_units(inputs)
+        items = (counts if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
+        # Whole distributions; or likelihoods in a pass that activations are taken from.
+        with_logits = (
+            args.loss_type == "undial"
+            or args.retain_loss_type == "kl"
+            or (args.loss_type == "rmu" and args.retain_loss_type == "nll")
+        )
+        # Before the model's own pass: PEFT must not touch the adapter between that and the gradients.
+        of_forget = self._score_reference(inputs, FORGET) if args.loss_type == "undial" else None
+        of_retain = self._score_reference(inputs, RETAIN) if args.retain_loss_type in ("kl", "activations") else None
+        scores = self._score(model, inputs, with_logits, with_activations=args.loss_type == "rmu")
+        sums = {"forget": self._forget_losses(scores, of_forget, inputs).sum()}
+        loss = sums["forget"] / items[1 if args.loss_type in _BY_ROW else 0]
+        if args.retain_loss_type != "none":
+            sums["retain"] = self._retain_losses(scores, of_retain, inputs).sum()
+            loss = loss + args.retain_weight * sums["retain"] / items[2]
+        self._record(sums, scores, counts, inputs)
+        if args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
+        return (loss, scores) if return_outputs else loss
+
+    def _record(
+        self,
+        sums: dict[str, torch.Tensor],
+        scores: Scores,
+        counts: torch.Tensor,
+        inputs: dict[str, torch.Tensor],
+    ) -> None:
+        """Averages for the log, and a stop at the first loss that is not a number."""
+        known = torch.zeros_like(sums["forget"])
+        if scores.log_probs is not None:
+            known = scores.log_probs[(inputs["kinds"] == FORGET)[scores.rows]].sum()
+        values = torch.stack([*sums.values(), known]).detach().float()
+        row = torch.cat([values, counts.float(), inputs["attention_mask"].sum()[None].float()])
+        *totals, known, tokens, rows, retain_tokens, num_tokens = self.accelerator.gather(row[None]).sum(dim=0).tolist()
+        terms = dict(zip(sums, totals, strict=True))
+        check_finite(terms, self.state.global_step + 1, self.args.learning_rate)
+        metrics = self._metrics["train"]
+        if rows:
+            metrics["forget_loss"].append(terms["forget"] / (rows if self.args.loss_type in _BY_ROW else tokens))
+            if scores.log_probs is not None:
+                metrics["forget_log_prob"].append(known / tokens)
+        if retain_tokens:
+            metrics["retain_loss"].append(terms["retain"] / retain_tokens)
+        self._total_train_tokens += int(num_tokens)
+        metrics["num_tokens"] = [self._total_train_tokens]
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """
+        Change the model's weights.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint's folder; or `True` for the last one that was written to its end, whatever killed the
+                training.
+            **kwargs:
+                As in [`~transformers.Trainer.train`].
+
+        Returns:
+            [`~transformers.trainer_utils.TrainOutput`]: As in [`~transformers.Trainer.train`].
+
+        Raises:
+            ValueError: If there is no whole checkpoint to resume from.
+        """
+        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """
+        Not offered: the loss does not say what was forgotten.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "The loss says nothing of what was forgotten. Measure trainer.model with uld_hf.evaluation.evaluation, or "
+            "the saved model with `uld eval`."
+        )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card of the unlearned model to the output folder, in place of trl's."""
+        if self.is_world_process_zero():
+            card = unlearn_card(
+                self.args, self._num_rows, self._target_name, self._target_license, self.state.global_step
+            )
+            os.makedirs(self.args.output_dir, exist_ok=True)
+            card.save(os.path.join(self.args.output_dir, "README.md"))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        output_dir = output_dir if output_dir is not None else self.args.output_dir
+        is_checkpoint = Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
+        if self.args.merge_adapter and not is_checkpoint:  # training goes on from the adapter
+            copy.deepcopy(self.model).merge_and_unload().save_pretrained(output_dir)
+            self.processing_class.save_pretrained(output_dir)
+            return
+        super()._save(output_dir, state_dict)
+        # A pickle, with the hub token in it, that nothing reads.
+        Path(output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)

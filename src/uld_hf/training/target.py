@@ -1,0 +1,97 @@
+"""The target as a trainer is given it, a name or a model: looked at before anything is loaded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from ..configuration_uld import ULDModelConfig
+
+
+# A vocabulary is padded to a round number of rows, and a few are reserved; more unused rows than this is a mistake.
+_LEAST_VOCABULARY_USE = 0.9
+
+_SOURCE_KWARGS = ("revision", "token", "cache_dir", "subfolder", "trust_remote_code", "local_files_only")
+
+
+def check_processes(args: TrainingArguments) -> None:
+    """
+    Refuse several GPUs in one process.
+
+    Args:
+        args ([`~transformers.TrainingArguments`]):
+            The trainer's configuration.
+
+    Raises:
+        ValueError: If transformers would split batches over GPUs by itself.
+    """
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: start with `accelerate launch`, "
+            "or show the process one GPU, e.g. CUDA_VISIBLE_DEVICES=0."
+        )
+
+
+def select_source(model_init_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What says where the target is, for its configuration and tokenizer too.
+
+    Args:
+        model_init_kwargs (`Mapping[str, Any]`):
+            How the target is loaded.
+
+    Returns:
+        `dict[str, Any]`: `revision`, `token`, ... where given.
+    """
+    return {key: model_init_kwargs[key] for key in _SOURCE_KWARGS if key in model_init_kwargs}
+
+
+def read_target_config(model: str | PreTrainedModel, source: Mapping[str, Any]) -> PreTrainedConfig:
+    """
+    Configuration of the target.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            The target, or its hub id or folder.
+        source (`Mapping[str, Any]`):
+            `revision`, `token`, ... of its repository.
+
+    Returns:
+        [`~transformers.PreTrainedConfig`]: Its configuration.
+
+    Raises:
+        ValueError: If it is an unlearned model itself.
+    """
+    config = AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else model.config
+    if isinstance(config, ULDModelConfig):
+        name = model if isinstance(model, str) else model.name_or_path
+        raise ValueError(
+            f"{name} is already an unlearned model: pass the model it was made from, {config.target_name_or_path}."
+        )
+    return config
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """
+    Refuse a tokenizer that is not the target's.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        vocab_size (`int`):
+            Rows of the target's embedding.
+
+    Raises:
+        ValueError: If it has more tokens than the target, or far fewer, or pads with a token that the target lacks.
+    """
+    # Tokens added without a row in the embedding are harmless where they are not used: Gemma 3 1B has one for images.
+    if not (_LEAST_VOCABULARY_USE * vocab_size <= len(tokenizer) and tokenizer.vocab_size <= vocab_size):
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, the target's vocabulary {vocab_size}: it belongs to another "
+            "model. Pass the target's own as processing_class."
+        )
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= vocab_size:
+        raise ValueError(
+            f"The tokenizer pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, for which the target's "
+            f"embedding of {vocab_size} rows has none. Set tokenizer.pad_token to another, e.g. tokenizer.eos_token."
+        )
