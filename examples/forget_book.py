@@ -22,7 +22,7 @@ parser.add_argument("--other_texts", type=Path, nargs="+", default=[tiny_model.F
 parser.add_argument("--output_dir", default="out/forget-book")
 args = parser.parse_args()
 
-# The paper's settings for books (section 4.2 and appendix): fewer epochs, a lower rate, less subtracted than for facts.
+# The paper's settings for books (section 4.1 and appendix): fewer epochs, a lower rate, less subtracted than for facts.
 settings = {"alpha": 0.5, "learning_rate": 5e-4, "num_train_epochs": 5, "max_length": 512}
 if args.model is None:
     args.model = tiny_model.make_books()
