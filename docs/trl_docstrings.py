@@ -61,7 +61,8 @@ class TrlDocstrings(griffe.Extension):
         def link(match: re.Match) -> str:
             name = match[1]
             path = paths.get(name) or paths.get(f"{owner.name}.{name}")
-            return f"[`{name}`][{path}]" if path else f"`{name}`"
+            # Optional: not every name has a page.
+            return f'<autoref optional identifier="{path}"><code>{name}</code></autoref>' if path else f"`{name}`"
 
         text = _NOTE.sub(note, text)
         text = _HEADING_AMONG_ARGUMENTS.sub("", text)
