@@ -198,7 +198,7 @@ def truncate_model(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     return truncated
 
 
-def load_truncated_model(model_id: str, num_layers: int, **kwargs) -> PreTrainedModel:
+def load_truncated_model(model_id: str, num_layers: int, **kwargs: Any) -> PreTrainedModel:
     """
     Load only the first `num_layers` decoder layers of a checkpoint; the weights of the others are never read.
 
