@@ -10,6 +10,7 @@ from datasets.exceptions import DatasetsError
 # Help text and module of each command. A module is imported only when its command runs.
 COMMANDS = {
     "demo": ("make a tiny language model learn invented people, then forget some of them", "demo"),
+    "estimate": ("say how much memory and time a training will take", "estimate"),
     "train": ("train an assistant for your own model, forget set and retain set", "train"),
     "eval": ("measure what was forgotten and what was kept, beside the target", "eval"),
     "sweep": ("try many settings of the subtraction at the cost of one evaluation, and choose one", "sweep"),
