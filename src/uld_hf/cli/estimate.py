@@ -1,19 +1,20 @@
 """`uld estimate`: what a training will take, before anything is downloaded but the target's configuration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from peft import LoraConfig
 from transformers import AutoConfig
 
 from ..training.estimate import TrainingEstimate, estimate_training
-from .parsing import check_model_path, parse_command_line
+from . import output
+from .parsing import CommandParser, check_model_path
 
 
 DESCRIPTION = """Say how much memory and time a training will take. Reads the target's configuration, and no weights.
 
-  uld estimate --model my-finetuned-model --num_assistant_layers 8 --forget_rows 200 --tokens_per_row 300 --tflops 40
+  uld estimate my-finetuned-model --num_assistant_layers 8 --forget_rows 200 --tokens_per_row 300 --tflops 40
 
 --tflops is the speed that your device reaches in training: about 0.4 of what its data sheet says for the data type.
 """
@@ -114,6 +115,11 @@ def format_estimate(estimate: TrainingEstimate, tflops: float | None) -> str:
     return "\n".join(lines)
 
 
+def build_parser() -> CommandParser:
+    """The command line of `uld estimate`."""
+    return CommandParser((EstimateArguments,), "uld estimate", DESCRIPTION, words=("model",), has_json=True)
+
+
 def main(argv: Sequence[str]) -> None:
     """
     Run `uld estimate`.
@@ -122,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`):
             Arguments after `uld estimate`.
     """
-    (arguments,) = parse_command_line((EstimateArguments,), argv, "uld estimate", DESCRIPTION)
+    (arguments,) = build_parser().parse(argv)
     if arguments.forget_rows < 1 or arguments.num_train_epochs <= 0 or arguments.retain_per_forget <= 0:
         raise ValueError("forget_rows, num_train_epochs and retain_per_forget must be above 0.")
     if arguments.tflops is not None and arguments.tflops <= 0:
@@ -143,4 +149,5 @@ def main(argv: Sequence[str]) -> None:
             task_type="CAUSAL_LM", r=arguments.lora_r, lora_alpha=arguments.lora_r, target_modules="all-linear"
         ),
     )
-    print(format_estimate(estimate, arguments.tflops))
+    seconds = None if arguments.tflops is None else estimate.seconds(arguments.tflops)
+    output.result(format_estimate(estimate, arguments.tflops), {**asdict(estimate), "seconds": seconds})
