@@ -252,7 +252,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         self._lockstep: Lockstep | None = None  # built when first needed
         self._no_lockstep = why_no_lockstep(target, assistants.values())
         self._execution = "two passes" if self._no_lockstep else "lockstep"
-        self.max_block_size = 8
+        self._max_block_size = 8
         self._is_stateful = target._is_stateful
         self._can_compile_fullgraph = target._can_compile_fullgraph
         self.eval()
@@ -271,6 +271,17 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"execution='lockstep' is not possible: {self._no_lockstep}. Use 'two passes' or 'blocks'."
             )
         self._execution = execution
+
+    @property
+    def max_block_size(self) -> int:
+        """Most tokens that the target drafts before the assistants check them, with `execution="blocks"`."""
+        return self._max_block_size
+
+    @max_block_size.setter
+    def max_block_size(self, size: int) -> None:
+        if type(size) is not int or size < 1:
+            raise ValueError(f"max_block_size={size!r} must be a whole number of tokens, 1 (plain steps) or more.")
+        self._max_block_size = size
 
     def _assistants_changed(self) -> None:
         self._watch = Watch(dict(self.assistants.items()), self.target)
