@@ -1,6 +1,7 @@
 """`uld eval`: what an unlearned model has forgotten and kept, beside its target and a retrained model."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
