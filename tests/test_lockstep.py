@@ -168,7 +168,8 @@ def test_a_cache_filled_in_inference_mode_goes_on_outside():
     with torch.inference_mode():
         model(PROMPTS[:, :9], past_key_values=cache)
     expected = model(PROMPTS[:, :10], use_cache=False).logits[:, -1]
-    torch.testing.assert_close(model(PROMPTS[:, 9:10], past_key_values=cache).logits[:, -1], expected)
+    logits = model(PROMPTS[:, 9:10], past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_reach_the_embeddings_through_a_cache():
@@ -192,7 +193,8 @@ def test_copied_caches_go_different_ways():
     for each, column in ((cache, 9), (other, 10)):
         text = torch.cat([PROMPTS[:, :9], PROMPTS[:, [column, 11]]], dim=1)
         expected = model(text, use_cache=False).logits[:, -1]
-        torch.testing.assert_close(model(PROMPTS[:, 11:12], past_key_values=each).logits[:, -1], expected)
+        logits = model(PROMPTS[:, 11:12], past_key_values=each).logits[:, -1]
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_other_dtypes_rebuild_it():
