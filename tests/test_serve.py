@@ -105,7 +105,8 @@ def test_the_target_cannot_be_asked_for_by_name(served: Served):
 
 
 def test_a_response_is_what_generate_says(served: Served):
-    answer = served.client.responses.create(model=served.name, input="w5 w6 w7", max_output_tokens=6, temperature=0)
+    options = {"max_output_tokens": 6, "temperature": 0, "stream": False}  # the server streams unless told otherwise
+    answer = served.client.responses.create(model=served.name, input="w5 w6 w7", **options)
     assert answer.output_text == served.say(served.model)
 
 
