@@ -231,8 +231,9 @@ def bake_loss(
     """
     counted = labels[:, 1:] != -100
     hidden, retain_mask = hidden[:, :-1][counted], retain_mask[:, 1:][counted]
-    if len(hidden) == 0:  # a micro-batch without answers still has to reach backward()
-        zero = hidden.sum() * 0.0
+    trained = [parameter for parameter in model.get_output_embeddings().parameters() if parameter.requires_grad]
+    if len(hidden) == 0:  # a micro-batch without answers still has to reach backward(), and all that is trained
+        zero = sum((parameter.sum() for parameter in trained), hidden.sum()) * 0.0
         none = zero.detach()
         return BakeLossOutput(zero, none, none, none.long(), none.long())
     head = make_head(model)
@@ -242,7 +243,6 @@ def bake_loss(
         student, teacher, first_choices = targets.outcomes(log_probs, where, temperature)
         return token_divergence(student, teacher, kind), log_probs.argmax(dim=-1) == first_choices
 
-    trained = [parameter for parameter in model.get_output_embeddings().parameters() if parameter.requires_grad]
     weights = token_weights(retain_mask, num_items, retain_weight)
     loss, per_token, agreed = chunked_loss(hidden, weights, score, chunk_size, trained)
     return BakeLossOutput(
