@@ -26,6 +26,7 @@ from .modeling_uld import ULDForCausalLM
 if TYPE_CHECKING:
     from .bake.bake_config import ULDBakeConfig
     from .bake.bake_trainer import ULDBakeTrainer
+    from .baselines.offset_trainer import OffsetConfig, OffsetTrainer
     from .baselines.unlearn_config import UnlearnConfig
     from .baselines.unlearn_trainer import UnlearnTrainer
     from .data.fictitious import fictitious_dataset, invent_people, split_people
@@ -39,6 +40,8 @@ __version__ = "0.1.0"
 _LAZY = {
     "ULDBakeConfig": ".bake.bake_config",
     "ULDBakeTrainer": ".bake.bake_trainer",
+    "OffsetConfig": ".baselines.offset_trainer",
+    "OffsetTrainer": ".baselines.offset_trainer",
     "ULDConfig": ".training.uld_config",
     "ULDTrainer": ".training.uld_trainer",
     "UnlearnConfig": ".baselines.unlearn_config",
@@ -51,6 +54,8 @@ _LAZY = {
 }
 
 __all__ = [
+    "OffsetConfig",
+    "OffsetTrainer",
     "ULDBakeConfig",
     "ULDBakeTrainer",
     "ULDConfig",

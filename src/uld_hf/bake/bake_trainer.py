@@ -393,7 +393,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             prompt_of(ids[:length], of[:length]) for ids, of, length in zip(input_ids, labels, lengths, strict=True)
         ]
         is_retain = batch["retain_mask"][:, 0].tolist()
-        checkpointing = self.args.gradient_checkpointing_kwargs
+        checkpointing = self.args.activation_checkpointing_kwargs
         with (
             torch.random.fork_rng(),
             unwrap_model_for_generation(

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..training.losses import CHUNK_SIZE, chunked_loss, make_head, token_weights
+from ..training.losses import chunked_loss, make_head, tile_tokens, token_weights
 
 
 Divergence = Literal["forward_kl", "reverse_kl", "js"]
@@ -199,7 +199,7 @@ def bake_loss(
     retain_weight: float,
     kind: Divergence,
     temperature: float,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> BakeLossOutput:
     """
     The student's loss: mean divergence from the teacher on forget tokens, plus `retain_weight` times that on the rest.
@@ -223,8 +223,8 @@ def bake_loss(
             The divergence, see [`token_divergence`].
         temperature (`float`):
             Temperature of both distributions.
-        chunk_size (`int`, *optional*, defaults to `256`):
-            Tokens per tile of logits.
+        chunk_size (`int`, *optional*):
+            Tokens per tile of logits. Defaults to [`tile_tokens`].
 
     Returns:
         [`BakeLossOutput`]: The loss and its parts.
@@ -236,15 +236,21 @@ def bake_loss(
         zero = sum((parameter.sum() for parameter in trained), hidden.sum()) * 0.0
         none = zero.detach()
         return BakeLossOutput(zero, none, none, none.long(), none.long())
-    head = make_head(model)
 
-    def score(tile: torch.Tensor, where: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        log_probs = (head(tile).float() / temperature).log_softmax(dim=-1)
-        student, teacher, first_choices = targets.outcomes(log_probs, where, temperature)
-        return token_divergence(student, teacher, kind), log_probs.argmax(dim=-1) == first_choices
+    def score(
+        logits: torch.Tensor, where: slice, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        with torch.enable_grad():
+            logits = logits.float().requires_grad_()
+            log_probs = (logits / temperature).log_softmax(dim=-1)
+            student, teacher, first_choices = targets.outcomes(log_probs, where, temperature)
+            divergence = token_divergence(student, teacher, kind)
+            (gradient,) = torch.autograd.grad((divergence * weights).sum(), logits)
+        return divergence.detach(), log_probs.argmax(dim=-1) == first_choices, gradient
 
+    chunk_size = chunk_size or tile_tokens(model.config.get_text_config(decoder=True).vocab_size)
     weights = token_weights(retain_mask, num_items, retain_weight)
-    loss, per_token, agreed = chunked_loss(hidden, weights, score, chunk_size, trained)
+    loss, per_token, agreed = chunked_loss(hidden, weights, make_head(model), score, chunk_size, trained)
     return BakeLossOutput(
         loss=loss,
         forget_divergence=per_token[~retain_mask].sum(),

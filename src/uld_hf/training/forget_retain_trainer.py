@@ -86,11 +86,15 @@ class ForgetRetainTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         if self._retain_dataset is None:
             return super()._get_train_sampler(train_dataset)
+        args = self.args
+        grouped = args.train_sampling_strategy == "group_by_length" and not self.padding_free
         sampler = AlternatingSampler(
             num_forget=self._num_forget_rows,
             num_retain=len(self.train_dataset) - self._num_forget_rows,
-            retain_per_forget=self.args.retain_per_forget,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            retain_per_forget=args.retain_per_forget,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            lengths=[len(tokens) for tokens in self.train_dataset["input_ids"]] if grouped else None,
+            rows_per_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         )
         self.remove_callback(EpochCallback)
         self.add_callback(EpochCallback(sampler))
