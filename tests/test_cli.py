@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model
 from transformers import AutoModelForCausalLM
@@ -273,3 +274,93 @@ def test_generate_finds_the_targets_tokenizer(target: Path, tmp_path: Path) -> N
     model = AutoModelForCausalLM.from_pretrained(target)
     ULDForCausalLM(target=model, assistant=build_assistant(model, 2)).save_pretrained(tmp_path / "model-only")
     assert uld(["generate", "--model", str(tmp_path / "model-only"), "--prompt", "w5", "--max_new_tokens", "2"]) == 0
+
+
+# Rival methods
+
+
+@pytest.fixture
+def rival_arguments(train_arguments: list[str]) -> list[str]:
+    """As `train_arguments`, without what only ULD has."""
+    pairs = zip(train_arguments[2::2], train_arguments[3::2], strict=True)
+    kept = [part for pair in pairs if pair[0] not in ("--num_assistant_layers", "--alpha") for part in pair]
+    return [*train_arguments[:2], *kept, "--method"]
+
+
+@pytest.mark.parametrize("method", ["ga", "npo", "simnpo", "dpo", "undial", "rmu"])
+def test_train_runs_every_method(rival_arguments: list[str], tmp_path: Path, method: str) -> None:
+    assert uld([*rival_arguments, method]) == 0
+    config = json.loads((tmp_path / "unlearned" / "adapter_config.json").read_text())
+    assert config["r"] == 4
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "unlearned")
+    assert model(torch.arange(4, 12)[None]).logits.shape == (1, 8, 64)
+
+
+def test_train_changes_all_weights_with_rank_0(rival_arguments: list[str], tmp_path: Path) -> None:
+    assert uld([*rival_arguments, "npo", "--lora_r", "0", "--retain_loss_type", "kl"]) == 0
+    assert not (tmp_path / "unlearned" / "adapter_config.json").exists()
+    card = (tmp_path / "unlearned" / "README.md").read_text()
+    assert "| retain_loss_type | kl |" in card
+
+
+def test_train_reads_the_method_from_a_yaml_file(rival_arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("method: simnpo\nmargin: 0.5\n")
+    assert uld([*rival_arguments[:-1], "--config", str(tmp_path / "config.yaml")]) == 0
+    assert "| margin | 0.5 |" in (tmp_path / "unlearned" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nop"], "--method='nop' must be one of 'uld', 'ga', 'npo'"),
+        (["npo", "--alpha", "0.5"], "Unknown option --alpha"),
+        (["npo", "--retain_loss_type", "gd"], "retain_loss_type"),
+    ],
+)
+def test_a_wrong_method_or_option_is_refused(
+    rival_arguments: list[str], capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    try:
+        status = uld([*rival_arguments, *arguments])
+    except SystemExit as stop:  # argparse's own way with a wrong choice
+        status = stop.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_saved_adapter_is_not_written_over(
+    rival_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "unlearned").mkdir()
+    (tmp_path / "unlearned" / "adapter_config.json").write_text("{}")
+    assert uld([*rival_arguments, "npo"]) == 2
+    assert "holds a model already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "others"),
+    [("uld", "--alpha", "--beta"), ("npo", "--beta", "--alpha"), ("offset", "--loss_type", "--alpha")],
+)
+def test_help_lists_the_options_of_the_method(
+    capsys: pytest.CaptureFixture[str], method: str, own: str, others: str
+) -> None:
+    with pytest.raises(SystemExit):
+        uld(["train", "--method", method, "--help"])
+    shown = capsys.readouterr().out
+    assert f"\n  {own} " in shown
+    assert f"\n  {others} " not in shown
+
+
+def test_train_makes_the_auxiliaries_of_divergence_decoding(
+    train_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = list(zip(train_arguments[2::2], train_arguments[3::2], strict=True))
+    for name, left_out, alpha in (("forget", "--retain_dataset", "1.0"), ("retain", "--forget_dataset", "-1.0")):
+        given = {**dict(pairs), "--output_dir": str(tmp_path / name), "--alpha": alpha, "--objective": "likelihood"}
+        del given[left_out]
+        # With "=", or argparse takes the negative number for an option.
+        assert uld(["train", "--use_cpu", *(f"{option}={value}" for option, value in given.items())]) == 0
+    assert "added to a model" in capsys.readouterr().out
+    model = ULDForCausalLM.from_pretrained(tmp_path / "forget")
+    model.add_assistant(tmp_path / "retain")
+    assert model.config.alphas == {"assistant": 1.0, "retain": -1.0}

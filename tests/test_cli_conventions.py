@@ -21,9 +21,9 @@ from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, ULDTrainer, build_assistant
 from uld_hf.cli import output
+from uld_hf.cli.interrupt import without_resuming
 from uld_hf.cli.main import COMMANDS, exit_status, load_command
 from uld_hf.cli.main import main as uld
-from uld_hf.cli.train import without_resuming
 
 
 @pytest.fixture

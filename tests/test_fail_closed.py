@@ -353,6 +353,14 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
         after(lambda model: model.config.assistants.clear()),
         r"config\.assistants names \[\]",
     ),
+    "model.set_alpha(the only one, -1)": (
+        lambda model: model.set_alpha("assistant", -1.0),
+        "none is subtracted",
+    ),
+    "model.add_assistant(the same, alpha=-alpha)": (
+        lambda model: model.add_assistant(model.assistant, name="again", alpha=-model.config.alpha),
+        "the output would be the target's own",
+    ),
     "model.remove_assistant(the last one)": (
         lambda model: model.remove_assistant("assistant"),
         "is the only assistant",

@@ -1,6 +1,7 @@
 """uld_hf: LLM unlearning that drops into the Hugging Face stack ("Unlearning from Logit Difference", NeurIPS 2024).
 
     training/    train an assistant: ULDTrainer, ULDConfig
+    bake/        distil the unlearned model into one plain checkpoint: ULDBakeTrainer, ULDBakeConfig
     modeling_uld.py, logits_process.py    use it: ULDForCausalLM, ULDLogitsProcessor
     hub.py, saved_files.py, publish.py, model_card.py    save it, know its target, push it
     baselines/   the methods it is compared with: UnlearnTrainer, UnlearnConfig
@@ -23,6 +24,9 @@ from .logit_difference import logit_difference
 
 if TYPE_CHECKING:
     from .assistant import build_assistant
+    from .bake.bake_config import ULDBakeConfig
+    from .bake.bake_trainer import ULDBakeTrainer
+    from .baselines.offset_trainer import OffsetConfig, OffsetTrainer
     from .baselines.unlearn_config import UnlearnConfig
     from .baselines.unlearn_trainer import UnlearnTrainer
     from .data.fictitious import fictitious_dataset, invent_people, split_people
@@ -36,6 +40,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "ULDBakeConfig": ".bake.bake_config",
+    "ULDBakeTrainer": ".bake.bake_trainer",
+    "OffsetConfig": ".baselines.offset_trainer",
+    "OffsetTrainer": ".baselines.offset_trainer",
     "ULDConfig": ".training.uld_config",
     "ULDForCausalLM": ".modeling_uld",
     "ULDLogitsProcessor": ".logits_process",
@@ -51,6 +59,10 @@ _LAZY = {
 }
 
 __all__ = [
+    "OffsetConfig",
+    "OffsetTrainer",
+    "ULDBakeConfig",
+    "ULDBakeTrainer",
     "ULDConfig",
     "ULDForCausalLM",
     "ULDLogitsProcessor",

@@ -287,6 +287,26 @@ def _refuse_push(*args: Any, **kwargs: Any) -> None:
     )
 
 
+def put_adapter(model: PreTrainedModel, peft_config: PeftConfig, name: str = "default") -> PeftModel:
+    """
+    PEFT's `get_peft_model`, without its warning of an old name by which PEFT up to 0.21 asks transformers.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The base.
+        peft_config ([`~peft.PeftConfig`]):
+            Configuration of the adapter.
+        name (`str`, *optional*, defaults to `"default"`):
+            Name of the adapter.
+
+    Returns:
+        [`~peft.PeftModel`]: The model with the adapter.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return get_peft_model(model, peft_config, adapter_name=name)
+
+
 def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None, name: str = ADAPTER_NAME) -> PeftModel:
     """
     Put LoRA on a truncated model; its base is frozen.
@@ -310,10 +330,7 @@ def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None, 
     # GPT-2 stores its linear layers transposed; saying so spares PEFT's warning that it noticed.
     peft_config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in truncated.modules())
     peft_config.base_model_name_or_path = None  # PEFT fills it in
-    with warnings.catch_warnings():
-        # PEFT up to 0.21 asks transformers by an old name; users can do nothing about it.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        assistant = get_peft_model(truncated, peft_config, adapter_name=name)
+    assistant = put_adapter(truncated, peft_config, name)
     assistant.peft_config[name].base_model_name_or_path = NO_BASE
     assistant.push_to_hub = _refuse_push
     for layer in assistant.modules():

@@ -229,6 +229,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         name = os.path.abspath(name) if os.path.isdir(name) else name or None
         config.target_name_or_path = config.target_name_or_path or name
         if alpha is not None:
+            if not isinstance(alpha, Mapping) and len({weight > 0 for weight in config.alphas.values()}) > 1:
+                raise ValueError(
+                    f"alpha={alpha} for all: the assistants are added and subtracted ({config.alphas}), and would no "
+                    "longer be. Give alpha by name."
+                )
             alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
             for name in alphas:
                 config.assistants[check_known(name, assistants)]["alpha"] = alphas[name]

@@ -63,6 +63,7 @@ class UnlearnConfig(SFTConfig):
     > These parameters have default values different from [`~trl.SFTConfig`]:
     > - `learning_rate`: 1e-5, `num_train_epochs`: 5, `per_device_train_batch_size`: 32, `weight_decay`: 0.01 as in TOFU
     >   for all weights of a 7B model; LoRA wants about 1e-4. `warmup_steps`: 0.1 (a fraction).
+    > - `gradient_checkpointing`: off; say `activation_checkpointing=True` where memory is short.
     > - `bf16`: `True` only where the accelerator has it, instead of everywhere.
     > - `hub_private_repo`: `True`.
     """
@@ -75,6 +76,9 @@ class UnlearnConfig(SFTConfig):
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
     warmup_steps: float = field(
         default=0.1, metadata={"help": "Steps of linear warm-up; below 1, the fraction of all steps."}
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Old name of activation_checkpointing, which recomputes to save memory."}
     )
     hub_private_repo: bool | None = field(default=True, metadata={"help": "Whether a pushed repository is private."})
 

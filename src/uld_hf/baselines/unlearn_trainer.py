@@ -17,7 +17,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from trl.trainer.utils import create_model_from_path
 
-from ..assistant import check_no_adapter, find_decoder_layers, truncate_model
+from ..assistant import check_no_adapter, find_decoder_layers, put_adapter, truncate_model
 from ..model_card import find_license
 from ..training.checkpoints import resolve_checkpoint
 from ..training.forget_retain_trainer import ForgetRetainTrainer
@@ -147,6 +147,22 @@ def count_units(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([tokens[is_forget].sum(), is_forget.sum(), tokens[batch["kinds"] == RETAIN].sum()])
 
 
+def log_likelihoods(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+    """
+    Log-probabilities of tokens.
+
+    Args:
+        logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
+            Logits that predict each token.
+        labels (`torch.LongTensor` of shape `(num_tokens,)`):
+            The tokens.
+
+    Returns:
+        `torch.Tensor` of shape `(num_tokens,)`: In nats.
+    """
+    return logits.log_softmax(dim=-1).gather(-1, labels[:, None]).squeeze(-1)
+
+
 def sum_rows(values: torch.Tensor, rows: torch.LongTensor, wanted: torch.BoolTensor) -> torch.Tensor:
     """
     Sums over the tokens of each wanted row.
@@ -234,13 +250,18 @@ class UnlearnTrainer(ForgetRetainTrainer):
         sets = {"forget": forget_dataset}
         if args.retain_loss_type != "none":
             sets["retain"] = retain_dataset
+            if retain_dataset is None:
+                raise TypeError(
+                    f"retain_dataset is missing: the retain term ({args.retain_loss_type!r}) needs it. Give one, or "
+                    "say retain_loss_type='none'."
+                )
         for dataset_name, dataset in sets.items():
             check_dataset(dataset, dataset_name, args.dataset_text_field)
-        if not isinstance(model, str):
-            check_trainable(model)
         model_init_kwargs = dict(args.model_init_kwargs or {})
         source = select_source(model_init_kwargs)
         target_config = read_target_config(model, source).get_text_config(decoder=True)
+        if not isinstance(model, str):
+            check_trainable(model)
         self._steering_layer = None
         if args.loss_type == "rmu":
             num_layers = target_config.num_hidden_layers
@@ -263,11 +284,8 @@ class UnlearnTrainer(ForgetRetainTrainer):
             check_trainable(model)
         self._target_name = name or None
         self._target_license = find_license(name, **source) if name else {}
-        if peft_config is None:
-            model.requires_grad_(True)  # an assistant that was cut from it has frozen what they share
-        reference = self._copy_reference(model, args) if peft_config is None else None
-
         set_seed(args.seed)  # LoRA is initialized at random
+        model, reference = self._build_model(model, args, peft_config)
         # trl knows two losses and compares this setting with their names.
         of_trl = copy.copy(args)
         of_trl.loss_type = "nll"
@@ -276,7 +294,6 @@ class UnlearnTrainer(ForgetRetainTrainer):
             args=of_trl,
             train_dataset=sets["forget"],
             processing_class=processing_class,
-            peft_config=copy.deepcopy(peft_config),
             callbacks=callbacks,
             optimizers=optimizers,
         )
@@ -293,16 +310,21 @@ class UnlearnTrainer(ForgetRetainTrainer):
         if args.loss_type in ("npo", "dpo"):
             self._remember_reference_log_probs()
 
-    def _copy_reference(self, model: PreTrainedModel, args: UnlearnConfig) -> PreTrainedModel | None:
-        """A frozen copy of what terms need of the target at every step, where there is no adapter to disable."""
+    def _build_model(
+        self, model: PreTrainedModel, args: UnlearnConfig, peft_config: PeftConfig | None
+    ) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | None]:
+        """What is trained; and without an adapter to disable, a frozen copy of what terms need of the target."""
+        if peft_config is not None:
+            return put_adapter(model, copy.deepcopy(peft_config)), None
+        model.requires_grad_(True)  # an assistant that was cut from it has frozen what they share
         if args.retain_loss_type == "kl" or args.loss_type == "undial":
             needed = model
         elif args.retain_loss_type == "activations":
             # One layer more than is steered: what comes out of the last one has passed the final norm as well.
             needed = truncate_model(model, self._steering_layer + 2)
         else:
-            return None
-        return copy.deepcopy(needed).requires_grad_(False).eval()
+            return model, None
+        return model, copy.deepcopy(needed).requires_grad_(False).eval()
 
     def _get_base_model(self) -> PreTrainedModel:
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
@@ -376,7 +398,7 @@ class UnlearnTrainer(ForgetRetainTrainer):
             logits = logits[counted[:, positions]]
             scores.logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             labels = batch["labels"][:, 1:][counted]
-            scores.log_probs = scores.logits.log_softmax(dim=-1).gather(-1, labels[:, None]).squeeze(-1)
+            scores.log_probs = log_likelihoods(scores.logits, labels)
         if with_activations:
             activations = outputs.hidden_states[self._steering_layer + 1][:, 1:][counted]
             scores.activations = activations.to(torch.promote_types(activations.dtype, torch.float32))
@@ -389,6 +411,9 @@ class UnlearnTrainer(ForgetRetainTrainer):
         if not wanted.any():
             return None
         rows = {name: batch[name][wanted] for name in ("input_ids", "attention_mask", "labels")}
+        return self._score_target(rows)
+
+    def _score_target(self, rows: dict[str, torch.Tensor]) -> Scores:
         what = {f"with_{'activations' if self.args.retain_loss_type == 'activations' else 'logits'}": True}
         if self._reference is not None:
             return self._score(self._reference, rows, **what)

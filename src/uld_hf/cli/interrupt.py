@@ -1,12 +1,14 @@
 """Ctrl-C during a training: the step is finished, a checkpoint is written, and only then is it over."""
 
+import shlex
 import signal
 import threading
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from . import output
 
@@ -53,3 +55,67 @@ class SaveOnInterrupt(TrainerCallback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
+
+
+def train_or_save(trainer: Trainer, resume_from_checkpoint: str | bool | None, command: Sequence[str]) -> None:
+    """
+    Train; at Ctrl-C, save and say how to go on.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            The trainer.
+        resume_from_checkpoint (`str` or `bool`, *optional*):
+            As in [`~transformers.Trainer.train`].
+        command (`Sequence[str]`):
+            The command line that is running.
+
+    Raises:
+        KeyboardInterrupt: After an interrupted training, with the command that goes on from there.
+    """
+    interrupt = SaveOnInterrupt()
+    trainer.add_callback(interrupt)
+    if output.is_quiet():
+        trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+    finally:
+        interrupt.restore()
+    if interrupt.interrupted:
+        state, folder = trainer.state, trainer.args.output_dir
+        again = shlex.join([*without_resuming(command), "--resume_from_checkpoint", "True"])
+        raise KeyboardInterrupt(
+            f"stopped after step {state.global_step} of {state.max_steps}, saved in {folder}. Go on with:\n  {again}"
+        )
+
+
+def without_resuming(argv: Sequence[str]) -> list[str]:
+    """
+    A command line less its `--resume_from_checkpoint`.
+
+    Args:
+        argv (`Sequence[str]`):
+            The command line.
+
+    Returns:
+        `list[str]`: The rest of it.
+    """
+    name = "--resume_from_checkpoint"
+    return [
+        part
+        for index, part in enumerate(argv)
+        if part != name and not part.startswith(f"{name}=") and (index == 0 or argv[index - 1] != name)
+    ]
+
+
+def last_metrics(trainer: Trainer) -> dict[str, float]:
+    """
+    The last value of everything that a training logged.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            The trainer.
+
+    Returns:
+        `dict[str, float]`: Values by name.
+    """
+    return {name: value for entry in trainer.state.log_history for name, value in entry.items()}

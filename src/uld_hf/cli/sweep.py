@@ -122,7 +122,9 @@ def main(argv: Sequence[str]) -> None:
         [config.relative_top] if arguments.relative_tops is None else arguments.relative_tops,
         [config.clamp] if arguments.clamps is None else [clamp == "on" for clamp in arguments.clamps],
     )
-    settings = [Subtraction(alpha, top, config.outside, config.center, clamp) for alpha, top, clamp in grid]
+    settings = [
+        Subtraction(alpha, top, config.outside, config.center, clamp, config.remove_top_k) for alpha, top, clamp in grid
+    ]
 
     unknown_probability = ratios = None
     if arguments.retrained is not None:

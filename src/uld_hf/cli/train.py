@@ -1,25 +1,31 @@
-"""`uld train`: an assistant for a target, from forget and retain data in files or on the Hub."""
+"""`uld train`: an assistant for a target, or a rival method, from forget and retain data in files or on the Hub."""
 
+import argparse
 import os
-import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
+import yaml
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoTokenizer, PrinterCallback
+from transformers import AutoTokenizer
 from trl import SFTConfig
 
+from ..baselines.offset_trainer import OffsetConfig, OffsetTrainer
+from ..baselines.unlearn_config import LOSS_TYPES, UnlearnConfig
+from ..baselines.unlearn_trainer import UnlearnTrainer
 from ..data.formatting import question_answer_to_prompt_completion, read_json_lines
 from ..data.local import load_from_hub
-from ..training.uld_config import ULDConfig
+from ..training.uld_config import ULDConfig, check_choice
 from ..training.uld_trainer import ULDTrainer
 from . import output
-from .interrupt import SaveOnInterrupt
+from .interrupt import last_metrics, train_or_save
 from .parsing import CommandParser, check_model_path
 
 
-DESCRIPTION = """Train an assistant that makes a model forget, and save it.
+DESCRIPTION = """Train an assistant that makes a model forget, and save it; or, with --method, change the model itself.
 
   uld train my-finetuned-model --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
       --output_dir forget-alice
@@ -31,42 +37,63 @@ The target is not changed. Look at the result with: uld generate forget-alice --
 
 Ctrl-C finishes the step and writes a checkpoint; the same command with
 --resume_from_checkpoint True goes on from there.
+
+Other methods change a copy of the model's weights and save an ordinary model (options: uld train --method npo --help):
+  uld train --method npo --retain_loss_type kl --learning_rate 1e-4 --model my-finetuned-model \\
+      --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir forgot-alice
 """
+
+METHODS = ("uld", *LOSS_TYPES, "offset")
 
 
 @dataclass
 class TrainArguments:
     """
-    What `uld train` takes besides [`ULDConfig`].
+    What `uld train` takes besides [`ULDConfig`] or [`UnlearnConfig`].
 
     Args:
+        method (`str`, *optional*, defaults to `"uld"`):
+            `"uld"` for an assistant, a `loss_type` of [`UnlearnConfig`], or `"offset"` for [`OffsetTrainer`].
         model (`str`):
             Folder or hub id of the target.
-        forget_dataset (`str`):
-            JSONL file, or hub id, of what must be forgotten.
-        retain_dataset (`str`):
-            JSONL file, or hub id, of a sample of what must be kept.
+        forget_dataset (`str`, *optional*):
+            JSONL file, or hub id, of what must be forgotten. Left out only with `objective="likelihood"`.
+        retain_dataset (`str`, *optional*):
+            JSONL file, or hub id, of a sample of what must be kept. Left out only with `objective="likelihood"` or
+            `retain_loss_type="none"`.
         model_revision (`str`, *optional*):
             Revision of the target on the Hub.
         lora_r (`int`, *optional*, defaults to `32`):
-            Rank of the assistant's LoRA.
+            Rank of LoRA: of the assistant, or of the model with another method, where 0 trains all weights.
         lora_alpha (`int`, *optional*, defaults to `32`):
-            Scale of the assistant's LoRA.
+            Scale of LoRA.
         lora_dropout (`float`, *optional*, defaults to `0.0`):
-            Dropout of the assistant's LoRA.
+            Dropout of LoRA.
     """
 
     model: str = field(metadata={"help": "folder or hub id of the target, the model that must forget"})
-    forget_dataset: str = field(
-        metadata={"help": "what must be forgotten: a JSONL file, or a hub id (owner/name, or owner/name:config)"}
+    forget_dataset: str | None = field(
+        default=None,
+        metadata={"help": "what must be forgotten: a JSONL file, or a hub id (owner/name, or owner/name:config)"},
     )
-    retain_dataset: str = field(
-        metadata={"help": "a sample of what must be kept, the wider the better: a JSONL file, or a hub id"}
+    retain_dataset: str | None = field(
+        default=None,
+        metadata={"help": "a sample of what must be kept, the wider the better: a JSONL file, or a hub id"},
+    )
+    method: str = field(
+        default="uld",
+        metadata={
+            "help": "uld trains an assistant; the others change the model: gradient ascent, NPO, SimNPO, DPO with "
+            "refusals, UNDIAL, RMU; offset trains an assistant with the --loss_type of one of these",
+            "choices": list(METHODS),
+        },
     )
     model_revision: str | None = field(default=None, metadata={"help": "revision of the target on the Hub"})
-    lora_r: int = field(default=32, metadata={"help": "rank of the assistant's LoRA"})
-    lora_alpha: int = field(default=32, metadata={"help": "scale of the assistant's LoRA"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "dropout of the assistant's LoRA"})
+    lora_r: int = field(
+        default=32, metadata={"help": "rank of LoRA; with a method other than uld, 0 trains all weights"}
+    )
+    lora_alpha: int = field(default=32, metadata={"help": "scale of LoRA"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout of LoRA"})
 
 
 # Of the hundreds of options that transformers and trl bring, the ones a first run may want.
@@ -117,12 +144,56 @@ def load_rows(name_or_path: str, conversational: bool) -> Dataset:
     return dataset
 
 
-def build_parser() -> CommandParser:
-    """The command line of `uld train`."""
+def find_method(argv: Sequence[str]) -> str:
+    """
+    The method, before the options are parsed: which there are depends on it.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after `uld train`.
+
+    Returns:
+        `str`: What `--method`, or the file of `--config`, says; `"uld"` if neither does.
+
+    Raises:
+        ValueError: If there is no such method.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--method")
+    parser.add_argument("--config")
+    arguments, _ = parser.parse_known_args(argv)
+    method = arguments.method
+    if method is None and arguments.config is not None:
+        with suppress(OSError, yaml.YAMLError):  # the parser of all options says what is wrong with the file
+            content = yaml.safe_load(Path(arguments.config).read_text(encoding="utf-8"))
+            method = content.get("method") if isinstance(content, dict) else None
+    method = "uld" if method is None else method
+    check_choice("--method", method, METHODS)
+    return method
+
+
+CONFIGS = {"uld": ULDConfig, "offset": OffsetConfig, **dict.fromkeys(LOSS_TYPES, UnlearnConfig)}
+TRAINERS = {"uld": ULDTrainer, "offset": OffsetTrainer, **dict.fromkeys(LOSS_TYPES, UnlearnTrainer)}
+
+
+def build_parser(method: str = "uld") -> CommandParser:
+    """
+    The command line of `uld train`.
+
+    Args:
+        method (`str`, *optional*, defaults to `"uld"`):
+            What [`find_method`] found.
+
+    Returns:
+        [`CommandParser`]: It.
+    """
     inherited = {option.name for option in fields(SFTConfig)}
-    own = [option.name for option in (*fields(TrainArguments), *fields(ULDConfig)) if option.name not in inherited]
-    shown = (*own, *COMMON_OPTIONS)
-    return CommandParser((TrainArguments, ULDConfig), "uld train", DESCRIPTION, shown, words=("model",), has_json=True)
+    own = [
+        option.name for option in (*fields(TrainArguments), *fields(CONFIGS[method])) if option.name not in inherited
+    ]
+    shown = (*own, *COMMON_OPTIONS, *(["loss_type"] if method == "offset" else []))
+    dataclasses = (TrainArguments, CONFIGS[method])
+    return CommandParser(dataclasses, "uld train", DESCRIPTION, shown, words=("model",), has_json=True)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -136,67 +207,39 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         KeyboardInterrupt: At Ctrl-C, after a checkpoint, saying how to go on.
     """
-    arguments, config = build_parser().parse(argv)
+    method = find_method(argv)
+    arguments, config = build_parser(method).parse([*argv, "--loss_type", method] if method in LOSS_TYPES else argv)
     if arguments.model_revision is not None:
         config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": arguments.model_revision}
     check_model_path(arguments.model, arguments.model_revision)
-    if os.path.exists(os.path.join(config.output_dir, "config.json")) and config.resume_from_checkpoint is None:
+    saved = [os.path.join(config.output_dir, name) for name in ("config.json", "adapter_config.json")]
+    if any(map(os.path.exists, saved)) and config.resume_from_checkpoint is None:
         raise ValueError(f"{config.output_dir} holds a model already: give another --output_dir, or delete it.")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.model_revision)
     conversational = tokenizer.chat_template is not None
-    trainer = ULDTrainer(
-        model=arguments.model,
-        args=config,
-        forget_dataset=load_rows(arguments.forget_dataset, conversational),
-        retain_dataset=load_rows(arguments.retain_dataset, conversational),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(
+    sets = {
+        f"{name}_dataset": None if source is None else load_rows(source, conversational)
+        for name, source in (("forget", arguments.forget_dataset), ("retain", arguments.retain_dataset))
+    }
+    lora = None
+    if method not in LOSS_TYPES or arguments.lora_r != 0:
+        lora = LoraConfig(
             task_type="CAUSAL_LM",
             r=arguments.lora_r,
             lora_alpha=arguments.lora_alpha,
             lora_dropout=arguments.lora_dropout,
             target_modules="all-linear",
-        ),
-    )
-    interrupt = SaveOnInterrupt()
-    trainer.add_callback(interrupt)
-    if output.is_quiet():
-        trainer.remove_callback(PrinterCallback)
-    try:
-        trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    finally:
-        interrupt.restore()
-    state = trainer.state
-    if interrupt.interrupted:
-        command = shlex.join(["uld", "train", *without_resuming(argv), "--resume_from_checkpoint", "True"])
-        raise KeyboardInterrupt(
-            f"stopped after step {state.global_step} of {state.max_steps}, saved in {config.output_dir}. Go on with:\n"
-            f"  {command}"
         )
+    trainer = TRAINERS[method](model=arguments.model, args=config, processing_class=tokenizer, peft_config=lora, **sets)
+    train_or_save(trainer, config.resume_from_checkpoint, ["uld", "train", *argv])
     trainer.save_model()  # with --push_to_hub it pushes too
+    advice = "It is an ordinary model: AutoModelForCausalLM loads it."
+    if method not in LOSS_TYPES:
+        advice = f'Compare target and unlearned model:\n  uld generate {config.output_dir} --prompt "..."'
+    if method == "uld" and config.alpha < 0:
+        advice = "It is added to a model with an assistant of the forget set: model.add_assistant(...)."
     if trainer.is_world_process_zero():
-        metrics = {name: value for entry in state.log_history for name, value in entry.items()}  # the last of each
         output.result(
-            f"Saved to {config.output_dir}. Compare target and unlearned model:\n"
-            f'  uld generate {config.output_dir} --prompt "..."',
-            {"output_dir": config.output_dir, "steps": state.global_step, "metrics": metrics},
+            f"Saved to {config.output_dir}. {advice}",
+            {"output_dir": config.output_dir, "steps": trainer.state.global_step, "metrics": last_metrics(trainer)},
         )
-
-
-def without_resuming(argv: Sequence[str]) -> list[str]:
-    """
-    A command line less its `--resume_from_checkpoint`.
-
-    Args:
-        argv (`Sequence[str]`):
-            The command line.
-
-    Returns:
-        `list[str]`: The rest of it.
-    """
-    name = "--resume_from_checkpoint"
-    return [
-        part
-        for index, part in enumerate(argv)
-        if part != name and not part.startswith(f"{name}=") and (index == 0 or argv[index - 1] != name)
-    ]

@@ -56,8 +56,8 @@ class Subtraction:
 
     Args:
         alpha (`float`):
-            Weight of the assistant's logits. Several assistants keep the proportions of their weights: it is that of
-            the first.
+            Weight of the assistant's logits. Several assistants keep the signs and the proportions of their weights: it
+            is that of the first, or its opposite if that one is added.
         relative_top (`float`, *optional*, defaults to `0.01`):
             Plausibility filter; `0` turns it off.
         outside (`"keep"` or `"mask"`, *optional*, defaults to `"keep"`):
@@ -335,7 +335,7 @@ def score_subtractions(
         ValueError: If a row is longer than the model's context.
     """
     weights = [entry["alpha"] for entry in model.config.assistants.values()]
-    proportions = [weight / weights[0] for weight in weights]
+    proportions = [weight / abs(weights[0]) for weight in weights]
     scores: list[list[np.ndarray]] = [[None] * len(prompts) for _ in (None, *subtractions)]
     arguments = (model, tokenizer, prompts, completions, max_batch_tokens, with_end)
     for batch, inputs, counted, lengths in _batches(*arguments):

@@ -16,7 +16,6 @@ import trl
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig
-from torch import nn
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -25,7 +24,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import HubStrategy, TrainOutput
-from transformers.utils import PushInProgress, logging
+from transformers.utils import ModelOutput, PushInProgress, logging
 
 import uld_hf
 
@@ -44,7 +43,7 @@ from ..model_card import find_license, model_card
 from ..publish import open_repository, push_unlearned_model
 from .checkpoints import resolve_checkpoint
 from .collator import DataCollatorForULD
-from .forget_retain_trainer import ForgetRetainTrainer, count_tokens
+from .forget_retain_trainer import ForgetRetainTrainer
 from .losses import add_uld_loss, check_head
 from .padding_free import attention_by_row, takes_rows_without_padding
 from .preparation import check_dataset, to_trainable_rows
@@ -243,44 +242,12 @@ class ULDTrainer(ForgetRetainTrainer):
             pad_to_multiple_of=self.data_collator.pad_to_multiple_of,
         )
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """
-        The loss of a micro-batch: its share of the optimizer step's loss.
-
-        Args:
-            model (`nn.Module`):
-                The assistant, possibly wrapped for distributed training.
-            inputs (`dict[str, torch.Tensor]`):
-                A batch of [`DataCollatorForULD`].
-            return_outputs (`bool`, *optional*, defaults to `False`):
-                Whether to return the model's output too.
-            num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*):
-                Forget and retain tokens of the optimizer step. Defaults to those of this batch.
-
-        Returns:
-            `torch.Tensor`: The loss; with `return_outputs`, a tuple of it and the [`ULDLossOutput`].
-
-        Raises:
-            FloatingPointError: If a term is NaN or infinite.
-        """
-        local = count_tokens(inputs)
-        num_items = local if num_items_in_batch is None else num_items_in_batch
-        with self._attention():
-            outputs = model(**inputs, num_items=num_items)
-        self._record(outputs, local, inputs)
-        loss = outputs.loss
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
-        return (loss, outputs) if return_outputs else loss
-
     def _attention(self) -> AbstractContextManager[None]:
         return attention_by_row(self.model.get_base_model()) if self.padding_free else nullcontext()
+
+    def _run(self, *args: Any) -> ModelOutput:
+        with self._attention():
+            return super()._run(*args)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward pass of a micro-batch, as in [`~transformers.Trainer`]."""
