@@ -307,6 +307,34 @@ def test_a_second_interrupt_does_not_wait(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+STEP_OF_TWO_PROCESSES = """
+import sys
+from types import SimpleNamespace
+import torch
+from uld_hf.cli.interrupt import SaveOnInterrupt
+rank, meeting_point = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+interrupt, told = SaveOnInterrupt(), []
+for step in range(3):
+    interrupt.interrupted = interrupt.interrupted or (rank == 1 and step == 1)
+    control = SimpleNamespace(should_save=False, should_training_stop=False)
+    interrupt.on_step_end(SimpleNamespace(world_size=2, device="cpu"), None, control)
+    told.append((control.should_save, control.should_training_stop))
+print(told)
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_stop_at_the_step_at_which_one_was_told_to(tmp_path: Path):
+    command = [sys.executable, "-c", STEP_OF_TWO_PROCESSES]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting")], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    expected = str([(False, False), (True, True), (True, True)])
+    assert [process.communicate(timeout=120)[0].strip() for process in processes] == [expected, expected]
+
+
 def test_an_interrupted_evaluation_says_how_to_go_on(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
