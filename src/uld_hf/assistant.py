@@ -198,7 +198,7 @@ def truncate_model(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     return truncated
 
 
-def load_truncated_model(model_id: str, num_layers: int, **kwargs) -> PreTrainedModel:
+def load_truncated_model(model_id: str, num_layers: int, **kwargs: Any) -> PreTrainedModel:
     """
     Load only the first `num_layers` decoder layers of a checkpoint; the weights of the others are never read.
 
@@ -334,9 +334,12 @@ def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None, 
     assistant.peft_config[name].base_model_name_or_path = NO_BASE
     assistant.push_to_hub = _refuse_push
     for layer in assistant.modules():
-        if isinstance(layer, LoraLayer) and any(weight.is_meta for weight in layer.lora_A.parameters()):
+        if not isinstance(layer, LoraLayer):
+            continue
+        hook = vars(layer.get_base_layer()).get("_hf_hook")
+        if hook is not None and any(weight.is_meta for weight in layer.lora_A.parameters()):
             # The base is offloaded, and PEFT has put the LoRA where the weight seems to be: nowhere.
-            device = vars(layer.get_base_layer())["_hf_hook"].execution_device
+            device = hook.execution_device
             for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
                 part.to_empty(device=device)
             layer.reset_lora_parameters(name, peft_config.init_lora_weights)

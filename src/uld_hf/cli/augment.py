@@ -21,7 +21,7 @@ DESCRIPTION = """Make what ULD trains with besides a forget set: paraphrases, to
 
   uld augment --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir augmented
   uld augment --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir augmented --model my-chat-model
-  uld train --model my-model --forget_dataset augmented/forget.jsonl --retain_dataset augmented/retain.jsonl \\
+  uld train my-model --forget_dataset augmented/forget.jsonl --retain_dataset augmented/retain.jsonl \\
       --output_dir forget-alice
 
 Without --model the texts are made by rules: other forms of the question, and values swapped among the forget rows. With
@@ -202,14 +202,12 @@ def main(argv: Sequence[str]) -> None:
     write_files(folder, made, asdict(arguments))
     (folder / "work.jsonl").unlink(missing_ok=True)
     forget, retain = made.report["forget rows"], made.report["retain rows"]
-    lines = [
-        format_report(made.report),
-        f"\n{folder / 'forget.jsonl'}: {forget['given']} rows given, {forget['made']} new",
-    ]
+    lines = [format_report(made.report), ""]
+    lines.append(f"{folder / 'forget.jsonl'}: {forget['given']} rows given, {forget['made']} new")
     if made.retain is None:
         lines.append("There is no retain.jsonl: give --retain_dataset, or make one for uld train yourself.")
     else:
         lines.append(f"{folder / 'retain.jsonl'}: {retain['given']} rows given, {retain['made']} new")
         if not retain["given"]:
             lines.append("The retain set has nothing but wrong answers: add what must be kept before you train.")
-    output.result("\n".join(lines), made.report)
+    output.result("\n".join(lines), {"output_dir": str(folder), **made.report})

@@ -11,7 +11,7 @@ from ..bake.bake_trainer import ULDBakeTrainer
 from ..bake.teacher import load_target_tokenizer
 from ..hub import load_config
 from . import output
-from .interrupt import last_metrics, train_or_save
+from .interrupt import train_until_done
 from .parsing import CommandParser, check_model_path
 from .train import COMMON_OPTIONS, load_rows
 
@@ -70,8 +70,11 @@ def build_parser() -> CommandParser:
     """The command line of `uld bake`."""
     inherited = {option.name for option in fields(SFTConfig)}
     own = [option.name for option in (*fields(BakeArguments), *fields(ULDBakeConfig)) if option.name not in inherited]
-    shown = (*own, *(option for option in COMMON_OPTIONS if option != "output_dir"))
-    return CommandParser((BakeArguments, ULDBakeConfig), "uld bake", DESCRIPTION, shown, ("model",), has_json=True)
+    common = [option for option in COMMON_OPTIONS if option != "output_dir"]
+    shown = (*own, *common)
+    return CommandParser(
+        (BakeArguments, ULDBakeConfig), "uld bake", DESCRIPTION, shown, words=("model",), has_json=True
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -81,6 +84,9 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`):
             Arguments after `uld bake`.
+
+    Raises:
+        KeyboardInterrupt: At Ctrl-C, after a checkpoint, saying how to go on.
     """
     arguments, config = build_parser().parse(argv)
     if config.output_dir not in (ULDBakeConfig().output_dir, arguments.output):
@@ -111,17 +117,16 @@ def main(argv: Sequence[str]) -> None:
         if arguments.use_peft
         else None,
     )
-    train_or_save(trainer, config.resume_from_checkpoint, ["uld", "bake", *argv])
+    metrics = train_until_done(trainer, ["uld", "bake", *argv])
+    if config.teacher_top_k is not None and trainer.is_world_process_zero():
+        output.note(
+            f"The teacher's top {config.teacher_top_k} took {trainer.teacher_cache_bytes:,} bytes in "
+            f"{trainer.teacher_cache_dir}."
+        )
     trainer.save_model()  # with --push_to_hub it pushes too
     if trainer.is_world_process_zero():
-        lines = [
-            f"Saved to {config.output_dir}. It loads anywhere:",
-            f'  AutoModelForCausalLM.from_pretrained("{config.output_dir}")',
-        ]
-        if config.teacher_top_k is not None:
-            size, place = f"{trainer.teacher_cache_bytes:,} bytes", trainer.teacher_cache_dir
-            lines.append(f"The teacher's top {config.teacher_top_k} took {size} in {place}.")
         output.result(
-            "\n".join(lines),
-            {"output_dir": config.output_dir, "steps": trainer.state.global_step, "metrics": last_metrics(trainer)},
+            f'Saved to {config.output_dir}. It loads anywhere:\n  AutoModelForCausalLM.from_pretrained("'
+            f'{config.output_dir}")',
+            {"output_dir": config.output_dir, "steps": trainer.state.global_step, "metrics": metrics},
         )

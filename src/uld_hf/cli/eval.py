@@ -1,6 +1,7 @@
 """`uld eval`: what an unlearned model has forgotten and kept, beside its target and a retrained model."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +17,7 @@ from ..evaluation.evaluation import Evaluation, Question, SetResults, check_fit,
 from ..evaluation.scoring import MAX_BATCH_TOKENS, context_length, encode
 from ..evaluation.tofu_logs import SetLog, check_same_rows, load_tofu_log
 from ..evaluation.verbatim import word_perplexity
-from ..hub import fingerprint_tokenizer
+from ..hub import fingerprint_tokenizer, record_evaluation
 from . import output
 from .identity import check_tokenizer, hash_files, identify, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
@@ -87,6 +88,8 @@ class EvalArguments:
             Questions to answer at once.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
             Most tokens to score at once.
+        add_to_card (`bool`, *optional*, defaults to `False`):
+            Put the figures into the model's card too.
     """
 
     model: str = field(metadata={"help": "folder or hub id of a saved unlearned model (what `uld train` wrote)"})
@@ -122,6 +125,9 @@ class EvalArguments:
     continuation_tokens: int = field(default=50, metadata={"help": "tokens that follow in the document"})
     batch_size: int = field(default=32, metadata={"help": "questions to answer at once"})
     max_batch_tokens: int = field(default=MAX_BATCH_TOKENS, metadata={"help": "most tokens to score at once"})
+    add_to_card: bool = field(
+        default=False, metadata={"help": "put the figures into the card and config.json of --model (a folder) too"}
+    )
 
     def __post_init__(self) -> None:
         numbers = ("max_new_tokens", "prefix_tokens", "continuation_tokens", "batch_size", "max_batch_tokens")
@@ -132,6 +138,10 @@ class EvalArguments:
             raise ValueError(f"num_samples={self.num_samples} must be 0 or more.")
         if self.retrained is not None and self.retrained_log is not None:
             raise ValueError("Give --retrained or --retrained_log, not both: the forget quality is against one model.")
+        if self.add_to_card and (self.alpha is not None or not os.path.isdir(self.model)):
+            raise ValueError(
+                "--add_to_card needs a model in a folder, evaluated with its own alpha: save it with the alpha first."
+            )
 
     @property
     def data(self) -> dict[str, str]:
@@ -285,6 +295,23 @@ def format_results(evaluations: Mapping[str, Evaluation], compared: Mapping[str,
     return "\n".join(lines)
 
 
+def card_figures(evaluation: Evaluation, compared: Mapping[str, float]) -> dict[str, float]:
+    """
+    The figures that a model card shows: of what must be forgotten and kept, and those that need several models.
+
+    Args:
+        evaluation ([`Evaluation`]):
+            The unlearned model's.
+        compared (`Mapping[str, float]`):
+            Its figures that need more than one set or model.
+
+    Returns:
+        `dict[str, float]`: By name.
+    """
+    table = figure_table({"unlearned": evaluation}, {"unlearned": compared})
+    return {label: row["unlearned"] for label, row in table.items() if not label.startswith("holdout")}
+
+
 def describe_missing(evaluations: Mapping[str, Evaluation], figures: Mapping[str, float]) -> list[str]:
     """
     Why figures that one might expect are not there.
@@ -383,6 +410,8 @@ def run(arguments: EvalArguments) -> None:
         settings = {"retrained": identify(retrained)}
         evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, data, settings, arguments)
     compared = compare(evaluations, log)
+    if arguments.add_to_card:
+        record_evaluation(arguments.model, card_figures(evaluations["unlearned"], compared["unlearned"]))
     summary = {
         "models": {
             name: {split: results.summary() for split, results in evaluation.sets.items()}

@@ -57,35 +57,38 @@ class SaveOnInterrupt(TrainerCallback):
         self._previous = {}
 
 
-def train_or_save(trainer: Trainer, resume_from_checkpoint: str | bool | None, command: Sequence[str]) -> None:
+def train_until_done(trainer: Trainer, command: Sequence[str]) -> dict[str, float]:
     """
-    Train; at Ctrl-C, save and say how to go on.
+    Train, from where `resume_from_checkpoint` says; stop at Ctrl-C with a checkpoint.
 
     Args:
         trainer ([`~transformers.Trainer`]):
             The trainer.
-        resume_from_checkpoint (`str` or `bool`, *optional*):
-            As in [`~transformers.Trainer.train`].
         command (`Sequence[str]`):
-            The command line that is running.
+            The command line, to say how to go on.
+
+    Returns:
+        `dict[str, float]`: The last value of everything that was logged.
 
     Raises:
-        KeyboardInterrupt: After an interrupted training, with the command that goes on from there.
+        KeyboardInterrupt: At Ctrl-C, after a checkpoint, saying how to go on.
     """
     interrupt = SaveOnInterrupt()
     trainer.add_callback(interrupt)
     if output.is_quiet():
         trainer.remove_callback(PrinterCallback)
     try:
-        trainer.train(resume_from_checkpoint=resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     finally:
         interrupt.restore()
+    state = trainer.state
     if interrupt.interrupted:
-        state, folder = trainer.state, trainer.args.output_dir
         again = shlex.join([*without_resuming(command), "--resume_from_checkpoint", "True"])
         raise KeyboardInterrupt(
-            f"stopped after step {state.global_step} of {state.max_steps}, saved in {folder}. Go on with:\n  {again}"
+            f"stopped after step {state.global_step} of {state.max_steps}, saved in {trainer.args.output_dir}. Go on "
+            f"with:\n  {again}"
         )
+    return {name: value for entry in state.log_history for name, value in entry.items()}
 
 
 def without_resuming(argv: Sequence[str]) -> list[str]:
@@ -105,17 +108,3 @@ def without_resuming(argv: Sequence[str]) -> list[str]:
         for index, part in enumerate(argv)
         if part != name and not part.startswith(f"{name}=") and (index == 0 or argv[index - 1] != name)
     ]
-
-
-def last_metrics(trainer: Trainer) -> dict[str, float]:
-    """
-    The last value of everything that a training logged.
-
-    Args:
-        trainer ([`~transformers.Trainer`]):
-            The trainer.
-
-    Returns:
-        `dict[str, float]`: Values by name.
-    """
-    return {name: value for entry in trainer.state.log_history for name, value in entry.items()}

@@ -10,6 +10,7 @@ from types import ModuleType
 # Help text and module of each command. A module is imported only when its command runs.
 COMMANDS = {
     "demo": ("make a tiny language model learn invented people, then forget some of them", "demo"),
+    "estimate": ("say how much memory and time a training will take", "estimate"),
     "train": ("train an assistant for your own model, forget set and retain set", "train"),
     "bake": ("distill an unlearned model into one plain checkpoint", "bake"),
     "augment": ("make paraphrases and wrong answers for a forget set of your own, to train with", "augment"),

@@ -170,34 +170,6 @@ class CommandParser:
         return ValueError(f"Unknown option {', '.join(named)}. See {self.parser.prog} --help.")
 
 
-def parse_command_line(
-    dataclasses: Sequence[type],
-    argv: Sequence[str],
-    prog: str,
-    description: str,
-    shown: Sequence[str] | None = None,
-) -> tuple[Any, ...]:
-    """
-    Parse the command line of a command that has neither words before its options nor `--json`.
-
-    Args:
-        dataclasses (`Sequence[type]`):
-            Dataclasses to fill.
-        argv (`Sequence[str]`):
-            Arguments.
-        prog (`str`):
-            Name of the command, e.g. `"uld train"`.
-        description (`str`):
-            What the command does, and an example.
-        shown (`Sequence[str]`, *optional*):
-            Names of the options that `--help` lists; `--help-all` lists all. Defaults to all of them.
-
-    Returns:
-        `tuple[Any, ...]`: An instance of each dataclass.
-    """
-    return CommandParser(dataclasses, prog, description, shown).parse(argv)
-
-
 def check_model_path(name: str, revision: str | None = None) -> None:
     """
     Refuse a model that is neither a folder here nor on the Hub, before anything long begins.

@@ -21,7 +21,7 @@ from ..data.local import load_from_hub
 from ..training.uld_config import ULDConfig, check_choice
 from ..training.uld_trainer import ULDTrainer
 from . import output
-from .interrupt import last_metrics, train_or_save
+from .interrupt import train_until_done
 from .parsing import CommandParser, check_model_path
 
 
@@ -35,15 +35,17 @@ If the target has a chat template, prompts and questions are a user's messages i
 and a question as "Question: ...\nAnswer:".
 The target is not changed. Look at the result with: uld generate forget-alice --prompt "..."
 
+Other methods change a copy of the model's weights and save an ordinary model (options: uld train --method npo --help):
+  uld train my-finetuned-model --method npo --retain_loss_type kl --learning_rate 1e-4 \\
+      --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir forgot-alice
+
 Ctrl-C finishes the step and writes a checkpoint; the same command with
 --resume_from_checkpoint True goes on from there.
-
-Other methods change a copy of the model's weights and save an ordinary model (options: uld train --method npo --help):
-  uld train --method npo --retain_loss_type kl --learning_rate 1e-4 --model my-finetuned-model \\
-      --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir forgot-alice
 """
 
 METHODS = ("uld", *LOSS_TYPES, "offset")
+# Of methods other than those of UnlearnTrainer.
+CLASSES = {"uld": (ULDConfig, ULDTrainer), "offset": (OffsetConfig, OffsetTrainer)}
 
 
 @dataclass
@@ -172,28 +174,15 @@ def find_method(argv: Sequence[str]) -> str:
     return method
 
 
-CONFIGS = {"uld": ULDConfig, "offset": OffsetConfig, **dict.fromkeys(LOSS_TYPES, UnlearnConfig)}
-TRAINERS = {"uld": ULDTrainer, "offset": OffsetTrainer, **dict.fromkeys(LOSS_TYPES, UnlearnTrainer)}
-
-
 def build_parser(method: str = "uld") -> CommandParser:
-    """
-    The command line of `uld train`.
-
-    Args:
-        method (`str`, *optional*, defaults to `"uld"`):
-            What [`find_method`] found.
-
-    Returns:
-        [`CommandParser`]: It.
-    """
+    """The command line of `uld train` for a method."""
+    config_class, _ = CLASSES.get(method, (UnlearnConfig, UnlearnTrainer))
     inherited = {option.name for option in fields(SFTConfig)}
-    own = [
-        option.name for option in (*fields(TrainArguments), *fields(CONFIGS[method])) if option.name not in inherited
-    ]
+    own = [option.name for option in (*fields(TrainArguments), *fields(config_class)) if option.name not in inherited]
     shown = (*own, *COMMON_OPTIONS, *(["loss_type"] if method == "offset" else []))
-    dataclasses = (TrainArguments, CONFIGS[method])
-    return CommandParser(dataclasses, "uld train", DESCRIPTION, shown, words=("model",), has_json=True)
+    return CommandParser(
+        (TrainArguments, config_class), "uld train", DESCRIPTION, shown, words=("model",), has_json=True
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -208,6 +197,7 @@ def main(argv: Sequence[str]) -> None:
         KeyboardInterrupt: At Ctrl-C, after a checkpoint, saying how to go on.
     """
     method = find_method(argv)
+    _, trainer_class = CLASSES.get(method, (UnlearnConfig, UnlearnTrainer))
     arguments, config = build_parser(method).parse([*argv, "--loss_type", method] if method in LOSS_TYPES else argv)
     if arguments.model_revision is not None:
         config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": arguments.model_revision}
@@ -230,8 +220,8 @@ def main(argv: Sequence[str]) -> None:
             lora_dropout=arguments.lora_dropout,
             target_modules="all-linear",
         )
-    trainer = TRAINERS[method](model=arguments.model, args=config, processing_class=tokenizer, peft_config=lora, **sets)
-    train_or_save(trainer, config.resume_from_checkpoint, ["uld", "train", *argv])
+    trainer = trainer_class(model=arguments.model, args=config, processing_class=tokenizer, peft_config=lora, **sets)
+    metrics = train_until_done(trainer, ["uld", "train", *argv])
     trainer.save_model()  # with --push_to_hub it pushes too
     advice = "It is an ordinary model: AutoModelForCausalLM loads it."
     if method not in LOSS_TYPES:
@@ -241,5 +231,5 @@ def main(argv: Sequence[str]) -> None:
     if trainer.is_world_process_zero():
         output.result(
             f"Saved to {config.output_dir}. {advice}",
-            {"output_dir": config.output_dir, "steps": trainer.state.global_step, "metrics": last_metrics(trainer)},
+            {"output_dir": config.output_dir, "steps": trainer.state.global_step, "metrics": metrics},
         )
