@@ -135,9 +135,9 @@ def test_quiet_leaves_results_and_errors(workplace: Path, capfd: pytest.CaptureF
 
 
 def test_quiet_and_json_end_with_the_command(workplace: Path):
-    before = sys.stdout, tqdm.__init__
+    before = sys.stdout, vars(tqdm)["__init__"]
     assert uld(["generate", "unlearned", "--prompt", "w5", "--max_new_tokens", "1", "--quiet", "--json"]) == 0
-    assert (sys.stdout, tqdm.__init__) == before
+    assert (sys.stdout, vars(tqdm)["__init__"]) == before
     assert not output.is_quiet()
 
 
@@ -238,8 +238,8 @@ def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str],
 
 def test_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
-        uld(["completion", "fish"])
-    assert "invalid choice: 'fish'" in capsys.readouterr().err
+        uld(["completion", "cmd.exe"])
+    assert "invalid choice: 'cmd.exe'" in capsys.readouterr().err
 
 
 # --- Ctrl-C ---
@@ -305,6 +305,34 @@ def test_a_second_interrupt_does_not_wait(
     assert "interrupted, without saving" in capsys.readouterr().err
     assert not list(Path("trained").glob("checkpoint-*"))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+STEP_OF_TWO_PROCESSES = """
+import sys
+from types import SimpleNamespace
+import torch
+from uld_hf.cli.interrupt import SaveOnInterrupt
+rank, meeting_point = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+interrupt, told = SaveOnInterrupt(), []
+for step in range(3):
+    interrupt.interrupted = interrupt.interrupted or (rank == 1 and step == 1)
+    control = SimpleNamespace(should_save=False, should_training_stop=False)
+    interrupt.on_step_end(SimpleNamespace(world_size=2, device="cpu"), None, control)
+    told.append((control.should_save, control.should_training_stop))
+print(told)
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_stop_at_the_step_at_which_one_was_told_to(tmp_path: Path):
+    command = [sys.executable, "-c", STEP_OF_TWO_PROCESSES]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meeting")], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    expected = str([(False, False), (True, True), (True, True)])
+    assert [process.communicate(timeout=120)[0].strip() for process in processes] == [expected, expected]
 
 
 def test_an_interrupted_evaluation_says_how_to_go_on(

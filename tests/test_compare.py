@@ -141,8 +141,8 @@ def test_the_page_in_a_browser(page: str, browser: "webdriver.Chrome", model: UL
         WebDriverWait(browser, 30).until(lambda _: shown() == expected, f"{expected}")
 
     browser.get(page)
-    assert "Left is the target" in find("body").text
     find("#prompt textarea").send_keys(PROMPT)
+    assert "Left is the target" in find("body").text
     target = say(model.target, 128).strip()
     ask_until((target, say(model, 128).strip()))
 

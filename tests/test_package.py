@@ -22,8 +22,9 @@ ALLOWED = {
     "training": {""},
     "baselines": {"", "training"},
     "evaluation": {"", "data"},
+    "bake": {"", "training", "evaluation"},
     "compare": {""},
-    "cli": {"", "data", "training", "baselines", "evaluation", "compare"},
+    "cli": {"", "data", "training", "baselines", "evaluation", "bake", "compare"},
 }
 # Modules of ours that `import uld_hf` loads.
 AT_IMPORT = ("configuration_uld", "logit_difference", "saved_files", "truncated_config")

@@ -118,15 +118,16 @@ def main(argv: Sequence[str]) -> None:
         else None,
     )
     metrics = train_until_done(trainer, ["uld", "bake", *argv])
-    if config.teacher_top_k is not None and trainer.is_world_process_zero():
-        output.note(
-            f"The teacher's top {config.teacher_top_k} took {trainer.teacher_cache_bytes:,} bytes in "
-            f"{trainer.teacher_cache_dir}."
-        )
     trainer.save_model()  # with --push_to_hub it pushes too
     if trainer.is_world_process_zero():
+        lines = [
+            f"Saved to {config.output_dir}. It loads anywhere:",
+            f'  AutoModelForCausalLM.from_pretrained("{config.output_dir}")',
+        ]
+        if config.teacher_top_k is not None:
+            size, place = f"{trainer.teacher_cache_bytes:,} bytes", trainer.teacher_cache_dir
+            lines.append(f"The teacher's top {config.teacher_top_k} took {size} in {place}.")
         output.result(
-            f'Saved to {config.output_dir}. It loads anywhere:\n  AutoModelForCausalLM.from_pretrained("'
-            f'{config.output_dir}")',
+            "\n".join(lines),
             {"output_dir": config.output_dir, "steps": trainer.state.global_step, "metrics": metrics},
         )

@@ -25,10 +25,10 @@ class CompletionArguments:
 
     Args:
         shell (`str`):
-            `"bash"`, `"zsh"` or `"tcsh"`.
+            `"bash"`, `"zsh"`, or another that shtab knows.
     """
 
-    shell: str = field(metadata={"help": "bash, zsh or tcsh", "choices": list(shtab.SUPPORTED_SHELLS)})
+    shell: str = field(metadata={"help": "which shell", "choices": list(shtab.SUPPORTED_SHELLS)})
 
 
 def build_parser() -> CommandParser:

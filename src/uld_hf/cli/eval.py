@@ -421,9 +421,8 @@ def run(arguments: EvalArguments) -> None:
     }
     file = Path(arguments.output_dir) / "summary.json"
     file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    output.result(format_results(evaluations, compared), summary)
-    for sentence in describe_missing(evaluations, compared["unlearned"]):
-        output.note(sentence)
+    sentences = describe_missing(evaluations, compared["unlearned"])
+    output.result("\n".join([format_results(evaluations, compared), *sentences]), summary)
     output.note(
         f"\nWritten to {arguments.output_dir}: summary.json, and for each model a file with the values of every row."
     )

@@ -13,7 +13,7 @@ import transformers
 from tqdm import tqdm
 
 
-_TQDM_INIT = tqdm.__init__
+_TQDM_INIT = vars(tqdm)["__init__"]
 
 
 class _Output:

@@ -175,7 +175,7 @@ def stream_answers(
                     continue
                 if text is not streamer.stop_signal and text:
                     texts[place] += text
-                    yield Answers(*texts)
+                    yield Answers(*(text.lstrip() for text in texts))
     finally:
         stopped.set()
         for thread in threads:
