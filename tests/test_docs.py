@@ -78,9 +78,10 @@ def test_training_commands_run(workplace: Path, capsys: pytest.CaptureFixture[st
     for block in code_blocks("training.md", "python"):
         exec(compile(block, "training.md", "exec"), {})
     commands = [block for block in code_blocks("training.md", "") if block.startswith("uld ")]
-    assert len(commands) == 1
+    assert [command.split()[1] for command in commands] == ["train", "estimate"]
     assert uld([*shlex.split(commands[0])[1:], "--use_cpu", "--max_steps", "1"]) == 0, capsys.readouterr().err
     assert (workplace / "forget-documents" / "config.json").exists()
+    assert uld(shlex.split(commands[1])[1:]) == 0, capsys.readouterr().err
 
 
 def test_baking_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

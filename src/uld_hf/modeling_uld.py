@@ -12,7 +12,6 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     Cache,
     DynamicCache,
@@ -887,6 +886,5 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         return model
 
 
-# AutoModelForCausalLM and pipeline() know the class from here on.
-AutoConfig.register(ULDModelConfig.model_type, ULDModelConfig)
+# AutoModelForCausalLM and pipeline() know the class from here on; ULDModelConfig sees to it that they get here.
 AutoModelForCausalLM.register(ULDModelConfig, ULDForCausalLM)

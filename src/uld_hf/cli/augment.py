@@ -12,7 +12,8 @@ from transformers import TextGenerationPipeline, pipeline
 from ..data.augmentation import Augmentation, check_counts
 from ..data.augmentation_model import Sampling, augment_by_model
 from ..data.augmentation_rules import augment_by_rules
-from .parsing import check_model_path, parse_command_line
+from . import output
+from .parsing import CommandParser, check_model_path
 from .questions import read_rows
 
 
@@ -20,7 +21,7 @@ DESCRIPTION = """Make what ULD trains with besides a forget set: paraphrases, to
 
   uld augment --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir augmented
   uld augment --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir augmented --model my-chat-model
-  uld train --model my-model --forget_dataset augmented/forget.jsonl --retain_dataset augmented/retain.jsonl \\
+  uld train my-model --forget_dataset augmented/forget.jsonl --retain_dataset augmented/retain.jsonl \\
       --output_dir forget-alice
 
 Without --model the texts are made by rules: other forms of the question, and values swapped among the forget rows. With
@@ -161,6 +162,11 @@ def format_report(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def build_parser() -> CommandParser:
+    """The command line of `uld augment`."""
+    return CommandParser((AugmentArguments,), "uld augment", DESCRIPTION, has_json=True)
+
+
 def main(argv: Sequence[str]) -> None:
     """
     Run `uld augment`.
@@ -169,7 +175,7 @@ def main(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`):
             Arguments after `uld augment`.
     """
-    (arguments,) = parse_command_line((AugmentArguments,), argv, "uld augment", DESCRIPTION)
+    (arguments,) = build_parser().parse(argv)
     check_counts(arguments.paraphrases, arguments.wrong_answers)
     folder = Path(arguments.output_dir)
     if (folder / "report.json").exists():
@@ -195,12 +201,13 @@ def main(argv: Sequence[str]) -> None:
         made = augment_by_model(generator=generator, sampling=sampling, work_file=folder / "work.jsonl", **options)
     write_files(folder, made, asdict(arguments))
     (folder / "work.jsonl").unlink(missing_ok=True)
-    print(format_report(made.report))
     forget, retain = made.report["forget rows"], made.report["retain rows"]
-    print(f"\n{folder / 'forget.jsonl'}: {forget['given']} rows given, {forget['made']} new")
+    lines = [format_report(made.report), ""]
+    lines.append(f"{folder / 'forget.jsonl'}: {forget['given']} rows given, {forget['made']} new")
     if made.retain is None:
-        print("There is no retain.jsonl: give --retain_dataset, or make one for uld train yourself.")
-        return
-    print(f"{folder / 'retain.jsonl'}: {retain['given']} rows given, {retain['made']} new")
-    if not retain["given"]:
-        print("The retain set has nothing but wrong answers: add what must be kept before you train.")
+        lines.append("There is no retain.jsonl: give --retain_dataset, or make one for uld train yourself.")
+    else:
+        lines.append(f"{folder / 'retain.jsonl'}: {retain['given']} rows given, {retain['made']} new")
+        if not retain["given"]:
+            lines.append("The retain set has nothing but wrong answers: add what must be kept before you train.")
+    output.result("\n".join(lines), {"output_dir": str(folder), **made.report})
