@@ -1,17 +1,22 @@
-"""Scoring answers in batches of like length, beside scoring them row by row, and a sweep beside one evaluation.
+"""Scoring answers in batches of like length, beside scoring them row by row, and a sweep beside one evaluation: how
+many rows a second, and how much memory at the most for each setting of `max_batch_tokens`.
 
     python benchmarks/eval.py --tofu ../shared/data/tofu      # two CPU cores: 16 layers of width 512
     python benchmarks/eval.py --tofu ../shared/data/tofu --layers 16 --hidden_size 2048 --heads 32 --device cuda
 
-Texts are TOFU's, weights are random. Modes take turns; figures are medians over the turns.
+Texts are TOFU's, weights are random. Modes take turns; figures are medians over the turns. Memory is what a pass takes
+besides the model: on a GPU what torch allocated, on a CPU how much the process grew, in a turn of its own.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import platform
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,16 +48,52 @@ def row_by_row(
     return losses
 
 
+class Memory:
+    """Most memory that was in use within a context, above what was in use before, in bytes."""
+
+    def __init__(self, device: str):
+        self._is_cuda = device.startswith("cuda")
+        self._stop = threading.Event()
+        self.bytes = 0
+
+    def _resident(self) -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.002):
+            self.bytes = max(self.bytes, self._resident() - self._before)
+
+    def __enter__(self) -> "Memory":
+        gc.collect()
+        if self._is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        else:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # or memory that is free already would not count
+            self._before = self._resident()
+            self._thread = threading.Thread(target=self._watch)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_cuda:
+            self.bytes = torch.cuda.max_memory_allocated() - self._before
+        else:
+            self._stop.set()
+            self._thread.join()
+
+
 def main() -> None:
     """Measure, print, write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tofu", help="folder of TOFU's JSONL files; from the Hub if left out")
-    parser.add_argument("--rows", type=int, default=40, help="questions, each with seven answers")
+    parser.add_argument("--rows", type=int, default=20, help="questions, each with seven answers")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--vocab_size", type=int, default=32000, help="of the head; the tokenizer knows 4000")
-    parser.add_argument("--max_batch_tokens", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--max_batch_tokens", type=int, nargs="+", default=[512, 1024, 4096])
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -91,12 +132,16 @@ def main() -> None:
         model, tokenizer, prompts, completions, settings, args.max_batch_tokens[-1]
     )
     seconds: dict[str, list[float]] = {name: [] for name in modes}
-    for turn in range(-1, args.turns):  # the first is for warming up
+    peaks: dict[str, int] = {}
+    for name, run in modes.items():  # the first turn warms up, and shows the memory
+        with Memory(args.device) as memory:
+            run()
+        peaks[name] = memory.bytes
+    for _ in range(args.turns):
         for name, run in modes.items():
             start = time.perf_counter()
             run()
-            if turn >= 0:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     results = {
         name: {
@@ -104,11 +149,15 @@ def main() -> None:
             "rows_per_second": round(len(pairs) / median, 1),
             "times_row_by_row": round(medians["row by row"] / median, 2),
             "spread_seconds": [round(min(seconds[name]), 2), round(max(seconds[name]), 2)],
+            "peak_MiB_besides_the_model": round(peaks[name] / 2**20),
         }
         for name, median in medians.items()
     }
     for name, row in results.items():
-        print(f"{name:<24}{row['rows_per_second']:>10} rows/s{row['times_row_by_row']:>8} times row by row")
+        print(
+            f"{name:<24}{row['rows_per_second']:>10} rows/s{row['times_row_by_row']:>8} times row by row"
+            f"{row['peak_MiB_besides_the_model']:>8} MiB"
+        )
     one = medians[f"batches of {args.max_batch_tokens[-1]} tokens"]
     ratio = round(medians[f"sweep of {NUM_SETTINGS} settings"] / one, 2)
     print(f"a sweep of {NUM_SETTINGS} settings takes {ratio} times one evaluation of as many rows")

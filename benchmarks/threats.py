@@ -87,7 +87,13 @@ def sampled_share(
 ) -> dict[str, float]:
     """Expected share of facts that come out at least once in so many draws at temperature 1."""
     leaked = sample_leaks(
-        model, tokenizer, prompts, lambda index, text: values[index] in text, max(DRAWS), max_new_tokens=40, seed=seed
+        model,
+        tokenizer,
+        prompts,
+        lambda index, text: values[index] in text,
+        num_samples=max(DRAWS),
+        max_new_tokens=40,
+        seed=seed,
     )
     return {str(draws): float(leak_at_k(leaked, draws).mean()) for draws in DRAWS}
 

@@ -1,6 +1,6 @@
 """The pictures of `uld report`'s page in docs/evaluation.md: the demo's models, measured, reported and looked at.
 
-python docs/make_screenshots.py        # needs Chromium (Debian's package `chromium`) and `pip install uld_hf[eval]`
+python docs/make_screenshots.py    # needs Chromium (Debian's package `chromium`), Pillow, `pip install uld_hf[eval]`
 """
 
 import argparse
@@ -17,7 +17,7 @@ from uld_hf.cli.main import main as uld
 
 
 # Width in CSS pixels, and a height that the page is shorter than: what is below its end is cut off.
-WINDOWS = {"desktop": (1100, 12000), "phone": (500, 20000)}
+WINDOWS = {"desktop": (1100, 12000), "phone": (390, 20000)}
 
 
 def write_rows(path: Path, rows: Dataset) -> None:
@@ -63,7 +63,7 @@ def cut_off_below(picture: Path) -> None:
     """Cut off what is white below the page, and use a palette: text needs no more."""
     image = Image.open(picture).convert("RGB")
     box = ImageChops.difference(image, Image.new("RGB", image.size, "white")).getbbox()
-    image.crop((0, 0, image.width, min(image.height, box[3] + 24))).quantize(128).save(picture, optimize=True)
+    image.crop((0, 0, image.width, min(image.height, box[3] + 24))).quantize(256).save(picture, optimize=True)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import tiny_model, train_like
 from scipy.stats import chisquare
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from uld_hf import ULDForCausalLM, build_assistant
@@ -113,6 +113,38 @@ def test_criteria_stop_it_in_the_middle_of_a_block():
     text = generate(model, execution="blocks", stopping_criteria=criteria)
     assert text.shape[1] == 22
     assert torch.equal(text, generate(model, max_new_tokens=10))
+
+
+def test_a_processor_that_remembers_is_asked_as_in_plain_decoding():
+    class Alternate(LogitsProcessor):
+        """Even tokens and odd ones by turns, whatever the text says: it counts its calls."""
+
+        def __init__(self):
+            self.seen = []
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            self.seen.append(input_ids.tolist())
+            return scores.index_fill(1, torch.arange(len(self.seen) % 2, 64, 2), -torch.inf)
+
+    model, in_blocks, plainly = compose("llama", 0.02), Alternate(), Alternate()
+    model.max_block_size = 4
+    text = generate(model, execution="blocks", logits_processor=[in_blocks])
+    assert torch.equal(text, generate(model, logits_processor=[plainly]))
+    assert in_blocks.seen == plainly.seen
+
+
+def test_an_adapter_disabled_on_the_way_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    class Disable(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+            if input_ids.shape[1] == 12 + 9:
+                model.assistants["alice"].base_model.disable_adapter_layers()
+            return torch.zeros(len(input_ids), dtype=torch.bool)
+
+    # Blocks of three: a plain step in lockstep would notice by itself.
+    monkeypatch.setattr(BlockSize, "size", property(lambda self: 3, lambda self, value: None), raising=False)
+    model = compose("llama", 0.02)
+    with pytest.raises(RuntimeError, match="'alice' is disabled"):
+        generate(model, execution="blocks", stopping_criteria=[Disable()], eos_token_id=None)
 
 
 def test_streamer_gets_every_token():
@@ -229,3 +261,11 @@ def test_full_blocks_restore_confidence():
 def test_an_unknown_execution_is_refused():
     with pytest.raises(ValueError, match=r"execution='fast' must be one of \('two passes', 'lockstep', 'blocks'\)"):
         generate(compose("llama"), execution="fast")
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "8", True])
+def test_a_block_size_that_is_no_number_of_tokens_is_refused(size: object):
+    model = compose("llama")
+    with pytest.raises(ValueError, match=rf"max_block_size={size!r} must be a whole number"):
+        model.max_block_size = size
+    assert model.max_block_size == 8

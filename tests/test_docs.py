@@ -61,6 +61,21 @@ def test_training_commands_run(workplace: Path, capsys: pytest.CaptureFixture[st
     assert (workplace / "forget-documents" / "config.json").exists()
 
 
+def test_baking_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = code_blocks("bake.md", "")
+    quick = ["--use_cpu", "--max_steps", "1", "--teacher_answers", "1", "--max_new_tokens", "4", "--report_to", "none"]
+    assert uld([*shlex.split(command)[1:], *quick]) == 0, capsys.readouterr().err
+    for block in code_blocks("bake.md", "python"):
+        exec(
+            compile(
+                block.replace("num_train_epochs=5", "max_steps=1, use_cpu=True, max_new_tokens=4"), "bake.md", "exec"
+            ),
+            {},
+        )
+    for folder in ("alice-forgotten", "alice-baked"):
+        assert type(AutoModelForCausalLM.from_pretrained(folder)).__name__ == "LlamaForCausalLM"
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)", page.read_text()):

@@ -1,28 +1,35 @@
 """`evaluate`, `uld eval` and `uld sweep`: figures of whole sets, kept row by row, resumed, compared and chosen from."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from families import make_tokenizer, tiny_model, train_like
+from scipy.stats import hmean
+from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.main import main as uld
 from uld_hf.cli.questions import read_questions
-from uld_hf.evaluation.comparison import compare
-from uld_hf.evaluation.evaluation import Evaluation, Question, evaluate
+from uld_hf.evaluation.comparison import compare, kept_utility
+from uld_hf.evaluation.evaluation import Evaluation, Question, SetResults, evaluate
 from uld_hf.evaluation.scoring import Subtraction, score_completions
 from uld_hf.evaluation.sweep import Outcome, choose, sweep
-from uld_hf.evaluation.tofu import forget_quality, truth_ratio
+from uld_hf.evaluation.tofu import forget_quality, generate_completions, rouge_l_recall, truth_ratio
+from uld_hf.evaluation.tofu_logs import SETS
+from uld_hf.evaluation.verbatim import word_perplexity
 
 
 def make_questions(first: int, number: int = 5) -> list[dict]:
     return [
         {
             "question": f"w{first + i}",
+            "paraphrased_question": f"w{first + i} w9",
+            "fact": f"w{i}",
             "answer": f"w{first + i} w{i}",
             "paraphrased_answer": f"w{i} w{first + i} w9",
             "perturbed_answer": [f"w{first + i} w{40 + j}" for j in range(2 + i % 2)],
@@ -127,6 +134,152 @@ def test_models_evaluated_on_different_rows_are_not_compared(unlearned, split):
         compare({"target": target, "unlearned": other})
 
 
+# --- other ways to ask ---
+
+
+def probing(rows: list[dict], facts: bool = True) -> list[Question]:
+    return [
+        Question(row["question"], f" {row['answer']}", paraphrased_prompt=row["paraphrased_question"],
+                 fact=row["fact"] if facts else None)
+        for row in rows
+    ]  # fmt: skip
+
+
+def test_probes_are_the_models_answers_to_what_was_put(unlearned):
+    rows = make_questions(10)
+    results = evaluate(unlearned, make_tokenizer(), probing(rows), 4, probe=True, num_samples=3)
+
+    def answers(prompts: list[str]) -> list[list[str]]:
+        return [[text] for text in generate_completions(unlearned, make_tokenizer(), prompts, 4)]
+
+    assert results.probes["question in other words"] == answers([row["paraphrased_question"] for row in rows])
+    # The answer is begun up to the fact: w10 w0 up to w0.
+    assert results.probes["answer begun"] == answers([f"{row['question']} w{10 + i}" for i, row in enumerate(rows)])
+    assert [len(texts) for texts in results.probes["drawn"]] == [3] * len(rows)
+
+
+def test_a_leak_is_a_fact_in_an_answer(unlearned):
+    rows = make_questions(10)
+    results = evaluate(unlearned, make_tokenizer(), probing(rows), 4, probe=True, num_samples=3)
+    for way, texts in {"question": [[text] for text in results.completions], **results.probes}.items():
+        expected = [[float(row["fact"] in text) for text in drawn] for row, drawn in zip(rows, texts, strict=True)]
+        assert results.leaks[way] == expected
+    figures = results.summary()
+    drawn = np.array(results.leaks["drawn"])
+    assert figures["leak@1"] == pytest.approx(drawn.mean())
+    assert figures["leak@3"] == pytest.approx(drawn.max(axis=1).mean())
+    assert figures["leak, answer begun"] == np.mean(results.leaks["answer begun"])
+
+
+def test_without_facts_a_leak_is_the_recall_of_the_answer_or_of_its_rest(unlearned):
+    rows = make_questions(10)
+    results = evaluate(unlearned, make_tokenizer(), probing(rows, facts=False), 4, probe=True, num_samples=0)
+    assert [leak for (leak,) in results.leaks["question"]] == results.rouge_l_recall
+    rest = [f"w{i}" for i in range(len(rows))]
+    completions = [text for (text,) in results.probes["answer begun"]]
+    assert [leak for (leak,) in results.leaks["answer begun"]] == rouge_l_recall(completions, rest).tolist()
+    assert "drawn" not in results.probes
+
+
+def test_fluency_is_measured_with_the_classifier_given(unlearned):
+    def classifier(texts):
+        return [[{"label": "clean", "score": 0.25}, {"label": "noise", "score": 0.75}] for _ in texts]
+
+    results = evaluate(unlearned, make_tokenizer(), as_questions(make_questions(10)), 4, classifier=classifier)
+    expected = [0.25 if text else 0.0 for text in results.completions]
+    assert results.clean == expected
+    assert results.summary()["fluency"] == np.mean(expected)
+
+
+def test_a_tokenizer_without_a_padding_token_will_do(unlearned):
+    without = make_tokenizer()
+    without.pad_token = None
+    questions = as_questions(make_questions(10))
+    assert evaluate(unlearned, without, questions, 4) == evaluate(unlearned, make_tokenizer(), questions, 4)
+
+
+def test_an_answer_that_would_run_over_the_context_is_refused(unlearned):
+    questions = [Question("w1 " * 100, " w2"), Question("w1", " w2")]
+    with pytest.raises(ValueError, match=r"1 of 2 rows with max_new_tokens=64 are longer than .* 128 tokens \(row 0"):
+        evaluate(unlearned, make_tokenizer(), questions)
+
+
+# --- figures of several models or sets ---
+
+
+def make_results(probability: float, recall: float, wrong: float = 0.1, clean: float | None = None) -> SetResults:
+    rows = 4
+    return SetResults(
+        prompts=["q"] * rows,
+        answers=["a"] * rows,
+        completions=["a"] * rows,
+        num_tokens=[2] * rows,
+        loss=[-np.log(probability)] * rows,
+        rouge_l_recall=[recall] * rows,
+        exact_memorization=[recall] * rows,
+        extraction_strength=[probability] * rows,
+        attacks={"loss": [1.0, 2.0, 3.0, 4.0], "min_k": [1.0, 2.0, 3.0, 4.0]},
+        perturbed_losses=[[-np.log(wrong)] * 3] * rows,
+        clean=None if clean is None else [clean] * rows,
+    )
+
+
+def as_evaluation(name: str, forget: SetResults, kept: SetResults, shift: float = 0.0) -> Evaluation:
+    holdout = make_results(0.2, 0.2)
+    holdout.attacks = {kind: [number + shift for number in numbers] for kind, numbers in holdout.attacks.items()}
+    return Evaluation(
+        name, {"forget": forget, "holdout": holdout, **dict.fromkeys(("retain", "real_authors", "world_facts"), kept)}
+    )
+
+
+def test_model_utility_is_the_harmonic_mean_of_tofus_nine():
+    kept = make_results(0.5, 0.8, wrong=0.25)
+    evaluation = as_evaluation("target", make_results(0.9, 0.9), kept)
+    share = 0.5 / (0.5 + 3 * 0.25)  # of the real world's sets
+    nine = [0.5, 0.8, 0.5, share, 0.8, 0.5, share, 0.8, 0.5]
+    assert compare({"target": evaluation})["target"]["model utility"] == pytest.approx(hmean(nine))
+
+
+def test_aggregate_is_the_harmonic_mean_of_memorization_privacy_and_utility():
+    evaluations = {
+        "target": as_evaluation("target", make_results(0.9, 1.0, clean=0.8), make_results(0.8, 0.8), shift=9),
+        "retrained": as_evaluation("retrained", make_results(0.2, 0.3, clean=0.8), make_results(0.8, 0.8), shift=1),
+        "unlearned": as_evaluation("unlearned", make_results(0.3, 0.4, clean=0.4), make_results(0.7, 0.8), shift=2),
+    }
+    compared = compare(evaluations)
+    figures = compared["unlearned"]
+    # OpenUnlearning: utility and fluency as parts of the target's.
+    ratio = kept_utility(evaluations["unlearned"]) / kept_utility(evaluations["target"])
+    assert figures["utility"] == pytest.approx(hmean([ratio, 0.4 / 0.8]))
+    assert figures["aggregate"] == pytest.approx(hmean([figures[n] for n in ("memorization", "privacy", "utility")]))
+    assert compared["target"]["utility"] == pytest.approx(1)
+    assert compared["target"]["aggregate"] == 0
+    auc, retrained_auc = figures["AUC min_k"], compared["retrained"]["AUC min_k"]
+    assert figures["PrivLeak"] == pytest.approx(100 * (retrained_auc - auc) / (1 - retrained_auc))
+    assert compared["retrained"]["PrivLeak"] == 0
+
+
+def test_without_real_authors_there_is_no_model_utility_but_a_utility():
+    evaluation = as_evaluation("target", make_results(0.9, 0.9), make_results(0.5, 0.8))
+    del evaluation.sets["real_authors"]
+    figures = compare({"target": evaluation})["target"]
+    assert "model utility" not in figures
+    assert figures["utility"] == 1
+
+
+def test_where_there_is_no_paraphrase_the_truth_ratio_is_of_the_right_answer():
+    results = make_results(0.5, 0.8, wrong=0.25)
+    np.testing.assert_allclose(results.truth_ratios, 0.25 / 0.5)
+
+
+def test_models_evaluated_with_different_tokenizers_are_not_compared():
+    evaluations = {name: as_evaluation(name, make_results(0.9, 0.9), make_results(0.5, 0.8)) for name in ("a", "b")}
+    for name, evaluation in evaluations.items():
+        evaluation.settings["tokenizer"] = name
+    with pytest.raises(ValueError, match="evaluated with different tokenizers"):
+        compare(evaluations)
+
+
 # --- questions ---
 
 
@@ -161,6 +314,39 @@ def test_a_chat_template_that_renders_answers_elsewhere_is_refused(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"question": "w5", "answer": "w6"}\n')
     with pytest.raises(ValueError, match=r"Row 1 of .* does not go on from the prompt"):
         read_questions(str(tmp_path / "rows.jsonl"), tokenizer)
+
+
+def test_messages_are_questions_too(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    asked = [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2"}]
+    answer = [{"role": "assistant", "content": "w3"}]
+    for row in ({"messages": asked + answer}, {"prompt": asked, "completion": answer}):
+        write_rows(tmp_path / "rows.jsonl", [row])
+        assert read_questions(str(tmp_path / "rows.jsonl"), tokenizer) == [Question("w1 w2 ", "w3")]
+    with pytest.raises(ValueError, match="has no chat template"):
+        read_questions(str(tmp_path / "rows.jsonl"), make_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "w1", "answer": "w2", "fact": "w9"}, "the fact 'w9' is not in the answer 'w2'"),
+        ({"question": "w1", "answer": "w2", "paraphrased_question": 3}, "'paraphrased_question' must be a text, not 3"),
+        ({"messages": [{"role": "user", "content": "w1"}]}, "must be the assistant's answer"),
+        ({"text": " "}, "has no text under 'text'"),
+        ({"text": "w1 w2"}, "has 2 tokens, fewer than a passage of 100"),
+    ],
+)
+def test_rows_that_cannot_be_asked_are_named(tmp_path, row, message):
+    with pytest.raises(ValueError, match=message):
+        read_questions(write_rows(tmp_path / "rows.jsonl", [row]), make_tokenizer())
+
+
+def test_questions_and_documents_do_not_mix(tmp_path):
+    rows = [{"text": "w1 w2"}, {"question": "w1", "answer": "w2"}]
+    with pytest.raises(ValueError, match=r"Row 2 of .* has no text under 'text', as other rows"):
+        read_questions(write_rows(tmp_path / "rows.jsonl", rows), make_tokenizer())
 
 
 # --- uld eval ---
@@ -244,6 +430,138 @@ def test_a_mistake_in_the_last_file_is_told_before_anything_is_measured(files, m
     assert "has no text under 'answer'" in capsys.readouterr().err
 
 
+def write_rows(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_eval_asks_in_other_ways_on_the_forget_set(files, capsys):
+    assert run_eval(files, "--num_samples", "2") == 0
+    evaluation = Evaluation.load(Path(files["results"]) / "unlearned.json")
+    assert set(evaluation.sets["forget"].leaks) == {"question", "answer begun", "question in other words", "drawn"}
+    assert evaluation.sets["retain"].leaks is None
+    table = capsys.readouterr().out
+    for label in ("leak@1", "leak@2", "leak, question in other words", "leak, answer begun", "broken answers"):
+        assert f"forget: {label}" in table
+
+
+def test_eval_says_why_figures_are_missing(files, capsys):
+    rows = [{"question": "w1", "answer": "w2 w3"}]
+    write_rows(Path(files["forget"]), rows)
+    assert run_eval(files) == 0
+    printed = capsys.readouterr().out
+    assert "No truth ratio and no forget quality: the forget rows have no 'perturbed_answer'." in printed
+    assert "No privacy and no aggregate: give --retrained." in printed
+
+
+def test_eval_has_tofus_four_sets_and_its_utility(files, tmp_path, capsys):
+    rows = [
+        {"question": f"w{i}", "answer": f"w{i + 1}", "perturbed_answer": [f"w{i + 2}", f"w{i + 3}"]} for i in range(4)
+    ]
+    real = write_rows(tmp_path / "real.jsonl", rows)
+    options = ["--real_authors_dataset", real, "--world_facts_dataset", real, "--retrained", files["retrained"]]
+    assert run_eval(files, *options) == 0
+    summary = json.loads((Path(files["results"]) / "summary.json").read_text())
+    evaluation = Evaluation.load(Path(files["results"]) / "unlearned.json")
+    assert summary["compared"]["unlearned"]["model utility"] == pytest.approx(kept_utility(evaluation))
+    assert {"privacy", "PrivLeak", "forget quality"} <= set(summary["compared"]["unlearned"])
+    table = capsys.readouterr().out
+    assert "No utility and no aggregate: the target answers none of the questions that must be kept." in table
+    assert "real authors: probability among answers" in table
+    assert "real authors: truth ratio (true_better)" in table
+
+
+def write_log(path: Path, rows: list[dict], tokens: list[int] | None = None) -> str:
+    keys = [str(i) for i in range(len(rows))]
+    ours = [len(row["answer"].split()) + 1 for row in rows]
+    columns = {
+        "avg_gt_loss": [1.0] * len(rows),
+        "avg_paraphrased_loss": [1.0 + 0.1 * i for i in range(len(rows))],
+        "average_perturb_loss": [[2.0, 3.0]] * len(rows),
+        "rougeL_recall": [0.5] * len(rows),
+        "generated_text": [[row["question"], "a", row["answer"]] for row in rows],
+        "num_token_gt": ours if tokens is None else tokens,
+    }
+    of_set = {name: dict(zip(keys, values, strict=True)) for name, values in columns.items()}
+    path.write_text(json.dumps(dict.fromkeys(SETS, of_set)))
+    return str(path)
+
+
+def test_the_forget_quality_against_a_log(files, tmp_path):
+    rows = make_questions(10)
+    log = write_log(tmp_path / "log.json", rows)
+    assert run_eval(files, "--retrained_log", log) == 0
+    summary = json.loads((Path(files["results"]) / "summary.json").read_text())
+    evaluation = Evaluation.load(Path(files["results"]) / "unlearned.json")
+    retrained = np.exp(1 + 0.1 * np.arange(len(rows)) - 2.5)
+    expected = forget_quality(evaluation.sets["forget"].truth_ratios, retrained)
+    assert summary["compared"]["unlearned"]["forget quality"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "tokens", "message"),
+    [
+        (make_questions(20), None, "The log is of another split: it has 5 right answers, of which 0 are among the 5"),
+        (make_questions(10)[:4], None, "The log is of another split: it has 4 right answers, of which 4 are among"),
+        (make_questions(10), [3, 3, 3, 4, 3], "The log is of a model with another tokenizer: of 5 right answers 1"),
+    ],
+)
+def test_a_log_of_something_else_is_refused_before_anything_is_measured(
+    files, tmp_path, monkeypatch, capsys, rows, tokens, message
+):
+    monkeypatch.setattr("uld_hf.cli.eval.evaluate", lambda *args, **options: pytest.fail("measured already"))
+    assert run_eval(files, "--retrained_log", write_log(tmp_path / "log.json", rows, tokens)) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["eval", "sweep"])
+def test_a_retrained_model_with_another_tokenizer_is_refused(files, monkeypatch, capsys, command):
+    other = make_tokenizer()
+    words = {word: 63 - index for word, index in other.get_vocab().items()}
+    other.backend_tokenizer.model = WordLevel(words, unk_token="<unk>")
+    other.save_pretrained(files["retrained"])
+    monkeypatch.setattr(f"uld_hf.cli.{command}.evaluate", lambda *args, **options: pytest.fail("measured already"))
+    sets = ["--forget_dataset", files["forget"], "--retain_dataset", files["retain"]]
+    output = ["--output_dir", files["results"]] if command == "eval" else []
+    assert uld([command, "--model", files["unlearned"], *sets, *output, "--retrained", files["retrained"]]) == 2
+    assert "has another tokenizer than the unlearned model" in capsys.readouterr().err
+
+
+def test_rows_over_the_context_are_refused_before_anything_is_measured(files, monkeypatch, capsys):
+    write_rows(Path(files["retain"]), [{"question": "w1", "answer": "w2"}, {"question": "w1", "answer": "w2 " * 200}])
+    monkeypatch.setattr("uld_hf.cli.eval.evaluate", lambda *args, **options: pytest.fail("measured already"))
+    write_rows(Path(files["forget"]), make_questions(10))
+    assert run_eval(files) == 2
+    assert "retain set: 1 of 2 rows are longer than the model's context of 128 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--max_new_tokens", "0"], "max_new_tokens=0 must be at least 1"),
+        (["--batch_size", "-1"], "batch_size=-1 must be at least 1"),
+        (["--num_samples", "-1"], "num_samples=-1 must be 0 or more"),
+        (["--retain_dataset", "missing.jsonl"], "There is no file 'missing.jsonl'"),
+        (["--retrained_log", "missing.json"], "missing.json"),
+        (["--fluency_classifier", "./missing"], "missing"),
+    ],
+)
+def test_options_of_eval_out_of_range_are_refused(files, capsys, option, message):
+    assert run_eval(files, *option) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_documents_are_evaluated_in_passages(files, unlearned):
+    for name, first in (("forget", 0), ("retain", 20), ("holdout", 30)):
+        write_rows(Path(files[name]), [{"text": " ".join(f"w{(first + i) % 60}" for i in range(25))}])
+    assert run_eval(files, "--prefix_tokens", "4", "--continuation_tokens", "6") == 0
+    results = Evaluation.load(Path(files["results"]) / "unlearned.json").sets["forget"]
+    assert results.prompts == ["w0 w1 w2 w3", "w10 w11 w12 w13"]
+    assert results.num_tokens == [6, 6]  # without an end
+    text = " ".join(f"w{i}" for i in range(25))
+    assert results.word_perplexity == pytest.approx(word_perplexity(unlearned, make_tokenizer(), text, 128), rel=1e-4)
+
+
 # --- sweep ---
 
 
@@ -260,6 +578,34 @@ def test_outcomes_are_those_of_a_model_with_the_setting(unlearned):
         assert outcome.forget_probability == pytest.approx(of_forget.summary()["probability"], rel=1e-4)
         assert outcome.retain_probability == pytest.approx(of_retain.summary()["probability"], rel=1e-4)
         assert outcome.forget_quality == pytest.approx(forget_quality(of_forget.truth_ratios, ratios))
+
+
+def test_without_paraphrases_the_forget_quality_is_of_the_right_answers(unlearned):
+    forget = [replace(question, paraphrased_answer=None) for question in as_questions(make_questions(10))]
+    ratios = np.linspace(0.2, 1.4, len(forget))
+    target, _ = sweep(unlearned, make_tokenizer(), forget, forget, [Subtraction(0.5)], ratios)
+    expected = evaluate(unlearned.target, make_tokenizer(), forget, max_new_tokens=1).truth_ratios
+    assert target.forget_quality == pytest.approx(forget_quality(expected, ratios))
+
+
+def test_questions_and_documents_are_not_swept_together(unlearned):
+    passages = [Question("w1 w2", " w3 w4", is_passage=True)]
+    with pytest.raises(ValueError, match="One set has questions, the other documents"):
+        sweep(unlearned, make_tokenizer(), passages, as_questions(make_questions(10)), [Subtraction(0.5)])
+
+
+def test_a_sweep_over_documents_scores_no_end(unlearned):
+    passages = [Question("w1 w2", " w3 w4", is_passage=True)]
+    target, _ = sweep(unlearned, make_tokenizer(), passages, passages, [Subtraction(0.5)])
+    expected = evaluate(unlearned.target, make_tokenizer(), passages, max_new_tokens=1).summary()["probability"]
+    assert target.forget_probability == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_sweep_against_a_retrained_model_needs_wrong_answers(files, capsys):
+    write_rows(Path(files["forget"]), [{"question": "w1", "answer": "w2"}])
+    sets = ["--forget_dataset", files["forget"], "--retain_dataset", files["retain"]]
+    assert uld(["sweep", "--model", files["unlearned"], *sets, "--retrained", files["retrained"]]) == 2
+    assert "the forget rows have no 'perturbed_answer'" in capsys.readouterr().err
 
 
 SETTINGS = [Subtraction(alpha) for alpha in (0.5, 1.0, 2.0)]

@@ -56,15 +56,35 @@ def test_scores_do_not_depend_on_the_batches(unlearned, max_batch_tokens):
         np.testing.assert_allclose(first.deviations, second.deviations, atol=1e-4)
 
 
-def test_no_batch_holds_more_tokens_than_allowed(unlearned):
+def test_no_batch_holds_more_tokens_than_allowed(unlearned, monkeypatch):
     sizes = []
-    hook = unlearned.register_forward_pre_hook(
-        lambda module, args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    hook = unlearned.target.get_input_embeddings().register_forward_pre_hook(
+        lambda module, args: sizes.append(args[0].numel())
     )
+    monkeypatch.setattr(
+        unlearned, "_execution", "two passes"
+    )  # then target and assistants look their tokens up by turns
     score_completions(unlearned, make_tokenizer(), PROMPTS, COMPLETIONS, max_batch_tokens=16)
     hook.remove()
     assert len(sizes) > 1
     assert max(sizes) <= 16
+
+
+def test_the_head_is_not_run_on_prompts_alone(unlearned):
+    widths = []
+    hook = unlearned.target.get_output_embeddings().register_forward_hook(
+        lambda module, args, output: widths.append(args[0].shape[-2])
+    )
+    score_completions(unlearned.target, make_tokenizer(), ["w1 " * 30] * 2, [" w2 w3", " w4"])
+    hook.remove()
+    assert widths == [4]  # what predicts w2, w3 and the end, and the end itself
+
+
+def test_a_model_whose_adapter_is_disabled_is_not_scored(unlearned):
+    with unlearned.assistants["a"].disable_adapter(), pytest.raises(RuntimeError, match="disabled"):
+        score_completions(unlearned, make_tokenizer(), PROMPTS, COMPLETIONS)
+    with unlearned.assistants["a"].disable_adapter(), pytest.raises(RuntimeError, match="disabled"):
+        score_subtractions(unlearned, make_tokenizer(), PROMPTS, COMPLETIONS, SETTINGS[:1])
 
 
 def test_the_end_of_a_passage_is_not_scored(unlearned):

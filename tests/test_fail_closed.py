@@ -7,6 +7,7 @@ import copy
 import io
 import pickle
 import re
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,14 @@ from families import BOS, PAD, make_tokenizer, tiny_model, train_like
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import ContinuousBatchingConfig, DynamicCache, GenerationConfig, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    ContinuousBatchingConfig,
+    DynamicCache,
+    GenerationConfig,
+    pipeline,
+)
 
 from uld_hf import ULDForCausalLM, ULDLogitsProcessor, build_assistant, logit_difference
 
@@ -119,15 +127,34 @@ def by_processor(model: Model) -> torch.Tensor:
     return formula(model)
 
 
+def by_custom_generate(model: Model) -> torch.Tensor:
+    return model.generate(IDS, custom_generate=lambda model, input_ids, **_: model(input_ids).logits)
+
+
+def by_feature_extraction(model: Model) -> torch.Tensor:
+    features = pipeline("feature-extraction", model=model, tokenizer=make_tokenizer())("w5 w8 w1")
+    ids = make_tokenizer()("w5 w8 w1", return_tensors="pt").input_ids
+    torch.testing.assert_close(torch.tensor(features), formula(model, ids), rtol=1e-4, atol=1e-4)
+    return formula(model)
+
+
 def by_export(model: Model) -> torch.Tensor:
     exported = torch.export.export(model, (IDS,), {"use_cache": False}, strict=False)
     return exported.module()(IDS, use_cache=False).logits
+
+
+def by_tracing(model: Model) -> torch.Tensor:
+    model.requires_grad_(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what a trace takes for a constant
+        return torch.jit.trace(lambda ids: model(ids, use_cache=False).logits, IDS)(IDS)
 
 
 SUBTRACTS: dict[str, Callable[[Model], torch.Tensor]] = {
     "model(ids)": lambda model: model(IDS).logits,
     "model(inputs_embeds=...)": lambda model: model(inputs_embeds=model.get_input_embeddings()(IDS)).logits,
     "model(ids, labels=...)": by_loss,
+    "model(ids, return_dict=False)": lambda model: model(IDS, return_dict=False)[0],
     "model.generate()": generated_logits,
     "model.generate(do_sample=True)": lambda model: generated_logits(model, do_sample=True),
     "model.generate(use_cache=False)": lambda model: generated_logits(model, use_cache=False),
@@ -136,15 +163,20 @@ SUBTRACTS: dict[str, Callable[[Model], torch.Tensor]] = {
     ),
     "model.generate(prompt_lookup_num_tokens=...)": lambda model: generated_logits(model, prompt_lookup_num_tokens=2),
     "model.generate(assistant_model=...)": lambda model: generated_logits(model, assistant_model=model.target),
+    "model.generate(custom_generate=function)": by_custom_generate,
     "model.execution = 'blocks'": lambda model: (setattr(model, "execution", "blocks"), generated_logits(model))[1],
     "model.execution = 'lockstep'": lambda model: (setattr(model, "execution", "lockstep"), generated_logits(model))[1],
     "model.generate_batch(...)": by_continuous_batching,
     "pipeline('text-generation', model=model)": by_pipeline,
+    "pipeline('feature-extraction', model=model)": by_feature_extraction,
     "ULDLogitsProcessor": by_processor,
     "model.base_model": lambda model: model.base_model(IDS).logits,
     "model.get_decoder()": lambda model: model.get_decoder()(IDS).logits,
     "model.tie_weights()": after(lambda model: model.tie_weights()),
     "model.set_decoder(...)": after(lambda model: model.set_decoder(model.target.get_decoder())),
+    "model.assistant = another": after(
+        lambda model: setattr(model, "assistant", build_assistant(model.target, 2))  # without a trained adapter
+    ),
     "model.set_attn_implementation(...)": after(lambda model: model.set_attn_implementation("eager")),
     "model.train()": after(lambda model: model.train()),
     "model.to(torch.float64)": in_dtype(torch.float64),
@@ -161,6 +193,7 @@ SUBTRACTS: dict[str, Callable[[Model], torch.Tensor]] = {
     "torch.compile(model)": lambda model: torch.compile(model, backend="eager")(IDS).logits,
     "model.compile()": after(lambda model: model.compile(backend="eager")),
     "torch.export.export(model, ...)": by_export,
+    "torch.jit.trace(model, ...)": by_tracing,
     "nn.DataParallel(model), without or with one GPU": lambda model: nn.DataParallel(model)(IDS).logits,
     "nn.Sequential(model)": lambda model: nn.Sequential(model)(IDS).logits,
     "torch.func.functional_call(model, ...)": lambda model: torch.func.functional_call(model, {}, (IDS,)).logits,
@@ -216,7 +249,45 @@ def filled_by_the_target(model: Model) -> torch.Tensor:
     return model(IDS[:, -1:], past_key_values=cache).logits
 
 
+def generated_after_the_target(model: Model) -> torch.Tensor:
+    cache = DynamicCache(config=model.target.config)
+    model.target(IDS[:, :-1], past_key_values=cache)
+    return model.generate(IDS, past_key_values=cache, max_new_tokens=2)
+
+
+def generated_by_a_repository(model: Model) -> torch.Tensor:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "custom_generate").mkdir()
+        script = "def generate(model, input_ids, **_):\n    return model.target(input_ids).logits\n"
+        Path(folder, "custom_generate", "generate.py").write_text(script)
+        return model.generate(IDS, custom_generate=folder)
+
+
+def loaded(by: type, of: str = "", **options: object) -> Callable[[Model], object]:
+    """Loads a saved model in a way that is not ours."""
+
+    def way(model: Model) -> object:
+        with tempfile.TemporaryDirectory() as folder:
+            model.target.save_pretrained(Path(folder, "target"))
+            target = AutoModelForCausalLM.from_pretrained(Path(folder, "target"))
+            ULDForCausalLM(target=target, assistant=build_assistant(target, 2)).save_pretrained(Path(folder, "saved"))
+            return by.from_pretrained(Path(folder, "saved", of), **options)
+
+    return way
+
+
+def with_an_adapter_of_transformers(model: Model) -> torch.Tensor:
+    with tempfile.TemporaryDirectory() as folder:
+        model.assistant.save_pretrained(folder)
+        model.load_adapter(str(Path(folder, "assistant")))
+    return model(IDS).logits
+
+
 REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
+    "model.target = another": (
+        after(lambda model: setattr(model, "target", tiny_model("llama", seed=5))),
+        "The target was replaced",
+    ),
     "model.model": (lambda model: model.model, "no attribute 'model'"),
     "model.transformer": (lambda model: model.transformer, "no attribute 'transformer'"),
     "model.lm_head": (lambda model: model.lm_head, "no attribute 'lm_head'"),
@@ -257,6 +328,21 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
         "past_key_values has 4 layers",
     ),
     "a cache filled by the target": (filled_by_the_target, "not filled by the unlearned model"),
+    "model.generate(past_key_values=the target's)": (generated_after_the_target, "past_key_values has 4 layers"),
+    "model.generate(custom_generate='a/repository')": (generated_by_a_repository, "trust_remote_code"),
+    "AutoModel.from_pretrained(...)": (loaded(AutoModel), "Unrecognized configuration class"),
+    "AutoModelForCausalLM.from_pretrained(..., subfolder='assistant')": (
+        loaded(AutoModelForCausalLM, subfolder="assistant"),
+        "Unrecognized model",
+    ),
+    "AutoModelForCausalLM.from_pretrained('.../assistant')": (
+        loaded(AutoModelForCausalLM, "assistant"),
+        "load the repository with uld_hf",
+    ),
+    "ULDForCausalLM.from_pretrained(..., subfolder='assistant')": (
+        loaded(ULDForCausalLM, subfolder="assistant"),
+        "subfolder= is not supported",
+    ),
     "model.config.alpha = 0": (after(lambda model: setattr(model.config, "alpha", 0.0)), "the target's own output"),
     "model.config.alpha = nan": (after(lambda model: setattr(model.config, "alpha", float("nan"))), "alpha=nan"),
     "model.config.relative_top = 2": (
@@ -284,6 +370,7 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
         after(lambda model: model.add_adapter(LORA)),
         "disabled, rescaled, or not the only active adapter",
     ),
+    "model.load_adapter(...)": (with_an_adapter_of_transformers, "not the only active adapter"),
     "get_peft_model(model, ...)": (
         wrapped,
         "disabled, rescaled, or not the only active adapter",
@@ -309,6 +396,10 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
     "model.assistants[name] = another": (
         after(lambda model: model.assistants.update({"assistant": build_assistant(model.target, 2)})),
         "was replaced: use remove_assistant and add_assistant",
+    ),
+    "del model.assistants[name]": (
+        after(lambda model: model.assistants.pop("assistant")),
+        "was taken out: use remove_assistant",
     ),
     "model.assistant.push_to_hub(...)": (lambda model: model.assistant.push_to_hub("me/it"), "concentrated copy"),
     "nn.DataParallel(model) on several GPUs": (

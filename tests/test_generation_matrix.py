@@ -22,10 +22,13 @@ from transformers import (
     ContinuousBatchingConfig,
     DynamicLayer,
     EncoderRepetitionPenaltyLogitsProcessor,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
     ExponentialDecayLengthPenalty,
     ForcedEOSTokenLogitsProcessor,
     GenerationConfig,
     LogitsProcessor,
+    MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
     NoBadWordsLogitsProcessor,
@@ -37,16 +40,20 @@ from transformers import (
     SequenceBiasLogitsProcessor,
     StaticLayer,
     StoppingCriteria,
+    SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TextIteratorStreamer,
+    TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
+    WatermarkingConfig,
 )
 from transformers.generation.streamers import BaseStreamer
 
 from uld_hf.assistant import build_assistant
+from uld_hf.block_checking import BlockSize
 from uld_hf.logit_difference import logit_difference
 from uld_hf.logits_process import ULDLogitsProcessor
 from uld_hf.modeling_uld import ULDForCausalLM
@@ -96,6 +103,7 @@ class Case(NamedTuple):
     target: Subject
     unlearned: Subject
     processed: Subject
+    in_blocks: Subject
 
 
 @cache
@@ -110,12 +118,16 @@ def build_case(family: str) -> Case:
     reference = build()  # so that nothing the composite does to its models can reach the definition
     draft = any_model(family, 1, seed=5)
     model = ULDForCausalLM(target=target, assistant=assistant, **SETTINGS)
+    target, assistant = build()
+    in_blocks = ULDForCausalLM(target=target, assistant=assistant, **SETTINGS)
+    in_blocks.execution = "blocks"
     memory = {}
     return Case(
         family,
         Subject(any_model(family, NUM_LAYERS), draft, reference[:1], lambda logits: logits, {}),
         Subject(model, draft, reference, subtract, memory),
         Subject(*build()[:1], draft, reference, subtract, memory, processor=build()[1]),
+        Subject(in_blocks, draft, reference, subtract, memory),
     )
 
 
@@ -487,6 +499,7 @@ def continuous_batching(subject: Subject) -> None:
 
 BAD_WORDS = [[token] for token in range(32)] + [[40, 41]]
 BIAS = {(7,): 3.0, (11, 12): -5.0}
+WATERMARK = WatermarkingConfig(bias=4.0)
 MODES: dict[str, Callable[[Subject], None]] = {
     "greedy": greedy,
     "no cache": greedy_with(use_cache=False),
@@ -500,6 +513,9 @@ MODES: dict[str, Callable[[Subject], None]] = {
     "top_p": sampled([TopPLogitsWarper(0.8)], top_p=0.8),
     "min_p": sampled([MinPLogitsWarper(0.2)], min_p=0.2),
     "typical_p": sampled([TypicalLogitsWarper(0.7)], typical_p=0.7),
+    "top_h": sampled([TopHLogitsWarper(0.5)], top_h=0.5),
+    "epsilon_cutoff": sampled([EpsilonLogitsWarper(0.05)], epsilon_cutoff=0.05),
+    "eta_cutoff": sampled([EtaLogitsWarper(0.1)], eta_cutoff=0.1),
     # Beams.
     "beams": beams,
     "left-padded beams": left_padded_beams,
@@ -511,6 +527,13 @@ MODES: dict[str, Callable[[Subject], None]] = {
         [NoBadWordsLogitsProcessor([[i] for i in range(32)])], bad_words_ids=[[i] for i in range(32)]
     ),
     "suppress_tokens": processed([SuppressTokensLogitsProcessor(ENDS)], suppress_tokens=ENDS),
+    "begin_suppress_tokens": processed(
+        [SuppressTokensAtBeginLogitsProcessor(list(range(32)), PROMPT_LENGTH)], begin_suppress_tokens=list(range(32))
+    ),
+    "watermarking_config": processed([WATERMARK.construct_processor(VOCAB_SIZE, "cpu")], watermarking_config=WATERMARK),
+    "min_length": processed(
+        [MinLengthLogitsProcessor(PROMPT_LENGTH + STEPS, ENDS)], min_length=PROMPT_LENGTH + STEPS, eos_token_id=ENDS
+    ),
     "sequence_bias": processed([SequenceBiasLogitsProcessor(BIAS)], sequence_bias=BIAS),
     "forced_eos_token_id": processed([ForcedEOSTokenLogitsProcessor(PROMPT_LENGTH + STEPS, 2)], forced_eos_token_id=2),
     "min_new_tokens": processed(
@@ -562,6 +585,8 @@ MODES: dict[str, Callable[[Subject], None]] = {
 FAST_FAMILIES = ("llama", "qwen3", "gemma3", "gpt2", "mixtral")
 # Compilation, a background thread and C++ extensions take seconds: these modes are in the fast part of these only.
 FAST_ONLY_FOR = {
+    **dict.fromkeys(("top_h", "epsilon_cutoff", "eta_cutoff"), ("llama",)),
+    **dict.fromkeys(("begin_suppress_tokens", "watermarking_config", "min_length"), ("llama",)),
     "compiled": ("llama", "qwen3"),
     "continuous batching": ("llama",),
     "quantized quanto": (),
@@ -650,6 +675,41 @@ PROCESSOR_MODES = (
 )
 def test_generation_of_the_target_with_the_processor(case, mode):
     error = error_of(MODES[mode], case.processed)
+    if error_of(MODES[mode], case.target) is None and error is not None:
+        raise error
+
+
+# Not sampling, which draws other numbers, nor what plain decoding does in its place.
+BLOCK_MODES = (
+    "greedy",
+    "end token",
+    "left padding",
+    "embeddings",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "min_new_tokens",
+    "watermarking_config",
+    "guidance_scale",
+    "stopping_criteria",
+    "chunked prefill",
+    "chat",
+    "streaming",
+    "scores and logits",
+)
+
+
+@pytest.mark.parametrize("mode", BLOCK_MODES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=[] if name in ("llama", "gemma3") else [pytest.mark.slow]) for name in ALL_FAMILIES],
+    indirect=True,
+)
+def test_generation_in_blocks(case, mode, monkeypatch):
+    # Always blocks of three, so that drafts are kept, refused and corrected at every place.
+    monkeypatch.setattr(BlockSize, "size", property(lambda self: 3, lambda self, value: None), raising=False)
+    error = error_of(MODES[mode], case.in_blocks)
     if error_of(MODES[mode], case.target) is None and error is not None:
         raise error
 

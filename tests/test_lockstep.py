@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import DynamicCache, StaticCache
 
 from uld_hf import ULDForCausalLM, build_assistant
-from uld_hf.lockstep import Lockstep
+from uld_hf.lockstep import Lockstep, _join_rows
 
 
 MIXED_EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3")  # PEFT's LoRA is on their experts' or routers' parameters
@@ -108,6 +108,38 @@ def test_a_conversation_goes_on_in_the_other_execution(cache_class):
         ).logits
         if begin >= 9:
             torch.testing.assert_close(logits, expected[:, begin - 9 : end - 9])
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda rows: rows.chunk(3),
+        lambda rows: [part[:, :, :-2] for part in rows.chunk(3)],  # as cropping leaves them
+        lambda rows: [part.clone() for part in rows.chunk(3)],
+        lambda rows: rows.chunk(3)[::-1],
+        lambda rows: rows.chunk(3)[:2],
+        lambda rows: rows.chunk(6)[::2],
+        lambda rows: [rows.chunk(3)[0], rows.chunk(3)[0]],
+        lambda rows: [rows.chunk(3)[0][:, :, 1:], rows.chunk(3)[1][:, :, :-1]],
+    ],
+)
+def test_joined_rows_are_those_of_every_part(parts):
+    rows = torch.arange(6 * 2 * 5 * 3).reshape(6, 2, 5, 3)
+    assert torch.equal(_join_rows(parts(rows)), torch.cat(list(parts(rows))))
+
+
+@pytest.mark.parametrize("family_name", ["llama", "gemma3"])  # growing without end, and sliding windows
+def test_what_a_growing_cache_holds_is_not_copied_to_join_it(family_name):
+    model = compose(family_name, depths=(2, 3))
+    options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "eos_token_id": None}
+    cache = model.generate(PROMPTS, attention_mask=MASK, **options).past_key_values
+    target_cache, *assistant_caches = model.split_cache(cache)
+    for index, active in enumerate((3, 3, 2, 1)):
+        deepest_first = (target_cache, *assistant_caches[::-1])
+        layers = [each.layers[index] for each in deepest_first[:active]]
+        joined = _join_rows([layer.keys for layer in layers])
+        assert joined.data_ptr() == layers[0].keys.data_ptr()
+        assert len(joined) == active * len(PROMPTS)
 
 
 def test_other_dtypes_rebuild_it():

@@ -22,7 +22,15 @@ from transformers import (
     PreTrainedModel,
 )
 
-from uld_hf.training.losses import ULDLossOutput, add_uld_loss, check_head, make_head, token_losses, uld_loss
+from uld_hf.training.losses import (
+    ULDLossOutput,
+    add_uld_loss,
+    check_head,
+    make_head,
+    tile_tokens,
+    token_losses,
+    uld_loss,
+)
 
 
 IGNORED = -100
@@ -175,22 +183,27 @@ def inputs_of(batch: Batch) -> dict[str, torch.Tensor]:
 # token_losses
 
 
+def losses_of(logits: torch.Tensor, labels: torch.Tensor, retain_mask: torch.Tensor) -> torch.Tensor:
+    """Losses of tokens of weight 1."""
+    return token_losses(logits.clone(), labels, retain_mask, torch.ones(len(labels)))
+
+
 def test_forget_token_has_the_cross_entropy_to_its_label():
     logits, labels = torch.randn(5, 7), torch.tensor([0, 6, 3, 3, 1])
     expected = nn.functional.cross_entropy(logits, labels, reduction="none")
-    torch.testing.assert_close(token_losses(logits, labels, torch.zeros(5, dtype=torch.bool)), expected)
+    torch.testing.assert_close(losses_of(logits, labels, torch.zeros(5, dtype=torch.bool)), expected)
 
 
 def test_retain_token_has_the_cross_entropy_to_the_uniform_distribution():
     logits = torch.randn(5, 7)
     expected = nn.functional.cross_entropy(logits, torch.full((5, 7), 1 / 7), reduction="none")
-    actual = token_losses(logits, torch.zeros(5, dtype=torch.long), torch.ones(5, dtype=torch.bool))
+    actual = losses_of(logits, torch.zeros(5, dtype=torch.long), torch.ones(5, dtype=torch.bool))
     torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("level", [-50.0, 0.0, 3.0])
 def test_retain_loss_of_equal_logits_is_log_of_the_vocabulary(level: float):
-    loss = token_losses(torch.full((1, 11), level), torch.tensor([4]), torch.tensor([True]))
+    loss = losses_of(torch.full((1, 11), level), torch.tensor([4]), torch.tensor([True]))
     assert loss.item() == pytest.approx(math.log(11), rel=1e-5)
 
 
@@ -198,8 +211,25 @@ def test_retain_loss_of_equal_logits_is_log_of_the_vocabulary(level: float):
 @settings(deadline=None, max_examples=50)
 def test_retain_loss_of_unequal_logits_is_larger(logits: list[float]):
     logits[0] = max(logits[1:]) + 0.5
-    loss = token_losses(torch.tensor([logits]), torch.tensor([0]), torch.tensor([True]))
+    loss = losses_of(torch.tensor([logits]), torch.tensor([0]), torch.tensor([True]))
     assert loss.item() > math.log(len(logits)) + 1e-4
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_logits_are_overwritten_with_the_gradient(scale: float):
+    logits = (scale * torch.randn(6, 9, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    labels, weights = torch.tensor([0, 8, 3, 3, 1, 5]), torch.tensor([1.0, 0.25, 2.0, 1.0, 0.5, 0.0])
+    retain = torch.tensor([False, True, False, True, True, False])
+    targets = torch.where(retain[:, None], torch.full((6, 9), 1 / 9), nn.functional.one_hot(labels, 9))
+    loss = (nn.functional.cross_entropy(logits.double(), targets.double(), reduction="none") * weights).sum()
+    overwritten = logits.detach().clone()
+    token_losses(overwritten, labels, retain, weights)
+    torch.testing.assert_close(overwritten, torch.autograd.grad(loss, logits)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("vocab_size", "tokens"), [(500, 256), (128_256, 256), (262_144, 128), (10**9, 1)])
+def test_tiles_of_logits_are_bounded(vocab_size: int, tokens: int):
+    assert tile_tokens(vocab_size) == tokens
 
 
 # uld_loss

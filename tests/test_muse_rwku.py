@@ -128,6 +128,7 @@ def test_fluency_is_the_probability_of_a_clean_text():
 def test_begun_answers_stop_before_the_fact():
     assert begin_answer(" She was born in Oslo in 1950.", "Oslo") == (" She was born in", "Oslo in 1950.")
     assert begin_answer(" Oslo is where.", "Oslo") == ("", "Oslo is where.")
+    assert begin_answer(" In Oslofjord, Oslo.", "Oslo") == (" In Oslofjord,", "Oslo.")
 
 
 def test_without_a_fact_answers_stop_in_the_middle():

@@ -99,9 +99,45 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path, capsys):
     outline = Outline(page)
     assert outline.open == []
     text = " ".join(outline.text)
-    for shown in ("A & B", "question 0 & more", "a <b>bold</b> answer", "forget quality", "dd44", "aa11", "Limits"):
+    for shown in ("A & B", "question 0 & more", "<b>bold</b>", "forget quality", "dd44", "aa11", "Limits"):
         assert shown in text, shown
     assert page.count("<svg") == 1
+
+
+def test_what_was_asked_is_shown_at_length(tmp_path):
+    assert uld([*write(tmp_path), "--request", "By <letter> of May 5"]) == 0
+    assert "By &lt;letter&gt; of May 5" in (tmp_path / "report.html").read_text()
+
+
+def test_only_the_figures_of_the_page_are_explained(tmp_path):
+    assert uld(write(tmp_path)) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<dt>exact memorization</dt>" in page
+    assert "<dt>word perplexity</dt>" not in page
+
+
+@pytest.mark.parametrize(("drawn", "passed"), [(0.0, True), (0.2, False)])
+def test_it_must_give_away_no_more_than_the_retrained_model(drawn, passed):
+    measured = evaluations()
+    for name, evaluation in measured.items():
+        rate = {"target": 1.0, "retrained": 0.0, "unlearned": drawn}[name]
+        evaluation.sets["forget"].leaks = {"question": [[0.0]] * 40, "drawn": [[rate] * 3] * 40}
+    (check,) = (check for check in run_checks(measured) if "gives away" in check.statement)
+    assert check.passed == passed
+    if not passed:
+        assert "leak@1 0.2 against 0 (at most 0.05 more)" in check.statement
+
+
+def test_a_page_without_other_ways_to_ask_says_so(tmp_path):
+    assert uld(write(tmp_path)) == 0
+    assert "Only greedy answers were looked at" in (tmp_path / "report.html").read_text()
+
+
+def test_both_answers_have_their_differences_marked(tmp_path):
+    assert uld(write(tmp_path)) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "<mark>a &lt;b&gt;bold&lt;/b&gt;</mark> answer" in page
+    assert "<mark>another</mark> answer" in page
 
 
 def test_examples_can_be_left_out(tmp_path):

@@ -15,6 +15,7 @@ from uld_hf.cli.main import main as uld
 from uld_hf.cli.serve import build_parser, start_server
 
 
+httpx = pytest.importorskip("httpx", reason="needs uld_hf[serve]")
 openai = pytest.importorskip("openai", reason="needs uld_hf[serve]")
 pytest.importorskip("fastapi", reason="needs uld_hf[serve]")
 
@@ -99,6 +100,26 @@ def test_eight_clients_at_once_get_their_own_answers(served: Served):
 def test_the_target_cannot_be_asked_for_by_name(served: Served):
     with pytest.raises(openai.BadRequestError):
         served.chat(model=str(Path(served.name).parent / "target"))
+
+
+def test_a_response_is_what_generate_says(served: Served):
+    answer = served.client.responses.create(model=served.name, input="w5 w6 w7", max_output_tokens=6, temperature=0)
+    assert answer.output_text == served.say(served.model)
+
+
+def test_no_endpoint_answers_for_a_target_that_was_loaded(served: Served):
+    target = str(Path(served.name).parent / "target")
+    server = str(served.client.base_url).removesuffix("/v1/")
+    httpx.post(f"{server}/load_model", json={"model": target}, timeout=60).raise_for_status()
+    for path, body in (
+        ("chat/completions", {"messages": MESSAGES}),
+        ("completions", {"prompt": "w5 w6 w7"}),
+        ("responses", {"input": "w5 w6 w7"}),
+        ("systemone", {"input": "w5 w6 w7", "questions": [{"name": "kind", "text": "w8", "type": "boolean"}]}),
+    ):
+        answer = httpx.post(f"{server}/v1/{path}", json={"model": target, **body}, timeout=60)
+        assert 400 <= answer.status_code < 500, path
+    assert served.chat() == served.say(served.model)
 
 
 def test_a_target_is_not_served_by_mistake(served: Served, capsys: pytest.CaptureFixture[str]):

@@ -80,6 +80,26 @@ def test_removing_one_gives_back_exactly_the_earlier_logits(target: PreTrainedMo
     assert model.config.alpha == 0.75  # one again
 
 
+@pytest.mark.parametrize("execution", ["lockstep", "two passes"])
+@pytest.mark.parametrize("revoked", ["alice", "bob", "carol"])
+def test_what_is_left_is_as_if_the_revoked_one_had_never_been(revoked: str, execution: str):
+    target = tiny_model("llama")
+    assistants = {
+        name: make_assistant(target, depth, seed)
+        for seed, (name, depth) in enumerate({"alice": 2, "bob": 3, "carol": 1}.items())
+    }
+    model = ULDForCausalLM(target=target, assistant=assistants)
+    model.execution = execution
+    model.generate(PROMPTS, max_new_tokens=2)  # whatever it keeps of all three
+    model.remove_assistant(revoked)
+    del assistants[revoked]
+    expected = ULDForCausalLM(target=target, assistant=assistants)
+    expected.execution = execution
+    assert torch.equal(model(PROMPTS).logits, expected(PROMPTS).logits)
+    options = {"max_new_tokens": 8, "do_sample": False}
+    assert torch.equal(model.generate(PROMPTS, **options), expected.generate(PROMPTS, **options))
+
+
 def test_the_order_does_not_matter(target: PreTrainedModel):
     first, second = make_assistant(target, 2, seed=1), make_assistant(target, 3, seed=2)
     one_way = ULDForCausalLM(target=target, assistant={"alice": first, "bob": second}, alpha={"alice": 1.0, "bob": 0.5})

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import VOCAB_SIZE, tiny_model, train_like
+from all_families import any_config, any_model
+from families import VOCAB_SIZE, randomize, tiny_model, train_like
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
 
@@ -108,6 +109,51 @@ def test_what_is_offloaded_is_not_copied(tmp_path):
     assistant = build_assistant(target, 2).get_base_model()
     assert assistant.model.layers[1].mlp.up_proj.base_layer._hf_hook.weights_map is offloaded
     assert not any(parameter.is_meta for name, parameter in assistant.named_parameters() if "lora_" in name)
+
+
+HEADS = {
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "untied": ("llama", {"tie_word_embeddings": False}),
+    "soft-capped": ("gemma2", {"final_logit_softcapping": 2.0}),
+    "scaled": ("cohere", {"logit_scale": 0.25}),
+    "divided": ("granite", {"logits_scaling": 4.0}),
+}
+
+
+@pytest.mark.parametrize("execution", ["two passes", "lockstep", "blocks"])
+@pytest.mark.parametrize("head", HEADS)
+def test_heads_that_do_more_than_multiply(head: str, execution: str):
+    family, settings = HEADS[head]
+
+    def build() -> PreTrainedModel:
+        config = any_config(family)
+        config.update(settings)
+        return randomize(AutoModelForCausalLM.from_config(config))
+
+    target = build()
+    tied = target.get_output_embeddings().weight is target.get_input_embeddings().weight
+    assert tied == target.config.tie_word_embeddings
+    with torch.no_grad():
+        changed = target(PROMPT).logits
+        assert not torch.equal(changed, randomize(any_model(family))(PROMPT).logits) or head == "untied"
+    model = compose(target)
+    model.execution = execution
+    assert torch.equal(generate(model), plain(build(), train_like(build_assistant(build(), 2)).eval()))
+
+
+@pytest.mark.parametrize("execution", ["two passes", "lockstep", "blocks"])
+def test_a_vocabulary_padded_to_a_round_number(execution: str):
+    def build() -> PreTrainedModel:
+        target = tiny_model("llama")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            target.resize_token_embeddings(VOCAB_SIZE, pad_to_multiple_of=80)
+        return target
+
+    model = compose(build())
+    model.execution = execution
+    assert model(PROMPT).logits.shape[-1] == model.config.vocab_size == 80
+    assert torch.equal(generate(model), plain(build(), train_like(build_assistant(build(), 2)).eval()))
 
 
 def test_rows_that_pad_the_vocabulary_stay_impossible():

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from all_families import any_model
 from datasets import Dataset
 from families import make_tokenizer, tiny_model
 from peft import LoraConfig, PromptTuningConfig
@@ -21,9 +22,11 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 from trl import SFTConfig
 
 from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer, build_assistant
+from uld_hf.training import padding_free
 
 
 VOCAB_SIZE = 64
+PLAIN = {"padding_free": False, "train_sampling_strategy": "random"}  # padded batches, in the order of chance
 
 
 def make_rows(number: int, seed: int) -> Dataset:
@@ -194,13 +197,13 @@ def test_retain_set_becomes_uniform(trained: Trained):
 
 
 def test_every_batch_has_rows_of_both_sets(tmp_path: Path):
-    for batch in make_trainer(tmp_path).get_train_dataloader():
+    for batch in make_trainer(tmp_path, padding_free=False).get_train_dataloader():
         assert batch["retain_mask"].any(dim=1).tolist().count(True) == 4
         assert len(batch["retain_mask"]) == 8
 
 
 def test_batches_have_the_ratio_asked_for(tmp_path: Path):
-    for batch in make_trainer(tmp_path, retain_per_forget=3.0).get_train_dataloader():
+    for batch in make_trainer(tmp_path, padding_free=False, retain_per_forget=3.0).get_train_dataloader():
         assert batch["retain_mask"].any(dim=1).tolist().count(True) == 6
 
 
@@ -275,7 +278,7 @@ def test_evaluation_leaves_the_batches_alone(tmp_path: Path):
 
 def test_sets_may_have_different_formats(tmp_path: Path):
     retain = Dataset.from_list([{"text": f"w{i} w{i + 1} w{i + 2}"} for i in range(20)])
-    batch = first_batch(make_trainer(tmp_path, retain=retain))
+    batch = first_batch(make_trainer(tmp_path, retain=retain, padding_free=False))
     counted = (batch["labels"] != -100) & batch["retain_mask"]
     assert torch.equal(counted, batch["retain_mask"])  # every token of a text counts
     is_forget = ~batch["retain_mask"].any(dim=1)
@@ -286,7 +289,7 @@ def test_sets_may_have_different_formats(tmp_path: Path):
 
 
 def test_items_are_the_counted_tokens_of_all_micro_batches(tmp_path: Path):
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer(tmp_path, padding_free=False)
     batches = list(trainer.get_train_dataloader())
     metrics = [expected_metrics(trainer, batch) for batch in batches]
     expected = [sum(metric[name] for metric in metrics) for name in ("num_forget", "num_retain")]
@@ -294,7 +297,7 @@ def test_items_are_the_counted_tokens_of_all_micro_batches(tmp_path: Path):
 
 
 def test_loss_of_a_batch_is_the_formula(tmp_path: Path):
-    trainer = make_trainer(tmp_path, retain_weight=2.0)
+    trainer = make_trainer(tmp_path, retain_weight=2.0, padding_free=False)
     batch = first_batch(trainer)
     metrics = expected_metrics(trainer, batch)
     expected = metrics["forget_loss"] + 2.0 * (metrics["retain_kl"] + math.log(VOCAB_SIZE))
@@ -302,7 +305,7 @@ def test_loss_of_a_batch_is_the_formula(tmp_path: Path):
 
 
 def test_loss_of_a_micro_batch_is_its_share_of_the_step(tmp_path: Path):
-    trainer = make_trainer(tmp_path, retain_weight=2.0)
+    trainer = make_trainer(tmp_path, retain_weight=2.0, padding_free=False)
     batch = first_batch(trainer)
     metrics = expected_metrics(trainer, batch)
     expected = (
@@ -316,7 +319,7 @@ def test_loss_of_a_micro_batch_is_its_share_of_the_step(tmp_path: Path):
 @pytest.fixture(scope="module")
 def one_step(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], dict[str, float]]:
     """What is logged on the first step, and what should be."""
-    trainer = make_trainer(tmp_path_factory.mktemp("out"), max_steps=1)
+    trainer = make_trainer(tmp_path_factory.mktemp("out"), max_steps=1, padding_free=False)
     expected = expected_metrics(trainer, first_batch(trainer))
     trainer.train()
     return trainer.state.log_history[0], expected
@@ -344,8 +347,8 @@ def descend(*args: Any, **settings: Any) -> ULDTrainer:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> ULDTrainer:
-    """An epoch of 3 steps of 8 rows."""
-    return descend(tmp_path_factory.mktemp("out"))
+    """An epoch of 3 steps of 8 rows, in plain padded batches."""
+    return descend(tmp_path_factory.mktemp("out"), **PLAIN)
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(4, 2), (2, 4), (1, 8)])
@@ -365,7 +368,7 @@ def test_loss_of_accumulated_batches_is_that_of_the_whole_batch(
 
 
 def test_same_seed_gives_the_same_assistant(reference: ULDTrainer, tmp_path: Path):
-    assert_same_weights(lora_weights(descend(tmp_path)), lora_weights(reference))
+    assert_same_weights(lora_weights(descend(tmp_path, **PLAIN)), lora_weights(reference))
 
 
 def test_activation_checkpointing_changes_nothing(reference: ULDTrainer, tmp_path: Path):
@@ -374,15 +377,67 @@ def test_activation_checkpointing_changes_nothing(reference: ULDTrainer, tmp_pat
     assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-4, atol=1e-6)
 
 
-def test_flattened_rows_give_the_same_assistant(reference: ULDTrainer, tmp_path: Path):
-    trainer = descend(tmp_path, padding_free=True, max_length=None)
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_rows_without_padding_give_the_same_assistant(
+    reference: ULDTrainer, tmp_path: Path, activation_checkpointing: bool
+):
+    trainer = descend(tmp_path, activation_checkpointing=activation_checkpointing)
+    assert first_batch(trainer)["input_ids"].shape[0] == 1
     assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-3, atol=1e-5)
+
+
+def test_attention_is_as_before_after_training(reference: ULDTrainer, tmp_path: Path):
+    assert descend(tmp_path).model.config._attn_implementation == "sdpa"
+
+
+def test_each_row_attends_to_itself_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lengths = []
+    attend = padding_free.sdpa_attention_forward
+
+    def spy(module: torch.nn.Module, query: torch.Tensor, *args: Any, **kwargs: Any):
+        lengths.append(tuple(query.shape[::2]))
+        return attend(module, query, *args, **kwargs)
+
+    trainer = make_trainer(tmp_path)
+    batch = first_batch(trainer)
+    monkeypatch.setattr(padding_free, "sdpa_attention_forward", spy)
+    trainer.training_step(trainer.model, batch)
+    assert lengths == [(8, batch["max_length_q"])] * 2  # 8 padded rows, and not one of all tokens, in both layers
 
 
 def test_more_padding_gives_the_same_assistant(reference: ULDTrainer, tmp_path: Path):
-    trainer = descend(tmp_path, pad_to_multiple_of=32)
+    trainer = descend(tmp_path, pad_to_multiple_of=32, **PLAIN)
     assert first_batch(trainer)["input_ids"].shape == (8, 32)
     assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-3, atol=1e-5)
+
+
+def test_padded_rows_of_similar_lengths_are_in_a_batch(tmp_path: Path):
+    def padded(trainer: ULDTrainer) -> int:
+        return sum(batch["input_ids"].numel() for batch in trainer.get_train_dataloader())
+
+    sets = {"forget": make_rows(64, seed=7), "retain": make_rows(64, seed=8)}
+    by_chance = make_trainer(tmp_path, **sets, **PLAIN)
+    num_tokens = sum(len(tokens) for tokens in by_chance.train_dataset["input_ids"])
+    waste = padded(by_chance) - num_tokens
+    assert padded(make_trainer(tmp_path, **sets, padding_free=False)) - num_tokens < 0.5 * waste
+    assert padded(make_trainer(tmp_path, **sets)) == num_tokens
+
+
+def test_micro_batches_of_similar_lengths_give_the_same_assistant(reference: ULDTrainer, tmp_path: Path):
+    # 3 steps are too few to move rows between them: only the order inside of a step changes.
+    settings = {"padding_free": False, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    trainer = descend(tmp_path, **settings)
+    assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bloom", "gpt_oss", "stablelm", "falcon"])
+def test_families_that_do_not_keep_rows_apart_are_padded(family: str, tmp_path: Path):
+    assert first_batch(make_trainer(tmp_path, any_model(family)))["input_ids"].shape[0] == 8
+
+
+def test_rows_that_would_see_each_other_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"padding_free=True: in StableLmForCausalLM with .*'sdpa', rows would see"):
+        make_trainer(tmp_path, any_model("stablelm"), padding_free=True)
 
 
 def test_retain_weight_matters(reference: ULDTrainer, tmp_path: Path):
@@ -415,7 +470,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def from_folder(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ULDTrainer:
     """[`reference`] on the target's name, saved."""
-    trainer = descend(tmp_path_factory.mktemp("out"), str(folder))
+    trainer = descend(tmp_path_factory.mktemp("out"), str(folder), **PLAIN)
     trainer.save_model()
     return trainer
 
@@ -674,6 +729,11 @@ WRONG_INPUTS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str
     "retain-weight-nan": (lambda: {"retain_weight": math.nan}, ValueError, "retain_weight=nan must be a finite"),
     "ratio-zero": (lambda: {"retain_per_forget": 0.0}, ValueError, r"retain_per_forget=0\.0 must be a finite number"),
     "packing": (lambda: {"packing": True}, ValueError, "packing=True is not supported"),
+    "order": (
+        lambda: {"train_sampling_strategy": "sequential"},
+        ValueError,
+        "train_sampling_strategy='sequential' would not mix",
+    ),
     "loss-type": (lambda: {"loss_type": "dft"}, ValueError, "loss_type='dft' has no meaning here"),
     "larger-tokenizer": (
         lambda: {"model": tiny_model("llama", vocab_size=60)},
@@ -802,7 +862,7 @@ def test_tokenizer_of_a_padded_vocabulary_is_accepted(tmp_path: Path):
 def test_documented_defaults_are_the_defaults():
     defaults = {field.name: field.default for field in fields(ULDConfig)}
     documented = re.findall(r"^\s+(\w+) \(`\w+`, \*optional\*, defaults to `(.+?)`\):", ULDConfig.__doc__, re.MULTILINE)
-    assert len(documented) == 10
+    assert len(documented) == 11
     assert {name: ast.literal_eval(text) for name, text in documented} == {
         name: defaults[name] for name, _ in documented
     }

@@ -43,13 +43,16 @@ class Stop(TrainerCallback):
         control.should_training_stop = control.should_save = state.global_step == INTERRUPTED_AT
 
 
-def make_trainer(output_dir: Path, batch_size: int, steps: int, **arguments: Any) -> ULDTrainer:
+def make_trainer(
+    output_dir: Path, batch_size: int, steps: int, padding_free: bool | None = None, **arguments: Any
+) -> ULDTrainer:
     """A trainer of a 2-layer assistant of a tiny llama, with as many rows per step in every layout."""
     args = ULDConfig(
         str(output_dir),
         num_assistant_layers=2,
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=steps,
+        padding_free=padding_free,
         num_train_epochs=3,
         optim="sgd",  # unlike Adam, it does not blow up the last digits of a gradient
         learning_rate=0.1,

@@ -1,6 +1,7 @@
 """uld_hf: LLM unlearning that drops into the Hugging Face stack ("Unlearning from Logit Difference", NeurIPS 2024).
 
     training/    train an assistant: ULDTrainer, ULDConfig
+    bake/        distil the unlearned model into one plain checkpoint: ULDBakeTrainer, ULDBakeConfig
     modeling_uld.py, logits_process.py    use it: ULDForCausalLM, ULDLogitsProcessor
     hub.py, saved_files.py, publish.py, model_card.py    save it, know its target, push it
     baselines/   the methods it is compared with: UnlearnTrainer, UnlearnConfig
@@ -23,6 +24,8 @@ from .modeling_uld import ULDForCausalLM
 
 
 if TYPE_CHECKING:
+    from .bake.bake_config import ULDBakeConfig
+    from .bake.bake_trainer import ULDBakeTrainer
     from .baselines.offset_trainer import OffsetConfig, OffsetTrainer
     from .baselines.unlearn_config import UnlearnConfig
     from .baselines.unlearn_trainer import UnlearnTrainer
@@ -37,6 +40,8 @@ __version__ = "0.1.0"
 _LAZY = {
     "OffsetConfig": ".baselines.offset_trainer",
     "OffsetTrainer": ".baselines.offset_trainer",
+    "ULDBakeConfig": ".bake.bake_config",
+    "ULDBakeTrainer": ".bake.bake_trainer",
     "ULDConfig": ".training.uld_config",
     "ULDTrainer": ".training.uld_trainer",
     "UnlearnConfig": ".baselines.unlearn_config",
@@ -51,6 +56,8 @@ _LAZY = {
 __all__ = [
     "OffsetConfig",
     "OffsetTrainer",
+    "ULDBakeConfig",
+    "ULDBakeTrainer",
     "ULDConfig",
     "ULDForCausalLM",
     "ULDLogitsProcessor",

@@ -1,4 +1,4 @@
-"""Whether assistants are still what they were when the model was built: enabled, unmerged, and all there.
+"""Whether target and assistants are still what they were when the model was built: enabled, unmerged, and all there.
 
 PEFT offers many ways to switch an adapter off, and all of them leave a model that runs. One pass over the LoRA layers
 before every forward pass is cheap, and turns each of these ways into an error. So is a look at the assistants' weights:
@@ -37,29 +37,41 @@ def _places(assistant: PeftModel, name: str) -> list[_Place]:
 
 class Watch:
     """
-    Remembers assistants as they are, and notices what has been done to them.
+    Remembers target and assistants as they are, and notices what has been done to them.
 
     Args:
         assistants (`Mapping[str, PeftModel]`):
             The assistants by name.
+        target ([`~torch.nn.Module`], *optional*):
+            The target that they are subtracted from, where it is known.
     """
 
-    def __init__(self, assistants: Mapping[str, PeftModel]):
+    def __init__(self, assistants: Mapping[str, PeftModel], target: nn.Module | None = None):
+        self._target = target
         self._assistants = {name: (assistant, _places(assistant, name)) for name, assistant in assistants.items()}
 
-    def check(self, assistants: Mapping[str, nn.Module]) -> None:
+    def check(self, assistants: Mapping[str, nn.Module], target: nn.Module | None = None) -> None:
         """
-        Refuse to go on with assistants that no longer are what they were.
+        Refuse to go on with a target or assistants that no longer are what they were.
 
         Args:
             assistants (`Mapping[str, nn.Module]`):
                 The model's assistants now.
+            target ([`~torch.nn.Module`], *optional*):
+                The model's target now.
 
         Raises:
-            RuntimeError: If one was replaced, or its adapter is disabled, merged, deleted, rescaled, or not the only
-                active one.
+            RuntimeError: If one was replaced or removed, or an adapter is disabled, merged, deleted, rescaled, or not
+                the only active one.
         """
+        if target is not self._target:
+            raise RuntimeError(
+                "The target was replaced: nobody has looked at whether the assistants belong to it. Build the model "
+                "anew: ULDForCausalLM(target=..., assistant=...)."
+            )
         for name, (assistant, places) in self._assistants.items():
+            if name not in assistants:
+                raise RuntimeError(f"The assistant {name!r} was taken out: use remove_assistant.")
             if assistants[name] is not assistant:
                 raise RuntimeError(f"The assistant {name!r} was replaced: use remove_assistant and add_assistant.")
             for place in places:

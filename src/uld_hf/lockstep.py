@@ -126,7 +126,7 @@ def _join_rows(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Rows of several tensors as one, without a copy where they follow one another in memory already."""
     first = tensors[0]
     step = len(first) * first.stride(0)
-    if torch.compiler.is_compiling() or any(
+    if any(
         tensor.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
         or tensor.shape != first.shape
         or tensor.stride() != first.stride()
@@ -153,7 +153,7 @@ class _JoinedLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if isinstance(self.layers[0], DynamicLayer):
+        if isinstance(self.layers[0], DynamicLayer) and not torch.compiler.is_compiling():  # graphs know no addresses
             return self._grow(key_states, value_states, *args, **kwargs)
         rows = zip(key_states.chunk(len(self.layers)), value_states.chunk(len(self.layers)), strict=True)
         updated = [layer.update(*states, *args, **kwargs) for layer, states in zip(self.layers, rows, strict=True)]

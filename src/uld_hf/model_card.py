@@ -59,13 +59,23 @@ def _assistant_row(name: str, assistant: dict[str, Any], training: dict[str, Any
     return f"| `{name}/` | {assistant['num_layers']} | {assistant['alpha']} | {sizes[0]} | {sizes[1]} |"
 
 
-def _training_section(name: str, training: dict[str, Any]) -> str:
+def training_table(training: dict[str, Any]) -> str:
+    """
+    Settings, metrics and versions of a training as a table.
+
+    Args:
+        training (`dict[str, Any]`):
+            How it went: values by name under `"settings"`, `"metrics"`, `"evaluation"` and `"versions"`.
+
+    Returns:
+        `str`: Markdown.
+    """
     lines = [
         f"| {setting} | {value:.4g} |" if isinstance(value, float) else f"| {setting} | {value} |"
         for part in ("settings", "metrics", "evaluation", "versions")
         for setting, value in training.get(part, {}).items()
     ]
-    return "\n".join([f"## Training of `{name}`", "", "| | |", "|---|---|", *lines, ""])
+    return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def model_card(config: ULDModelConfig, repo_id: str | None = None, private: bool | None = None) -> ModelCard:
@@ -98,7 +108,11 @@ def model_card(config: ULDModelConfig, repo_id: str | None = None, private: bool
     rows = "\n".join(
         _assistant_row(name, assistant, config.training.get(name, {})) for name, assistant in config.assistants.items()
     )
-    trained = "\n".join(_training_section(name, training) for name, training in config.training.items() if training)
+    trained = "\n".join(
+        f"## Training of `{name}`\n\n{training_table(training)}\n"
+        for name, training in config.training.items()
+        if training
+    )
     settings = ", ".join(f"`{name}={vars(config)[name]!r}`" for name in SHARED_SETTINGS)
     load = f'"{repo_id or "this folder"}"' + ("" if on_hub else ", target=target")
     return ModelCard(f"""---

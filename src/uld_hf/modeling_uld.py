@@ -249,7 +249,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.target = target
         self.assistants = nn.ModuleDict(assistants)
-        self._watch = Watch(assistants)
+        self._watch = Watch(assistants, target)
         self._net_effect = NetEffect(assistants)
         self._net_effect.check(config.alphas)
         self.generation_config = copy.deepcopy(target.generation_config)
@@ -257,7 +257,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         self._lockstep: Lockstep | None = None  # built when first needed
         self._no_lockstep = why_no_lockstep(target, assistants.values())
         self._execution = "two passes" if self._no_lockstep else "lockstep"
-        self.max_block_size = 8
+        self._max_block_size = 8
         self._is_stateful = target._is_stateful
         self._can_compile_fullgraph = target._can_compile_fullgraph
         self.eval()
@@ -277,8 +277,19 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             )
         self._execution = execution
 
+    @property
+    def max_block_size(self) -> int:
+        """Most tokens that the target drafts before the assistants check them, with `execution="blocks"`."""
+        return self._max_block_size
+
+    @max_block_size.setter
+    def max_block_size(self, size: int) -> None:
+        if type(size) is not int or size < 1:
+            raise ValueError(f"max_block_size={size!r} must be a whole number of tokens, 1 (plain steps) or more.")
+        self._max_block_size = size
+
     def _assistants_changed(self) -> None:
-        self._watch = Watch(dict(self.assistants.items()))
+        self._watch = Watch(dict(self.assistants.items()), self.target)
         self._net_effect = NetEffect(dict(self.assistants.items()))
         self._lockstep = None
         self._no_lockstep = why_no_lockstep(self.target, self.assistants.values())
@@ -566,7 +577,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             raise NotImplementedError(
                 "DataParallel is not supported: use device_map, or one process for each GPU (accelerate launch)."
             )
-        self._watch.check(self.assistants)
+        self._watch.check(self.assistants, self.target)
 
     def _get_candidate_generator(
         self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
@@ -638,6 +649,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         Returns:
             `tuple[torch.Tensor, list[torch.Tensor]]`: Logits of shape `(batch_size, sequence_length, vocab_size)` of
             the target, **before** anything is subtracted, and of each assistant.
+
+        Raises:
+            RuntimeError: If an assistant was disabled, merged or taken apart.
         """
         self._check()
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": None, "use_cache": False}

@@ -12,7 +12,7 @@ from .hub import copy_unlearned_model
 
 
 # What tokenizers of transformers write; anything else in a folder may be somebody's data.
-_TOKENIZER_FILES = (
+TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
 )
@@ -102,7 +102,7 @@ def push_unlearned_model(
     staging = tempfile.mkdtemp(prefix="uld-push-")
     try:
         copy_unlearned_model(Path(folder), Path(staging), repo_id=repo_id, private=private)
-        for name in _TOKENIZER_FILES:
+        for name in TOKENIZER_FILES:
             if Path(folder, name).is_file():
                 shutil.copy(Path(folder, name), Path(staging, name))
         upload = api.run_as_future(

@@ -419,6 +419,8 @@ def describe_missing(evaluations: Mapping[str, Evaluation], figures: Mapping[str
         given = {"--retrained": evaluations, "--holdout_dataset": evaluations["unlearned"].sets}
         needed = [option for option in given if option.strip("-").split("_")[0] not in given[option]]
         reasons.append(f"No privacy and no aggregate: give {' and '.join(needed)}.")
+    elif "utility" not in figures:
+        reasons.append("No utility and no aggregate: the target answers none of the questions that must be kept.")
     return reasons
 
 

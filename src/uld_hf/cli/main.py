@@ -11,6 +11,7 @@ from datasets.exceptions import DatasetsError
 COMMANDS = {
     "demo": ("make a tiny language model learn invented people, then forget some of them", "demo"),
     "train": ("train an assistant for your own model, forget set and retain set", "train"),
+    "bake": ("distill an unlearned model into one plain checkpoint", "bake"),
     "eval": ("measure what was forgotten and what was kept, beside the target", "eval"),
     "sweep": ("try many settings of the subtraction at the cost of one evaluation, and choose one", "sweep"),
     "report": ("write a page for people from what eval and sweep measured", "report"),

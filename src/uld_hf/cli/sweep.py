@@ -124,6 +124,11 @@ def main(argv: Sequence[str]) -> None:
 
     unknown_probability = ratios = None
     if arguments.retrained is not None:
+        if not forget[0].perturbed_answers:
+            raise ValueError(
+                "--retrained is for the forget quality, which needs wrong answers: the forget rows have no "
+                "'perturbed_answer'. Give --holdout_dataset in its place."
+            )
         loading = {"dtype": "auto", "device_map": "auto" if torch.accelerator.is_available() else None}
         retrained = AutoModelForCausalLM.from_pretrained(arguments.retrained, **loading).eval()
         results = evaluate(retrained, tokenizer, forget, max_new_tokens=1, max_batch_tokens=arguments.max_batch_tokens)

@@ -119,7 +119,8 @@ def begin_answer(answer: str, fact: str | None = None) -> tuple[str, str]:
         words = [match.start() for match in re.finditer(r"\S+", answer)]
         start = words[len(words) // 2] if words else 0
     else:
-        start = max(0, answer.find(fact))
+        whole = re.search(rf"(?<!\w){re.escape(fact)}(?!\w)", answer)
+        start = whole.start() if whole else max(0, answer.find(fact))
     return answer[:start].rstrip(), answer[start:].strip()
 
 

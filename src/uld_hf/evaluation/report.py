@@ -87,8 +87,8 @@ svg { width: 100%; height: auto; display: block }
 .examples { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem }
 article { border: 1px solid var(--line); border-radius: .4rem; padding: .8rem 1rem; overflow-wrap: anywhere }
 article p { margin: 0 0 .5rem; font-weight: 600 }
-article div { display: grid; grid-template-columns: 3.6rem 1fr; gap: .5rem; font-size: .94rem }
-article span { color: var(--soft) }
+article > div { display: grid; grid-template-columns: 3.6rem 1fr; gap: .5rem; font-size: .94rem }
+article > div > span { color: var(--soft) }
 mark { background: #ffe08a; color: inherit; padding: 0 .1em }
 dl { display: grid; grid-template-columns: minmax(9rem, max-content) 1fr; gap: .2rem 1rem; font-size: .9rem; margin: 0 }
 dt { font-weight: 600 }
@@ -96,7 +96,8 @@ dd { margin: 0; overflow-wrap: anywhere }
 code { font-size: .85em }
 @media (max-width: 40rem) { body { padding: 1.25rem 1rem 3rem } h1 { font-size: 1.6rem }
   .checks li, dl { grid-template-columns: 1fr; gap: 0 } dd { margin-bottom: .5rem }
-  th, td { padding: .25rem .3rem; font-size: .8rem } svg text { font-size: 21px } }
+  th, td { padding: .25rem .2rem; font-size: .78rem } td:first-child { overflow-wrap: anywhere }
+  svg text { font-size: 21px } }
 @media print { body { max-width: none; padding: 0; font-size: 11pt } h2 { break-after: avoid }
   figure, article, .checks li, tr { break-inside: avoid } .verdict, .group th, mark, .failed {
   print-color-adjust: exact; -webkit-print-color-adjust: exact } @page { margin: 16mm } }
@@ -349,7 +350,9 @@ def plot_frontier(outcomes: Sequence[Mapping[str, Any]], target: Mapping[str, An
         )
         if all(abs(x - other) > 30 or abs(y - beside) > 16 for other, beside in labelled):
             labelled.append((x, y))
-            marks.append(f'<text x="{x + 8:.1f}" y="{y - 6:.1f}" font-size="11">{point["alpha"]:g}</text>')
+            # At the right edge there is no room beside the point.
+            at = f'x="{x + 8:.1f}"' if x < 540 else f'x="{x:.1f}" text-anchor="end"'
+            marks.append(f'<text {at} y="{y - 8:.1f}" font-size="11">{point["alpha"]:g}</text>')
     return _svg(
         axes.draw() + "".join(marks),
         "What forgetting costs: top left is best. Numbers are alpha, grey is the target, ringed the choice. "
@@ -484,7 +487,8 @@ def render_report(
         **versions,
     }
     rows = "".join(
-        f"<dt>{escape(name)}</dt><dd><code>{escape(str(value))}</code></dd>" for name, value in identity.items()
+        f"<dt>{escape(name)}</dt><dd><code>{escape('not compared' if value is None else str(value))}</code></dd>"
+        for name, value in identity.items()
     )
     parts.append(f"<h2>What exactly was measured</h2><dl>{rows}</dl>")
     return (

@@ -14,7 +14,7 @@ from ..modeling_uld import ULDForCausalLM
 
 
 MAX_BATCH_TOKENS = 4096
-TOKENS_AT_ONCE = 256
+TOKENS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -195,11 +195,36 @@ def _statistics(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tenso
     )
 
 
-def _token_scores(logits: torch.Tensor, tokens: torch.Tensor, lengths: list[int]) -> list[TokenScores]:
-    """Scores of the counted tokens of a batch, row by row; `logits` has one row for each."""
-    # A few tokens at a time: what is computed on the way is several times as large as the logits.
-    parts = zip(logits.split(TOKENS_AT_ONCE), tokens.split(TOKENS_AT_ONCE), strict=True)
-    columns = zip(*(_statistics(*part) for part in parts), strict=True)
+def _answer_logits(
+    model: PreTrainedModel, inputs: dict[str, torch.Tensor], counted: torch.Tensor
+) -> list[torch.Tensor]:
+    """
+    Logits that predict the counted tokens, one row for each: the model's, or of an unlearned model those of its target
+    and of each assistant. The head is not run on what only prompts have.
+    """
+    first = max(0, int(counted.any(dim=0).nonzero()[0]) - 1)
+    can_keep = model._supports_logits_to_keep()
+    options = {"logits_to_keep": counted.shape[1] - first} if can_keep else {}
+    if isinstance(model, ULDForCausalLM):
+        target, assistants = model.component_logits(**inputs, **options)
+        parts = [target, *assistants]
+    else:
+        parts = [model(**inputs, use_cache=False, **options).logits]
+    return [part[:, 0 if can_keep else first : -1][counted[:, first + 1 :]] for part in parts]
+
+
+def _token_scores(
+    model: PreTrainedModel, parts: Sequence[torch.Tensor], tokens: torch.Tensor, lengths: list[int]
+) -> list[TokenScores]:
+    """Scores of the counted tokens of a batch, row by row; `parts` of [`_answer_logits`]."""
+    # A few tokens at a time: what is computed on the way is several times as large as the logits, and stays in a cache.
+    columns = []
+    for tokens_here, *parts_here in zip(
+        tokens.split(TOKENS_AT_ONCE), *(part.split(TOKENS_AT_ONCE) for part in parts), strict=True
+    ):
+        logits = parts_here[0] if len(parts_here) == 1 else model.subtract(parts_here[0], parts_here[1:])
+        columns.append(_statistics(logits, tokens_here))
+    columns = zip(*columns, strict=True)
     by_row = zip(*(torch.cat(column).cpu().split(lengths) for column in columns), strict=True)
     return [TokenScores(*(value.numpy() for value in row)) for row in by_row]
 
@@ -266,8 +291,9 @@ def score_completions(
     scores: list[TokenScores] = [None] * len(prompts)  # filled below, in order of length
     arguments = (model, tokenizer, prompts, completions, max_batch_tokens, with_end)
     for batch, inputs, counted, lengths in _batches(*arguments):
-        logits = model(**inputs, use_cache=False).logits[:, :-1][counted[:, 1:]]
-        for index, row in zip(batch, _token_scores(logits, inputs["input_ids"][counted], lengths), strict=True):
+        parts = _answer_logits(model, inputs, counted)
+        rows = _token_scores(model, parts, inputs["input_ids"][counted], lengths)
+        for index, row in zip(batch, rows, strict=True):
             scores[index] = row
     return scores
 
@@ -313,8 +339,7 @@ def score_subtractions(
     scores: list[list[np.ndarray]] = [[None] * len(prompts) for _ in (None, *subtractions)]
     arguments = (model, tokenizer, prompts, completions, max_batch_tokens, with_end)
     for batch, inputs, counted, lengths in _batches(*arguments):
-        target_logits, assistant_logits = model.component_logits(**inputs)
-        logits = [each[:, :-1][counted[:, 1:]].split(TOKENS_AT_ONCE) for each in (target_logits, *assistant_logits)]
+        logits = [part.split(TOKENS_AT_ONCE) for part in _answer_logits(model, inputs, counted)]
         log_probs = torch.cat(
             [
                 _subtracted_log_probs(target, assistants, proportions, subtractions, tokens)

@@ -64,28 +64,32 @@ def sweep(
 
     Raises:
         ValueError: If a set is empty, one has questions and the other documents, or truth ratios are given and the
-            questions have no paraphrases or wrong answers.
+            questions have no wrong answers.
     """
     check_questions(forget)
     check_questions(retain)
     with_ratios = retrained_truth_ratios is not None
-    if with_ratios and not (forget[0].paraphrased_answer and forget[0].perturbed_answers):
+    if with_ratios and not forget[0].perturbed_answers:
         raise ValueError(
-            "The forget quality needs paraphrased and wrong answers: the forget questions have none. Leave out the "
-            "retrained model, or add 'paraphrased_answer' and 'perturbed_answer' to the rows."
+            "The forget quality needs wrong answers: the forget questions have none. Leave out the retrained model, or "
+            "add 'perturbed_answer' to the rows."
         )
+    are_paraphrased = with_ratios and forget[0].paraphrased_answer is not None
     pairs = [(question.prompt, question.answer) for question in (*forget, *retain)]
-    if with_ratios:
+    if are_paraphrased:
         pairs += [(question.prompt, question.paraphrased_answer) for question in forget]
+    if with_ratios:
         pairs += [(question.prompt, wrong) for question in forget for wrong in question.perturbed_answers]
     prompts, answers = zip(*pairs, strict=True)
 
     def outcome(log_probs: Sequence[np.ndarray]) -> Outcome:
         losses = (-row.mean() for row in log_probs)
-        probabilities = [np.mean([np.exp(-next(losses)) for _ in questions]) for questions in (forget, retain)]
+        right, kept = (np.array([next(losses) for _ in questions]) for questions in (forget, retain))
+        probabilities = [np.exp(-each).mean() for each in (right, kept)]
         quality = None
         if with_ratios:
-            paraphrased = np.array([next(losses) for _ in forget])
+            # Without a paraphrase it is of the right answer, as in `SetResults.truth_ratios`.
+            paraphrased = np.array([next(losses) for _ in forget]) if are_paraphrased else right
             wrong = np.array([[np.mean([next(losses) for _ in question.perturbed_answers])] for question in forget])
             quality = forget_quality(truth_ratio(paraphrased, wrong), retrained_truth_ratios)
         return Outcome(*map(float, probabilities), quality)

@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 from trl import SFTConfig, SFTTrainer
 
 from .preparation import ROW, check_disjoint, check_tokens, join_sets, split_long_rows
@@ -84,11 +86,15 @@ class ForgetRetainTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         if self._retain_dataset is None:
             return super()._get_train_sampler(train_dataset)
+        args = self.args
+        grouped = args.train_sampling_strategy == "group_by_length" and not self.padding_free
         sampler = AlternatingSampler(
             num_forget=self._num_forget_rows,
             num_retain=len(self.train_dataset) - self._num_forget_rows,
-            retain_per_forget=self.args.retain_per_forget,
-            seed=self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            retain_per_forget=args.retain_per_forget,
+            seed=args.data_seed if args.data_seed is not None else args.seed,
+            lengths=[len(tokens) for tokens in self.train_dataset["input_ids"]] if grouped else None,
+            rows_per_step=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         )
         self.remove_callback(EpochCallback)
         self.add_callback(EpochCallback(sampler))
@@ -108,3 +114,41 @@ class ForgetRetainTrainer(SFTTrainer):
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             counts = self.accelerator.gather(counts[None]).sum(dim=0)
         return counts
+
+    def _run(self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items: torch.Tensor) -> ModelOutput:
+        """A forward pass that returns the `loss`: sums over this micro-batch, divided by the step's counts."""
+        return model(**inputs, num_items=num_items)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
+        """
+        The loss of a micro-batch: its share of the optimizer step's loss.
+
+        Args:
+            model (`nn.Module`):
+                What is trained, possibly wrapped for distributed training.
+            inputs (`dict[str, torch.Tensor]`):
+                A batch of [`DataCollatorForULD`].
+            return_outputs (`bool`, *optional*, defaults to `False`):
+                Whether to return the loss's parts too.
+            num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*):
+                Forget and retain tokens of the optimizer step. Defaults to those of this batch.
+
+        Returns:
+            `torch.Tensor`: The loss; with `return_outputs`, a tuple of it and its parts, e.g. [`ULDLossOutput`].
+
+        Raises:
+            FloatingPointError: If a term is NaN or infinite.
+        """
+        local = self._count(inputs)
+        outputs = self._run(model, inputs, local if num_items_in_batch is None else num_items_in_batch)
+        self._record(outputs, local, inputs)
+        loss = outputs.loss
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
+        return (loss, outputs) if return_outputs else loss

@@ -15,29 +15,62 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .padding_free import attention_set_to
 
-# Tokens per tile of logits. At a vocabulary of 128k a tile is 128 MB in float32.
+
+# Most tokens of a tile of logits, and most bytes of it in float32. More tokens are not faster, on two CPU cores or on
+# paper on a GPU: a tile is then bound by arithmetic and no longer by reading the head's weights.
 CHUNK_SIZE = 256
+TILE_BYTES = 2**27
+
+# From some tokens' logits, which tokens these are and their weights, to losses, something to keep, and a gradient.
+Score = Callable[[torch.Tensor, slice, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
-def token_losses(logits: torch.Tensor, labels: torch.LongTensor, retain_mask: torch.BoolTensor) -> torch.Tensor:
+def tile_tokens(vocab_size: int) -> int:
+    """
+    Tokens of a tile of logits.
+
+    Args:
+        vocab_size (`int`):
+            Columns of the tile.
+
+    Returns:
+        `int`: 256, or as many as 128 MiB hold in float32.
+    """
+    return max(1, min(CHUNK_SIZE, TILE_BYTES // (4 * vocab_size)))
+
+
+def token_losses(
+    logits: torch.Tensor, labels: torch.LongTensor, retain_mask: torch.BoolTensor, weights: torch.Tensor
+) -> torch.Tensor:
     """
     Loss of each token: cross-entropy to its label (forget), or to the uniform distribution (retain).
 
     Args:
         logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
-            The assistant's logits, in float32.
+            The assistant's logits, in float32. They are overwritten with the gradient of the weighted sum of losses:
+            `softmax(z)` less the label's or the uniform distribution, times the weight.
         labels (`torch.LongTensor` of shape `(num_tokens,)`):
             Next tokens.
         retain_mask (`torch.BoolTensor` of shape `(num_tokens,)`):
             `True` for tokens of the retain set.
+        weights (`torch.Tensor` of shape `(num_tokens,)`):
+            Weight of each token's loss, in float32.
 
     Returns:
         `torch.Tensor` of shape `(num_tokens,)`: `logsumexp(z) - z[label]` on forget tokens, `logsumexp(z) - mean(z)` on
         retain tokens. The latter is `KL(uniform || p) + log V`.
     """
+    highest = logits.amax(dim=-1)
     label_logits = logits.gather(-1, labels[:, None]).squeeze(-1)
-    return logits.logsumexp(dim=-1) - torch.where(retain_mask, logits.mean(dim=-1), label_logits)
+    expected = torch.where(retain_mask, logits.mean(dim=-1), label_logits)
+    # In place from here on: at a large vocabulary every copy of a tile is more than all that the layers need.
+    total = logits.sub_(highest[:, None]).exp_().sum(dim=-1)
+    logits.mul_((weights / total)[:, None])
+    logits.sub_(torch.where(retain_mask, weights / logits.shape[-1], 0.0)[:, None])
+    logits.scatter_add_(-1, labels[:, None], torch.where(retain_mask, 0.0, -weights)[:, None])
+    return total.log() + (highest - expected)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -48,12 +81,13 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx,
         hidden: torch.Tensor,
         weights: torch.Tensor,
-        score: Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]],
+        head: Callable[[torch.Tensor], torch.Tensor],
+        score: Score,
         chunk_size: int,
         *parameters: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # Frozen hidden states (nothing below the head trains) leave the head's own gradient, and the other way round.
-        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]]
+        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5:]]
         losses, others, gradients = [], [], []
         sums = [torch.zeros_like(parameter) for parameter, need in zip(parameters, needed[1:], strict=True) if need]
         # Divided out until backward(): in a step of many tokens each one's own gradient is below float16's range.
@@ -63,16 +97,18 @@ class _ChunkedLoss(torch.autograd.Function):
             where = slice(start, start + chunk_size)
             with torch.set_grad_enabled(any(needed)):
                 tile = hidden[where].detach().requires_grad_(needed[0])
-                loss, other = score(tile, where)
-                if any(needed):
-                    inputs = [tensor for tensor, need in zip((tile, *parameters), needed, strict=True) if need]
-                    found = list(torch.autograd.grad((loss * weights_of_one[where]).sum(), inputs))
-                    if needed[0]:
-                        gradients.append(found.pop(0))
-                    for total, gradient in zip(sums, found, strict=True):
-                        total += gradient
-            losses.append(loss.detach())
-            others.append(other.detach())
+                logits = head(tile)
+            # The memory of the logits itself: a head does not need its output to pass a gradient on.
+            loss, other, gradient = score(logits.detach(), where, weights_of_one[where])
+            losses.append(loss)
+            others.append(other)
+            if any(needed):
+                inputs = [tensor for tensor, need in zip((tile, *parameters), needed, strict=True) if need]
+                found = list(torch.autograd.grad(logits, inputs, gradient.to(logits.dtype)))
+                if needed[0]:
+                    gradients.append(found.pop(0))
+                for total, part in zip(sums, found, strict=True):
+                    total += part
         losses, others = torch.cat(losses), torch.cat(others)
         ctx.needed = needed
         ctx.save_for_backward(*([torch.cat(gradients)] if needed[0] else []), *sums)
@@ -84,14 +120,15 @@ class _ChunkedLoss(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         # A float32 scalar does not change the tensor's dtype.
         hidden, *parameters = [next(saved) * (grad * ctx.scale) if need else None for need in ctx.needed]
-        return hidden, None, None, None, *parameters
+        return hidden, None, None, None, None, *parameters
 
 
 def chunked_loss(
     hidden: torch.Tensor,
     weights: torch.Tensor,
-    score: Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]],
-    chunk_size: int = CHUNK_SIZE,
+    head: Callable[[torch.Tensor], torch.Tensor],
+    score: Score,
+    chunk_size: int,
     parameters: Sequence[torch.Tensor] = (),
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
@@ -102,19 +139,22 @@ def chunked_loss(
             Last hidden states.
         weights (`torch.Tensor` of shape `(num_tokens,)`):
             Weight of each token's loss.
-        score (`Callable[[torch.Tensor, slice], tuple[torch.Tensor, torch.Tensor]]`):
-            From the hidden states of a tile, and which tokens these are, to their losses and to something else to
-            be kept of each token.
-        chunk_size (`int`, *optional*, defaults to `256`):
-            Tokens per tile.
+        head (`Callable[[torch.Tensor], torch.Tensor]`):
+            From hidden states to logits, see [`make_head`].
+        score (`Callable[[torch.Tensor, slice, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]`):
+            From the logits of a tile, which it may overwrite, which tokens these are and their weights, to their
+            losses, something else to be kept of each token, and the gradient of the weighted sum of losses by the
+            logits.
+        chunk_size (`int`):
+            Tokens per tile, see [`tile_tokens`].
         parameters (`Sequence[torch.Tensor]`, *optional*):
-            What else the losses depend on and must have gradients: a head that is trained.
+            Parameters of the head that are trained.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor, torch.Tensor]`: The sum, with gradients; each token's loss and what else
         was kept of it, of shape `(num_tokens,)`, without.
     """
-    return _ChunkedLoss.apply(hidden, weights, score, chunk_size, *parameters)
+    return _ChunkedLoss.apply(hidden, weights, head, score, chunk_size, *parameters)
 
 
 @dataclass
@@ -193,7 +233,7 @@ def uld_loss(
     num_items: torch.Tensor,
     retain_weight: float,
     head: Callable[[torch.Tensor], torch.Tensor],
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int,
 ) -> ULDLossOutput:
     """
     The assistant's loss: CE(forget) + retain_weight * CE(retain, uniform), each a mean over tokens (paper eq. 4).
@@ -213,8 +253,8 @@ def uld_loss(
             Weight of the retain term, the paper's beta.
         head (`Callable[[torch.Tensor], torch.Tensor]`):
             From hidden states to logits, see [`make_head`].
-        chunk_size (`int`, *optional*, defaults to `256`):
-            Tokens per tile of logits.
+        chunk_size (`int`):
+            Tokens per tile of logits, see [`tile_tokens`].
 
     Returns:
         [`ULDLossOutput`]: The loss and its parts.
@@ -225,12 +265,15 @@ def uld_loss(
         zero = hidden.sum() * 0.0
         return ULDLossOutput(zero, zero.detach(), zero.detach().long(), zero.detach())
 
-    def score(tile: torch.Tensor, where: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = head(tile).float()
-        return token_losses(logits, labels[where], retain_mask[where]), logits.argmax(dim=-1) == labels[where]
+    def score(
+        logits: torch.Tensor, where: slice, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        correct = logits.argmax(dim=-1) == labels[where]
+        gradient = logits.float()
+        return token_losses(gradient, labels[where], retain_mask[where], weights), correct, gradient
 
     weights = token_weights(retain_mask, num_items, retain_weight)
-    loss, per_token, correct = chunked_loss(hidden, weights, score, chunk_size)
+    loss, per_token, correct = chunked_loss(hidden, weights, head, score, chunk_size)
     return ULDLossOutput(
         loss=loss,
         forget_loss=per_token[~retain_mask].sum(),
@@ -254,7 +297,8 @@ def check_head(model: PreTrainedModel) -> None:
     input_ids = torch.arange(8, device=device)[None] % model.get_input_embeddings().weight.shape[0]
     was_training = model.training
     model.eval()
-    with torch.no_grad():
+    # Flash attention runs on a GPU only, and the model may not be there yet.
+    with torch.no_grad(), attention_set_to("eager", model):
         expected = model(input_ids=input_ids, use_cache=False).logits.float()
         actual = make_head(model)(model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state).float()
     model.train(was_training)
@@ -312,6 +356,7 @@ def add_uld_loss(model: PreTrainedModel, retain_weight: float) -> None:
     """
 
     def loss(model: PreTrainedModel, hidden: torch.Tensor, **given: Any) -> ULDLossOutput:
-        return uld_loss(hidden, retain_weight=retain_weight, head=make_head(model), **given)
+        chunk_size = tile_tokens(model.config.get_text_config(decoder=True).vocab_size)
+        return uld_loss(hidden, retain_weight=retain_weight, head=make_head(model), chunk_size=chunk_size, **given)
 
     add_loss(model, loss)

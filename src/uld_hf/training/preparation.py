@@ -223,7 +223,7 @@ def split_long_rows(dataset: Dataset, max_length: int | None, name: str, splitta
     )
 
 
-def check_disjoint(forget: Dataset, retain: Dataset, eos_token_id: int | None = None) -> None:
+def check_disjoint(forget: Dataset, retain: Dataset, eos_token_id: int | None = None, name: str = "retain") -> None:
     """
     Refuse a row that is to be both forgotten and kept. Whether it ends with the end token makes no difference.
 
@@ -234,6 +234,8 @@ def check_disjoint(forget: Dataset, retain: Dataset, eos_token_id: int | None = 
             Tokenized retain rows.
         eos_token_id (`int`, *optional*):
             The tokenizer's end token.
+        name (`str`, *optional*, defaults to `"retain"`):
+            Name of the set that must be kept, for the message.
 
     Raises:
         ValueError: If a row is in both.
@@ -246,7 +248,7 @@ def check_disjoint(forget: Dataset, retain: Dataset, eos_token_id: int | None = 
     for index, tokens in enumerate(retain["input_ids"]):
         if key(tokens) in index_of:
             raise ValueError(
-                f"Row {index} of retain_dataset is also row {index_of[key(tokens)]} of forget_dataset (counted after "
+                f"Row {index} of {name}_dataset is also row {index_of[key(tokens)]} of forget_dataset (counted after "
                 "tokenization). A row cannot be both kept and forgotten: remove it from one of them."
             )
 

@@ -1,10 +1,30 @@
 """The order of training rows: forget and retain rows alternate, whatever the sizes of the two sets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+# Steps whose rows are put together by length. More leave less padding, and less of the order to chance.
+_MOST_STEPS = 50
+_LEAST_WINDOWS = 4  # of an epoch
+
+
+def merge_by_rank(*sets: Sequence[int]) -> list[int]:
+    """
+    Merge sets in their order so that every stretch of the result has its share of each.
+
+    Args:
+        *sets (`Sequence[int]`):
+            Indices. The i-th of n stands at (i + 1/2) / n of the result.
+
+    Returns:
+        `list[int]`: All indices.
+    """
+    ranked = [((i + 0.5) / len(rows), index) for rows in sets for i, index in enumerate(rows)]
+    return [index for _, index in sorted(ranked, key=lambda pair: pair[0])]
 
 
 class AlternatingSampler(Sampler[int]):
@@ -24,13 +44,29 @@ class AlternatingSampler(Sampler[int]):
             Retain rows for each forget row.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the order.
+        lengths (`Sequence[int]`, *optional*):
+            Length of each row, to put rows of similar lengths into a step. Within up to 50 steps, and a quarter of the
+            epoch at most, the shortest forget rows meet the shortest retain rows, and so on; the steps are then
+            shuffled. Inside of a step rows are sorted, so that its micro-batches and processes need little padding too.
+        rows_per_step (`int`, *optional*, defaults to `1`):
+            Rows of an optimizer step, over all micro-batches and processes. Matters with `lengths` only.
     """
 
-    def __init__(self, num_forget: int, num_retain: int, retain_per_forget: float, seed: int = 0):
+    def __init__(
+        self,
+        num_forget: int,
+        num_retain: int,
+        retain_per_forget: float,
+        seed: int = 0,
+        lengths: Sequence[int] | None = None,
+        rows_per_step: int = 1,
+    ):
         self.num_forget = num_forget
         self.num_retain = num_retain
         self.retain_per_epoch = max(1, round(num_forget * retain_per_forget))
         self.seed = seed
+        self.lengths = lengths
+        self.rows_per_step = rows_per_step
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -60,9 +96,25 @@ class AlternatingSampler(Sampler[int]):
             if number not in passes:
                 passes[number] = self._permutation(self.num_retain, 1, number)
             retain.append(self.num_forget + passes[number][offset])
-        # Merged by rank: the i-th of n rows stands at (i + 1/2) / n of the epoch, so any stretch has both in ratio.
-        ranked = [((i + 0.5) / len(rows), index) for rows in (forget, retain) for i, index in enumerate(rows)]
-        return iter([index for _, index in sorted(ranked, key=lambda pair: pair[0])])
+        order = merge_by_rank(forget, retain)
+        return iter(order if self.lengths is None else self._group_by_length(order))
+
+    def _group_by_length(self, order: list[int]) -> list[int]:
+        """The same rows in each window of steps; in a step, rows of similar lengths."""
+        size, num_steps = self.rows_per_step, len(order) // self.rows_per_step
+        window = size * max(1, min(_MOST_STEPS, num_steps // _LEAST_WINDOWS))
+        generator = np.random.default_rng([self.seed, 2, self.epoch])
+        grouped = []
+        for start in range(0, num_steps * size, window):
+            rows = sorted(order[start : min(start + window, num_steps * size)], key=self.lengths.__getitem__)
+            merged = merge_by_rank(
+                [index for index in rows if index < self.num_forget],
+                [index for index in rows if index >= self.num_forget],
+            )
+            steps = [merged[first : first + size] for first in range(0, len(merged), size)]
+            for step in generator.permutation(len(steps)):
+                grouped += sorted(steps[step], key=self.lengths.__getitem__)
+        return grouped + sorted(order[num_steps * size :], key=self.lengths.__getitem__)
 
 
 class EpochCallback(TrainerCallback):

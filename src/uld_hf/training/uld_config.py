@@ -39,10 +39,17 @@ def check_data_settings(config: SFTConfig) -> None:
             The trainer's configuration.
 
     Raises:
-        ValueError: If rows would be packed, not prepared, or the embeddings resized.
+        ValueError: If rows would be packed, drawn in another order, not prepared, or the embeddings resized.
     """
     if config.packing:
-        raise ValueError("packing=True is not supported: forget and retain rows are balanced row by row.")
+        raise ValueError(
+            "packing=True is not supported: it would mix forget and retain rows in any ratio. Leave it out."
+        )
+    if config.train_sampling_strategy not in ("group_by_length", "random"):
+        raise ValueError(
+            f"train_sampling_strategy={config.train_sampling_strategy!r} would not mix forget and retain rows. Use "
+            "'group_by_length' or 'random'."
+        )
     if config.dataset_kwargs:
         raise ValueError(
             f"dataset_kwargs={config.dataset_kwargs} is not supported (skip_prepare_dataset would leave out the "
@@ -81,6 +88,13 @@ class ULDConfig(SFTConfig):
         retain_per_forget (`float`, *optional*, defaults to `1.0`):
             Retain rows for each forget row, in every batch. An epoch is one pass over the forget set, whatever the size
             of the retain set; each epoch sees the next part of the retain set.
+        padding_free (`bool`, *optional*):
+            Put the rows of a batch one after another into one sequence, instead of padding them: the same result in
+            less time and memory. Defaults to doing so where the attention is sdpa or flash attention, and the model is
+            found to keep rows apart.
+        train_sampling_strategy (`str`, *optional*, defaults to `"group_by_length"`):
+            Where rows are padded, put rows of similar lengths into a step (`"group_by_length"`), or leave the order to
+            chance (`"random"`). Either way every step has the same share of both sets.
 
         > Parameters that are saved with the assistant, for inference
 
@@ -142,6 +156,20 @@ class ULDConfig(SFTConfig):
     )
     retain_weight: float = field(default=6.5, metadata={"help": "Weight of the retain term (the paper's beta)."})
     retain_per_forget: float = field(default=1.0, metadata={"help": "Retain rows for each forget row, in every batch."})
+    padding_free: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Put the rows of a batch one after another, without padding. By default where the attention is "
+            "sdpa or flash attention and the model keeps rows apart."
+        },
+    )
+    train_sampling_strategy: str = field(
+        default="group_by_length",
+        metadata={
+            "help": "Where rows are padded: put rows of similar lengths into a step, or leave the order to chance.",
+            "choices": ["group_by_length", "random"],
+        },
+    )
     alpha: float = field(
         default=0.75, metadata={"help": "Weight with which the assistant's logits are subtracted at inference."}
     )

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import trl
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig
-from torch import nn
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -24,7 +24,7 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer_utils import HubStrategy, TrainOutput
-from transformers.utils import PushInProgress, logging
+from transformers.utils import ModelOutput, PushInProgress, logging
 
 import uld_hf
 
@@ -43,8 +43,9 @@ from ..model_card import find_license, model_card
 from ..publish import open_repository, push_unlearned_model
 from .checkpoints import resolve_checkpoint
 from .collator import DataCollatorForULD
-from .forget_retain_trainer import ForgetRetainTrainer, count_tokens
+from .forget_retain_trainer import ForgetRetainTrainer
 from .losses import add_uld_loss, check_head
+from .padding_free import attention_by_row, takes_rows_without_padding
 from .preparation import check_dataset, to_trainable_rows
 from .target import check_processes, check_tokenizer, read_target_config, select_source
 from .uld_config import ULDConfig
@@ -219,6 +220,9 @@ class ULDTrainer(ForgetRetainTrainer):
         self._num_rows = {f"{name}_rows": len(sets.get(name, ())) for name in ("forget", "retain")}
         self._target_license = find_license(name, **source) if name else {}
 
+        # trl knows padding-free batches with flash attention only, and without max_length; see below.
+        padding_free, args = args.padding_free, copy.copy(args)
+        args.padding_free = False
         forward = base.forward
         # trl tokenizes through `_prepare_dataset`, where the retain set joins; the loss below replaces trl's own.
         super().__init__(
@@ -231,46 +235,24 @@ class ULDTrainer(ForgetRetainTrainer):
         )
         base.forward = forward
         add_uld_loss(base, args.retain_weight)
+        args.padding_free = self.padding_free = takes_rows_without_padding(base, padding_free)
         self.data_collator = DataCollatorForULD(
             pad_token_id=self.data_collator.pad_token_id,
-            padding_free=self.data_collator.padding_free,
+            padding_free=self.padding_free,
             pad_to_multiple_of=self.data_collator.pad_to_multiple_of,
         )
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """
-        The loss of a micro-batch: its share of the optimizer step's loss.
+    def _attention(self) -> AbstractContextManager[None]:
+        return attention_by_row(self.model.get_base_model()) if self.padding_free else nullcontext()
 
-        Args:
-            model (`nn.Module`):
-                The assistant, possibly wrapped for distributed training.
-            inputs (`dict[str, torch.Tensor]`):
-                A batch of [`DataCollatorForULD`].
-            return_outputs (`bool`, *optional*, defaults to `False`):
-                Whether to return the model's output too.
-            num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*):
-                Forget and retain tokens of the optimizer step. Defaults to those of this batch.
+    def _run(self, *args: Any) -> ModelOutput:
+        with self._attention():
+            return super()._run(*args)
 
-        Returns:
-            `torch.Tensor`: The loss; with `return_outputs`, a tuple of it and the [`ULDLossOutput`].
-
-        Raises:
-            FloatingPointError: If a term is NaN or infinite.
-        """
-        local = count_tokens(inputs)
-        num_items = local if num_items_in_batch is None else num_items_in_batch
-        outputs = model(**inputs, num_items=num_items)
-        self._record(outputs, local, inputs)
-        loss = outputs.loss
-        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
-        return (loss, outputs) if return_outputs else loss
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward pass of a micro-batch, as in [`~transformers.Trainer`]."""
+        with self._attention():  # activation checkpointing runs the layers again in the backward pass
+            return super().training_step(*args, **kwargs)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """

@@ -1,0 +1,134 @@
+"""`ULDBakeConfig`: how an unlearned model is distilled into plain weights."""
+
+import math
+from dataclasses import dataclass, field
+
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import SFTConfig
+
+from ..training.uld_config import check_choice, check_data_settings
+from .losses import DIVERGENCES
+
+
+NO_SHARDING = (
+    "FSDP and DeepSpeed are not supported: student and teacher may share tensors, which both would take apart. Use "
+    "DistributedDataParallel (`accelerate launch`)."
+)
+
+
+@dataclass
+class ULDBakeConfig(SFTConfig):
+    r"""
+    Configuration class for the [`ULDBakeTrainer`].
+
+    Only the parameters specific to baking are listed; all of [`~trl.SFTConfig`] and [`~transformers.TrainingArguments`]
+    is available too.
+
+    Parameters:
+        > Parameters that control the loss
+
+        divergence (`str`, *optional*, defaults to `"forward_kl"`):
+            What the student minimizes at each token: `"forward_kl"`, KL(teacher || student); `"reverse_kl"`, KL(student
+            || teacher); or `"js"` (Jensen-Shannon).
+        temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of both distributions.
+        retain_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the mean divergence on what must be kept, beside that on the forget set.
+        retain_per_forget (`float`, *optional*, defaults to `1.0`):
+            Rows of what must be kept for each forget row, in every batch. An epoch is one pass over the forget set and
+            the teacher's answers to it; each epoch sees the next part of the rest.
+
+        > Parameters that control the text on which student and teacher are compared
+
+        teacher_answers (`int`, *optional*, defaults to `4`):
+            Answers drawn from the teacher to each prompt of the forget set before training: what the student is to
+            say in place of what is forgotten. `0` compares on the given answers only.
+        on_policy_fraction (`float`, *optional*, defaults to `0.0`):
+            Share of batches whose answers the student draws itself (GKD, arXiv 2306.13649).
+        generation_temperature (`float`, *optional*, defaults to `1.0`):
+            Temperature of these draws.
+        max_new_tokens (`int`, *optional*, defaults to `128`):
+            Longest answer drawn, in tokens.
+
+        > Parameters that control the teacher
+
+        teacher_top_k (`int`, *optional*):
+            Write the teacher's so many most probable tokens to disk once, and all others together as one outcome, and
+            compare with these in every epoch instead of running the teacher. It takes `8 k + 4` bytes a token.
+        teacher_cache_dir (`str`, *optional*):
+            Folder for that and for the teacher's answers, to use them in another run. Defaults to the output folder,
+            where they are removed at the end.
+
+        > Parameters that control the student
+
+        noise (`float`, *optional*, defaults to `0.0`):
+            Share of fresh weights mixed into the student before it is trained (UNDO, arXiv 2506.06278): the more, the
+            less is left to relearn from, and the longer the training must be. Not with LoRA.
+
+    > [!NOTE]
+    > `bf16` is `True` only where the accelerator has it, instead of everywhere. Without LoRA the student is trained in
+    > float32; what is saved has the target's own type.
+    """
+
+    divergence: str = field(
+        default="forward_kl",
+        metadata={"help": "What the student minimizes at each token.", "choices": list(DIVERGENCES)},
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of both distributions in the divergence."})
+    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the divergence on what must be kept."})
+    retain_per_forget: float = field(
+        default=1.0, metadata={"help": "Rows of what must be kept for each forget row, in every batch."}
+    )
+    teacher_answers: int = field(
+        default=4, metadata={"help": "Answers drawn from the unlearned model to each prompt of the forget set."}
+    )
+    on_policy_fraction: float = field(
+        default=0.0, metadata={"help": "Share of batches whose answers the student draws itself (GKD)."}
+    )
+    generation_temperature: float = field(default=1.0, metadata={"help": "Temperature of drawn answers."})
+    max_new_tokens: int = field(default=128, metadata={"help": "Longest answer drawn, in tokens."})
+    teacher_top_k: int | None = field(
+        default=None,
+        metadata={"help": "Keep the teacher's so many most probable tokens on disk, and do not run it again."},
+    )
+    teacher_cache_dir: str | None = field(
+        default=None, metadata={"help": "Folder for what the teacher said, to use it in another run."}
+    )
+    noise: float = field(
+        default=0.0,
+        metadata={"help": "Share of fresh weights mixed into the student at the start (UNDO); not with LoRA."},
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Whether to train in bf16 mixed precision. Defaults to where the accelerator has it."},
+    )
+
+    def __post_init__(self):
+        if self.bf16 is None:
+            self.bf16 = is_torch_bf16_gpu_available() and not self.fp16 and not self.use_cpu
+        super().__post_init__()
+        check_choice("divergence", self.divergence, DIVERGENCES)
+        check_data_settings(self)
+        positive = ("temperature", "retain_weight", "retain_per_forget", "generation_temperature")
+        for name in positive:
+            if not (math.isfinite(vars(self)[name]) and vars(self)[name] > 0):
+                raise ValueError(f"{name}={vars(self)[name]} must be a finite number above 0.")
+        for name in ("on_policy_fraction", "noise"):
+            if not 0 <= vars(self)[name] <= 1:  # also refuses NaN
+                raise ValueError(f"{name}={vars(self)[name]} must lie between 0 and 1.")
+        if self.teacher_answers < 0:
+            raise ValueError(f"teacher_answers={self.teacher_answers} must be at least 0.")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1.")
+        if self.teacher_top_k is not None and self.teacher_top_k < 1:
+            raise ValueError(f"teacher_top_k={self.teacher_top_k} must be at least 1; leave it out to keep nothing.")
+        if self.padding_free:
+            raise ValueError(
+                "padding_free=True is not supported: the rows of a batch are looked up, and answered, one by one."
+            )
+        if self.fsdp or self.deepspeed is not None:
+            raise ValueError(NO_SHARDING)
+        if self.load_best_model_at_end:
+            raise ValueError("load_best_model_at_end=True is not supported: the last student is the one that is saved.")
+        if self.loss_type != "nll":
+            raise ValueError(f"loss_type={self.loss_type!r} has no meaning here: choose a divergence.")

@@ -1,0 +1,600 @@
+"""`ULDBakeTrainer`: distills an unlearned model into plain weights."""
+
+import copy
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import transformers
+import trl
+from datasets import Dataset, concatenate_datasets
+from huggingface_hub import CommitInfo, HfApi
+from peft import PeftConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers.trainer_utils import TrainOutput
+from transformers.utils import logging
+from trl.models import unwrap_model_for_generation
+
+import uld_hf
+
+from ..hub import load_config
+from ..model_card import find_license
+from ..modeling_uld import ULDForCausalLM
+from ..training.checkpoints import find_last_checkpoint, resolve_checkpoint
+from ..training.collator import DataCollatorForULD
+from ..training.forget_retain_trainer import ForgetRetainTrainer
+from ..training.losses import add_loss, check_head
+from ..training.preparation import check_dataset, check_disjoint, to_trainable_rows
+from ..training.target import check_processes, check_tokenizer
+from ..training.uld_trainer import check_finite
+from .bake_config import NO_SHARDING, ULDBakeConfig
+from .losses import BakeLossOutput, ComposedTargets, TopKTargets, bake_loss
+from .sampling import answer_row, draw_answers, prompt_of
+from .saving import (
+    TEACHER_FOLDER,
+    baked_model_card,
+    check_output_folder,
+    find_companions,
+    save_baked_model,
+)
+from .student import Blueprint, build_student, check_student, plain_model
+from .teacher import check_teacher, composed_targets, fingerprint_teacher, load_target_tokenizer
+from .teacher_cache import TopKCache, compute_fingerprint, open_or_write, read_answers, write_answers
+
+
+# Of a checkpoint: not a name that anything loads as a model.
+STUDENT_FILE = "student.safetensors"
+
+# Mean nats per token beyond which train() warns that the student is not its teacher yet.
+_LIKE_THE_TEACHER = 0.1
+
+# Number of a row whose answer the student has drawn: nothing was kept of it.
+_DRAWN = -1
+
+
+logger = logging.get_logger(__name__)
+
+
+class DataCollatorForBaking(DataCollatorForULD):
+    """ULD's collator, plus `row`: the numbers of the rows, by which the teacher's top tokens are found."""
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Collate tokenized rows.
+
+        Args:
+            examples (`list[dict[str, Any]]`):
+                Rows with `input_ids`, `labels`, `is_retain` and `row`.
+
+        Returns:
+            `dict[str, torch.Tensor]`: ULD's batch, and `row` of shape `(batch_size,)`.
+        """
+        batch = super().torch_call(examples)
+        batch["row"] = torch.tensor([example["row"] for example in examples])
+        return batch
+
+
+class ULDBakeTrainer(ForgetRetainTrainer):
+    """
+    Trainer that makes one plain checkpoint of an unlearned model: distillation of the composed distribution.
+
+    The teacher is the unlearned model. The student begins as its target and learns the teacher's next-token
+    distribution on the forget set, on answers that the teacher itself gives to its prompts, and on what must be kept.
+    `save_model()` writes an ordinary `save_pretrained` folder. The teacher and its target are not changed.
+
+    Args:
+        model (`str` or [`ULDForCausalLM`]):
+            The teacher: hub id or folder of a saved unlearned model, or a loaded one.
+        args ([`ULDBakeConfig`], *optional*):
+            Configuration. Defaults to one whose output folder is named after the teacher.
+        forget_dataset ([`~datasets.Dataset`]):
+            What was forgotten: text, prompt and completion, messages, or tokenized rows. Best what the assistants were
+            trained on, with its paraphrases.
+        retain_dataset ([`~datasets.Dataset`]):
+            What must be kept, in any of these formats.
+        general_dataset ([`~datasets.Dataset`], *optional*):
+            Other text that must stay as it is, in any of these formats; joins the retain set.
+        student ([`~transformers.PreTrainedModel`], *optional*):
+            A model of the same tokenizer to train in place of a copy of the target. It is changed.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+            The target's tokenizer. Defaults to the one at the teacher's, or the target's, name.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to train, e.g. a [`~peft.LoraConfig`]; merged when saved. The student then shares all frozen tensors
+            with the teacher. Defaults to training all weights.
+        callbacks (`list[TrainerCallback]`, *optional*):
+            Callbacks, as in [`~transformers.Trainer`].
+        optimizers (`tuple`, *optional*):
+            Optimizer and scheduler, as in [`~transformers.Trainer`].
+
+    Raises:
+        TypeError: If the teacher is not an unlearned model, or a set is missing or streamed.
+        ValueError: If nothing is subtracted in the teacher, its target is quantized, the output folder is not empty,
+            the student has another vocabulary, or a set cannot be trained on.
+
+    Example:
+
+    ```python
+    >>> trainer = ULDBakeTrainer("forget-alice", ULDBakeConfig("baked"), forget_dataset=forget, retain_dataset=retain)
+    >>> trainer.train()
+    >>> trainer.save_model()
+    ```
+    """
+
+    _name = "ULD bake"
+    _tag_names = ("unlearning", "uld", "distillation")
+
+    def __init__(
+        self,
+        model: str | ULDForCausalLM,
+        args: ULDBakeConfig | None = None,
+        forget_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
+        general_dataset: Dataset | None = None,
+        student: PreTrainedModel | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: PeftConfig | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ):
+        if args is None:
+            name = model if isinstance(model, str) else model.target.name_or_path
+            args = ULDBakeConfig(f"{os.path.basename(name) or 'model'}-baked")
+        # What costs nothing to check is checked before anything is loaded.
+        check_output_folder(Path(args.output_dir))
+        check_processes(args)
+        if peft_config is not None and args.noise > 0:
+            raise ValueError(f"noise={args.noise} needs all weights to be trained: leave out peft_config.")
+        kept = {"retain": retain_dataset}
+        if general_dataset is not None:
+            kept["general"] = general_dataset
+        for dataset_name, dataset in {"forget": forget_dataset, **kept}.items():
+            check_dataset(dataset, dataset_name, args.dataset_text_field)
+        if isinstance(model, str):
+            load_config(model)  # of a plain model: an error, before its weights are read
+            name, model = model, ULDForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
+        else:
+            name = None
+        check_teacher(model, args.divergence)
+        target = model.target
+        if processing_class is None:
+            processing_class = load_target_tokenizer(model.config, name)
+        self._vocab_size = target.get_input_embeddings().weight.shape[0]
+        check_tokenizer(processing_class, self._vocab_size)
+        if args.teacher_top_k is not None and args.teacher_top_k >= self._vocab_size:
+            raise ValueError(
+                f"teacher_top_k={args.teacher_top_k} must be below the {self._vocab_size} tokens there are."
+            )
+        if student is not None:
+            check_student(student, model, processing_class)
+        check_head(target)
+        kept = {name: to_trainable_rows(rows, name, args.dataset_text_field) for name, rows in kept.items()}
+        self._retain_dataset, self._general_dataset = kept["retain"], kept.get("general")
+        forget_dataset = to_trainable_rows(forget_dataset, "forget", args.dataset_text_field)
+
+        self.teacher = model
+        if args.place_model_on_device and target.device != args.device:
+            model.to(args.device)  # before the student takes its tensors
+        # As they are now: trl may give a tokenizer a padding token, and a model's configuration options of its own.
+        self._tokenizer_to_save = copy.deepcopy(processing_class)
+        self._blueprint = Blueprint.of(target if student is None else student)
+        trained = build_student(model, student, peft_config, args.noise, args.seed)
+        base = trained.get_base_model() if isinstance(trained, PeftModel) else trained
+        check_head(base)
+        forward = base.forward
+        # trl tokenizes through `_prepare_dataset`, where what must be kept joins; the loss below replaces trl's own.
+        super().__init__(
+            model=trained,
+            args=args,
+            train_dataset=forget_dataset,
+            processing_class=processing_class,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(NO_SHARDING)
+        base.forward = forward
+
+        def loss(student: PreTrainedModel, hidden: torch.Tensor, **given: Any) -> BakeLossOutput:
+            settings = {"retain_weight": args.retain_weight, "kind": args.divergence, "temperature": args.temperature}
+            return bake_loss(student, hidden, **given, **settings)
+
+        add_loss(base, loss)
+        self.data_collator = DataCollatorForBaking(
+            pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=self.data_collator.pad_to_multiple_of
+        )
+        self.train_dataset = _number(self.train_dataset)
+        self._given_rows = self.train_dataset
+        self._num_given_forget_rows = self._num_forget_rows
+        self._top_k: TopKCache | None = None
+        eos = target.generation_config.eos_token_id
+        eos = [self.processing_class.eos_token_id] if eos is None else eos if isinstance(eos, list) else [eos]
+        self._eos_token_ids = [token for token in eos if token is not None]
+
+    def _prepare_dataset(
+        self,
+        dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        args: ULDBakeConfig,
+        packing: bool,
+        formatting_func: Callable[[dict], str] | None,
+        dataset_name: str,
+    ) -> Dataset:
+        rows = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        if self._general_dataset is None:
+            return rows
+        general = self._prepare_rows(self._general_dataset, "general", processing_class, args)
+        forget = rows.select(range(self._num_forget_rows))
+        check_disjoint(forget, general, processing_class.eos_token_id, "general")
+        general = general.add_column("is_retain", [True] * len(general))
+        return concatenate_datasets([rows, general.select_columns(rows.column_names).with_format(None)])
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["input_ids", "labels", "is_retain", "row"]
+
+    @property
+    def teacher_cache_dir(self) -> Path:
+        """Where what the teacher said is kept."""
+        return Path(self.args.teacher_cache_dir or Path(self.args.output_dir, TEACHER_FOLDER))
+
+    @property
+    def teacher_cache_bytes(self) -> int:
+        """Bytes of the teacher's most probable tokens on disk; 0 without `teacher_top_k`, or before training."""
+        return 0 if self._top_k is None else self._top_k.num_bytes
+
+    def _draw(self, model: PreTrainedModel, prompts: list[list[int]]) -> Iterator[list[int]]:
+        args = self.args
+        return draw_answers(
+            model,
+            prompts,
+            self._eos_token_ids,
+            self.data_collator.pad_token_id,
+            args.max_new_tokens,
+            args.generation_temperature,
+            args.per_device_train_batch_size,
+        )
+
+    def prepare_teacher(self) -> None:
+        """
+        Let the teacher answer the forget set's prompts, and keep its most probable tokens where that was asked for.
+
+        [`~ULDBakeTrainer.train`] does it; by itself it fills `teacher_cache_dir` for later runs.
+
+        Raises:
+            ValueError: If what was kept there was made with another teacher, other data or other settings.
+        """
+        args, folder = self.args, self.teacher_cache_dir
+        with args.main_process_first(local=True, desc="asking the teacher"):
+            rows = self._given_rows.select(range(self._num_given_forget_rows))
+            prompts = list({tuple(prompt_of(row["input_ids"], row["labels"])): None for row in rows})
+            teacher = fingerprint_teacher(self.teacher)
+            answers = self._answers_of_teacher(prompts, teacher, folder)
+            seen = {tuple(row["input_ids"]) for row in rows}
+            drawn = [
+                answer_row(prompt, answer, is_retain=False)
+                for prompt, of_prompt in zip(prompts, answers, strict=True)
+                for answer in map(list, dict.fromkeys(map(tuple, of_prompt)))
+                if answer and (*prompt, *answer) not in seen
+            ]
+            kept = self._given_rows.select(range(self._num_given_forget_rows, len(self._given_rows)))
+            parts = [rows, Dataset.from_list(drawn)] if drawn else [rows]
+            parts = [part.select_columns(["input_ids", "labels", "is_retain"]) for part in (*parts, kept)]
+            self.train_dataset = _number(concatenate_datasets([part.with_format(None) for part in parts]))
+            self._num_forget_rows = len(rows) + len(drawn)
+            if args.teacher_top_k is not None:
+                self._top_k = self._top_k_of_teacher(teacher, folder)
+                logger.info(f"The teacher's top {args.teacher_top_k} are in {folder}: {self._top_k.num_bytes:,} bytes.")
+
+    def _answers_of_teacher(self, prompts: list[tuple[int, ...]], teacher: str, folder: Path) -> list[list[list[int]]]:
+        args = self.args
+        if not args.teacher_answers:
+            return [[] for _ in prompts]
+        names = ("teacher_answers", "generation_temperature", "max_new_tokens", "seed", "per_device_train_batch_size")
+        settings = {name: vars(args)[name] for name in names}
+        fingerprint = compute_fingerprint(teacher=teacher, prompts=prompts, end=self._eos_token_ids, **settings)
+        answers = read_answers(folder, fingerprint)
+        if answers is None:
+            repeated = [list(prompt) for prompt in prompts for _ in range(args.teacher_answers)]
+            with torch.random.fork_rng():
+                torch.manual_seed(args.seed)
+                drawn = self._draw(self.teacher, repeated)
+                answers = [[next(drawn) for _ in range(args.teacher_answers)] for _ in prompts]
+            write_answers(folder, fingerprint, answers)
+        return answers
+
+    def _top_k_of_teacher(self, teacher: str, folder: Path) -> TopKCache:
+        args = self.args
+        rows = self.train_dataset
+
+        def log_probs() -> Iterator[torch.Tensor]:
+            size = args.per_device_train_batch_size
+            for start in range(0, len(rows), size):
+                examples = [rows[index] for index in range(start, min(start + size, len(rows)))]
+                batch = {name: value.to(args.device) for name, value in self.data_collator(examples).items()}
+                targets = composed_targets(self.teacher, batch)
+                end = 0
+                for count in (batch["labels"][:, 1:] != -100).sum(dim=1).tolist():
+                    yield targets.log_probs(slice(end, end + count), args.temperature)
+                    end += count
+
+        data = {"input_ids": list(rows["input_ids"]), "labels": list(rows["labels"])}
+        fingerprint = compute_fingerprint(
+            teacher=teacher, temperature=args.temperature, k=args.teacher_top_k, data=compute_fingerprint(**data)
+        )
+        num_tokens = [sum(label != -100 for label in labels[1:]) for labels in rows["labels"]]
+        return open_or_write(folder, fingerprint, args.teacher_top_k, num_tokens, log_probs)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """
+        Distill the teacher into the student, and say so if the two still differ.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint's folder; or `True` for the last one that was written to its end, whatever killed the
+                training.
+            **kwargs:
+                As in [`~transformers.Trainer.train`].
+
+        Returns:
+            [`~transformers.trainer_utils.TrainOutput`]: As in [`~transformers.Trainer.train`].
+
+        Raises:
+            ValueError: If there is no whole checkpoint to resume from, or there is one and training begins anew.
+        """
+        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is None and find_last_checkpoint(self.args.output_dir) is not None:
+            raise ValueError(
+                f"{self.args.output_dir} holds the checkpoints of an unfinished bake: go on with "
+                "resume_from_checkpoint=True, or delete them."
+            )
+        check_teacher(self.teacher, self.args.divergence)
+        self.prepare_teacher()
+        result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        last = next((entry for entry in reversed(self.state.log_history) if "forget_divergence" in entry), {})
+        for part in ("forget", "retain"):
+            value = last.get(f"{part}_divergence", 0.0)
+            if value > _LIKE_THE_TEACHER:
+                logger.warning(
+                    f"On the {part} rows the student is {value:.2f} nats per token from its teacher: it has not become "
+                    "like it. Train for more epochs, or with a higher learning_rate."
+                )
+        return result
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | None]:
+        """The micro-batches of an optimizer step; in some of them the student answers the prompts itself."""
+        batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        fraction = self.args.on_policy_fraction
+        if fraction > 0 and batches:
+            # By step and process, so that a resumed training tosses the same coins.
+            generator = np.random.default_rng([self.args.seed, self.state.global_step, self.args.process_index])
+            batches = [
+                self._answered_by_student(batch, int(generator.integers(2**62)))
+                if generator.random() < fraction
+                else batch
+                for batch in batches
+            ]
+            num_items = self._get_num_items_in_batch(batches, device)
+        return batches, num_items
+
+    def _answered_by_student(self, batch: dict[str, torch.Tensor], seed: int) -> dict[str, torch.Tensor]:
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        labels, input_ids = batch["labels"].tolist(), batch["input_ids"].tolist()
+        prompts = [
+            prompt_of(ids[:length], of[:length]) for ids, of, length in zip(input_ids, labels, lengths, strict=True)
+        ]
+        is_retain = batch["retain_mask"][:, 0].tolist()
+        checkpointing = self.args.gradient_checkpointing_kwargs
+        with (
+            torch.random.fork_rng(),
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing
+            ) as student,
+        ):
+            torch.manual_seed(seed)  # a resumed training draws the same: it restores its own state only after this
+            student.eval()
+            answers = list(self._draw(student, prompts))
+            student.train()
+        rows = [
+            {**answer_row(prompt, answer, retain), "row": _DRAWN}
+            for prompt, answer, retain in zip(prompts, answers, is_retain, strict=True)
+        ]
+        return {name: value.to(batch["input_ids"].device) for name, value in self.data_collator(rows).items()}
+
+    def _targets(self, batch: dict[str, torch.Tensor], rows: list[int]) -> ComposedTargets | TopKTargets:
+        if self._top_k is None or _DRAWN in rows:
+            return composed_targets(self.teacher, batch)
+        return self._top_k.lookup(rows, batch["labels"].device)
+
+    def _run(self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items: torch.Tensor) -> BakeLossOutput:
+        batch = {name: value for name, value in inputs.items() if name != "row"}
+        return model(**batch, targets=self._targets(batch, inputs["row"].tolist()), num_items=num_items)
+
+    def _record(self, outputs: BakeLossOutput, counts: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
+        """Per-token averages for the log, and a stop at the first divergence that is not a number."""
+        names = ("forget_divergence", "retain_divergence", "forget_agreed", "retain_agreed")
+        sums = torch.stack([outputs[name].float() for name in names])
+        num_tokens = batch["attention_mask"].sum()[None]
+        row = self.accelerator.gather(torch.cat([sums, counts.float(), num_tokens.float()])[None]).sum(dim=0).tolist()
+        divergences, agreed, counted = row[:2], row[2:4], row[4:6]
+        terms = {"forget": divergences[0], "retain": divergences[1]}
+        check_finite(terms, self.state.global_step + 1, self.args.learning_rate)
+        for part, divergence, same, count in zip(("forget", "retain"), divergences, agreed, counted, strict=True):
+            if count:
+                self._metrics["train"][f"{part}_divergence"].append(divergence / count)
+                self._metrics["train"][f"{part}_agreement"].append(same / count)
+        self._total_train_tokens += int(row[6])
+        self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+    def _trained_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        # A checkpoint: what is trained, in a file that nothing takes for a model. It may not have forgotten yet.
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: value.detach().contiguous() for name, value in self._trained_parameters().items()},
+            folder / STUDENT_FILE,
+        )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        file = Path(resume_from_checkpoint, STUDENT_FILE)
+        if not file.exists():
+            raise ValueError(
+                f"{resume_from_checkpoint} is not a checkpoint of ULDBakeTrainer: it has no {STUDENT_FILE}."
+            )
+        saved, trained = load_file(file), self._trained_parameters()
+        differ = saved.keys() ^ trained.keys() or {name for name in saved if saved[name].shape != trained[name].shape}
+        if differ:
+            raise ValueError(
+                f"{file} is of another student: {sorted(differ)[:3]} differ. Resume with the settings it began with."
+            )
+        with torch.no_grad():
+            for name, parameter in trained.items():
+                parameter.copy_(saved[name])
+
+    def baked_model(self) -> PreTrainedModel:
+        """
+        The student as a plain model on the CPU, as it would be saved; the training can go on.
+
+        Returns:
+            [`~transformers.PreTrainedModel`]: Adapters are merged; type and configuration are the target's own.
+        """
+        return plain_model(self.model, self._blueprint)
+
+    def _describe_training(self) -> dict[str, Any]:
+        args = self.args
+        last = next((entry for entry in reversed(self.state.log_history) if "forget_divergence" in entry), {})
+        metrics = ("forget_divergence", "forget_agreement", "retain_divergence", "retain_agreement")
+        settings = (
+            "divergence",
+            "temperature",
+            "learning_rate",
+            "num_train_epochs",
+            "retain_weight",
+            "retain_per_forget",
+        )
+        drawn = ("teacher_answers", "on_policy_fraction", "teacher_top_k", "noise", "seed")
+        num_forget = self._num_given_forget_rows
+        return {
+            "rows": {
+                "to forget": num_forget,
+                "answers of the teacher": self._num_forget_rows - num_forget,
+                "to keep": len(self._given_rows) - num_forget,
+            },
+            "settings": {
+                "trained": "LoRA, merged" if isinstance(self.model, PeftModel) else "all weights",
+                "steps": self.state.global_step,
+                "rows per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+                **{name: vars(args)[name] for name in (*settings, *drawn)},
+            },
+            "metrics": {name: last[name] for name in metrics if name in last},
+            "versions": {
+                "uld_hf": uld_hf.__version__,
+                **{module.__name__: module.__version__ for module in (transformers, trl, peft, torch)},
+            },
+        }
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """
+        Write the baked model: an ordinary folder of `save_pretrained`, with the target's tokenizer and licence.
+
+        Nothing can be loaded from it before all of it is written. The checkpoints in it are then removed.
+
+        Args:
+            output_dir (`str`, *optional*):
+                Folder to write to. Defaults to `args.output_dir`.
+
+        Raises:
+            RuntimeError: If nothing was trained: it would be the target, which knows everything.
+            ValueError: If the folder holds something else.
+        """
+        if _internal_call:  # a checkpoint
+            super().save_model(output_dir, _internal_call=True)
+            return
+        if self.state.global_step == 0:
+            raise RuntimeError("Nothing was trained: what would be saved is the target, with everything it knows.")
+        folder = Path(output_dir or self.args.output_dir)
+        if self.is_world_process_zero():
+            check_output_folder(folder)
+            config = self.teacher.config
+            name, source = self._blueprint.name, {}
+            if name == config.target_name_or_path and config.target_revision and not os.path.isdir(name):
+                source = {"revision": config.target_revision}
+            license_data = find_license(name, **source) if name else {}
+            save_baked_model(
+                folder,
+                self.baked_model(),
+                self._tokenizer_to_save,
+                baked_model_card(config, license_data, self._describe_training()),
+                find_companions(name, **source) if name else [],
+            )
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self.push_to_hub()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: a student that has not forgotten yet is not uploaded."""
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "Baked model",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | None:
+        """
+        Upload the baked model, after [`~ULDBakeTrainer.save_model`].
+
+        Args:
+            commit_message (`str`, *optional*):
+                Message of the commit.
+            blocking (`bool`, *optional*, defaults to `True`):
+                Whether to wait for the upload.
+            token (`str`, *optional*):
+                Hub token. Defaults to `args.hub_token`.
+            revision (`str`, *optional*):
+                Branch to push to. Defaults to `args.hub_revision`.
+            private (`bool`, *optional*):
+                Whether a new repository is private. Defaults to `args.hub_private_repo`.
+            **kwargs:
+                Of no effect: what transformers passes to its model card.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`]: The commit, or a future of it; `None` in processes other than the first.
+
+        Raises:
+            ValueError: If the baked model was not saved to `args.output_dir`.
+        """
+        if not self.is_world_process_zero():
+            return None
+        if not Path(self.args.output_dir, "config.json").exists():
+            raise ValueError(f"There is no baked model in {self.args.output_dir} yet: call save_model() first.")
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        return HfApi(token=token or self.args.hub_token).upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=self.args.output_dir,
+            commit_message=commit_message,
+            revision=revision or self.args.hub_revision,
+            ignore_patterns=[".*", "checkpoint-*"],
+            run_as_future=not blocking,
+        )
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the card is written with the model."""
+
+
+def _number(rows: Dataset) -> Dataset:
+    return rows.add_column("row", list(range(len(rows))))

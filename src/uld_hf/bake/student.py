@@ -1,0 +1,188 @@
+"""The student: the target's weights as they begin, what of them is trained, and the plain model that comes out."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from ..assistant import check_no_adapter, shared_with
+from ..hub import fingerprint_tokenizer, fingerprint_tokenizer_of
+from ..modeling_uld import ULDForCausalLM
+
+
+@dataclass
+class Blueprint:
+    """
+    What a model was before it was trained, apart from its weights.
+
+    Args:
+        name (`str`):
+            Hub id or folder; may be empty.
+        dtypes (`dict[str, torch.dtype]`):
+            Type of each parameter.
+        config ([`~transformers.PreTrainedConfig`]):
+            Its configuration.
+        generation_config ([`~transformers.GenerationConfig`]):
+            Its generation defaults.
+    """
+
+    name: str
+    dtypes: dict[str, torch.dtype]
+    config: PreTrainedConfig
+    generation_config: GenerationConfig
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "Blueprint":
+        """
+        The blueprint of a model.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`]):
+                The model.
+
+        Returns:
+            [`Blueprint`]: Of copies: what happens to the model later does not change it.
+        """
+        return cls(
+            name=model.name_or_path,
+            dtypes={name: parameter.dtype for name, parameter in model.named_parameters()},
+            config=copy.deepcopy(model.config),
+            generation_config=copy.deepcopy(model.generation_config),
+        )
+
+
+def check_student(student: PreTrainedModel, teacher: ULDForCausalLM, tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Refuse a student that cannot learn the teacher's distribution, or whose training would change the teacher.
+
+    Args:
+        student ([`~transformers.PreTrainedModel`]):
+            A model of the user's own.
+        teacher ([`ULDForCausalLM`]):
+            The teacher.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The teacher's tokenizer.
+
+    Raises:
+        TypeError: If it is not a plain model.
+        ValueError: If its vocabulary is another, or it holds tensors of the teacher's target.
+    """
+    if not isinstance(student, PreTrainedModel) or isinstance(student, ULDForCausalLM):
+        raise TypeError(f"The student must be a plain transformers model, got {type(student).__name__}.")
+    check_no_adapter(student)
+    sizes = [model.get_input_embeddings().weight.shape[0] for model in (student, teacher.target)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"The student has a vocabulary of {sizes[0]} tokens, the teacher one of {sizes[1]}: their distributions "
+            "cannot be compared. Use a student with the target's tokenizer and vocabulary."
+        )
+    of_student = fingerprint_tokenizer_of(student.name_or_path)
+    if of_student is not None and of_student != fingerprint_tokenizer(tokenizer):
+        raise ValueError(
+            f"The student {student.name_or_path} has another tokenizer than the teacher: the same number would be "
+            "another word. Use a student with the target's tokenizer."
+        )
+    owned = {id(parameter) for parameter in teacher.target.parameters()}
+    if any(id(parameter) in owned for parameter in student.parameters()):
+        raise ValueError(
+            "The student holds tensors of the teacher's own target: training it would change the teacher. Leave "
+            "student= out, which trains a copy."
+        )
+
+
+def build_student(
+    teacher: ULDForCausalLM, student: PreTrainedModel | None, peft_config: PeftConfig | None, noise: float, seed: int
+) -> PreTrainedModel | PeftModel:
+    """
+    The model that is trained.
+
+    With LoRA it is made of new modules that hold the target's own tensors, as an assistant is: the teacher's modules
+    never have the student's adapter. Without, it is a copy in float32.
+
+    Args:
+        teacher ([`ULDForCausalLM`]):
+            The teacher.
+        student ([`~transformers.PreTrainedModel`], *optional*):
+            A model to train in place of the target's copy.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter to train; `None` trains all weights.
+        noise (`float`):
+            How much of the weights is replaced by fresh ones, see [`add_noise`].
+        seed (`int`):
+            Seed of adapter and noise.
+
+    Returns:
+        [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: The student.
+    """
+    set_seed(seed)
+    if peft_config is not None:
+        if student is None:
+            student = copy.deepcopy(teacher.target, shared_with(teacher.target))
+        return get_peft_model(student, copy.deepcopy(peft_config))
+    if student is None:
+        student = copy.deepcopy(teacher.target)
+    student = student.float().requires_grad_(True)
+    if noise > 0:
+        add_noise(student, noise)
+    return student
+
+
+@torch.no_grad()
+def add_noise(model: PreTrainedModel, share: float) -> None:
+    """
+    Mix weights with fresh ones of the family's own initialization, in place (UNDO, arXiv 2506.06278).
+
+    What is only hidden, not gone, then has to be learned anew.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The student.
+        share (`float`):
+            Share of the fresh weights: 0 leaves the model as it is, 1 begins from scratch.
+    """
+    fresh = dict(AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).named_parameters())
+    for name, parameter in model.named_parameters():
+        parameter.lerp_(fresh[name].to(parameter), share)
+
+
+@torch.no_grad()
+def plain_model(trained: PreTrainedModel | PeftModel, blueprint: Blueprint) -> PreTrainedModel:
+    """
+    What was trained as an ordinary model on the CPU: adapters merged, types, configuration and defaults as they were.
+
+    Args:
+        trained ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The student.
+        blueprint ([`Blueprint`]):
+            What it was before.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: The model, with tensors of its own.
+    """
+    # A copy of each tensor in float32, not of the whole student on its device: an adapter is then merged with one
+    # rounding, and nothing that the teacher shares is written to.
+    memo = {
+        id(parameter): nn.Parameter(parameter.detach().to("cpu", torch.float32, copy=True), requires_grad=False)
+        for parameter in trained.parameters()
+    }
+    memo |= {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in trained.buffers()}
+    model = copy.deepcopy(trained, memo)
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload(safe_merge=True)
+    for name in ("forward", "forward_without_loss"):  # the loss of training
+        vars(model).pop(name, None)
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(blueprint.dtypes[name])
+    model.config = copy.deepcopy(blueprint.config)
+    model.generation_config = copy.deepcopy(blueprint.generation_config)
+    return model.eval()

@@ -1,0 +1,119 @@
+"""`uld bake`: an unlearned model as one plain checkpoint, from the data that it was unlearned with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+
+from peft import LoraConfig
+from trl import SFTConfig
+
+from ..bake.bake_config import ULDBakeConfig
+from ..bake.bake_trainer import ULDBakeTrainer
+from ..bake.teacher import load_target_tokenizer
+from ..hub import load_config
+from .parsing import check_model_path, parse_command_line
+from .train import COMMON_OPTIONS, load_rows
+
+
+DESCRIPTION = """Distill an unlearned model into plain weights: an ordinary folder that loads without uld_hf.
+
+  uld bake --model forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output alice-forgotten
+
+Rows are those of `uld train`; best the same files, paraphrases and wrong answers included. All weights are trained, or
+with --use_peft LoRA that is merged at the end. The unlearned model and its target are not changed.
+"""
+
+
+@dataclass
+class BakeArguments:
+    """
+    What `uld bake` takes besides [`ULDBakeConfig`].
+
+    Args:
+        model (`str`):
+            Folder or hub id of a saved unlearned model.
+        output (`str`):
+            Folder for the baked model; must be empty or not there.
+        forget_dataset (`str`):
+            JSONL file, or hub id, of what was forgotten.
+        retain_dataset (`str`):
+            JSONL file, or hub id, of a sample of what must be kept.
+        general_dataset (`str`, *optional*):
+            JSONL file, or hub id, of other text that must stay as it is.
+        use_peft (`bool`, *optional*, defaults to `False`):
+            Train LoRA and merge it, instead of all weights.
+        lora_r (`int`, *optional*, defaults to `32`):
+            Rank of that LoRA.
+        lora_alpha (`int`, *optional*, defaults to `32`):
+            Scale of that LoRA.
+        lora_dropout (`float`, *optional*, defaults to `0.0`):
+            Dropout of that LoRA.
+    """
+
+    model: str = field(metadata={"help": "folder or hub id of a saved unlearned model (what `uld train` wrote)"})
+    output: str = field(metadata={"help": "folder for the baked model; must be empty or not there"})
+    forget_dataset: str = field(
+        metadata={"help": "what was forgotten: a JSONL file, or a hub id (owner/name, or owner/name:config)"}
+    )
+    retain_dataset: str = field(metadata={"help": "a sample of what must be kept: a JSONL file, or a hub id"})
+    general_dataset: str | None = field(
+        default=None, metadata={"help": "other text that must stay as it is: a JSONL file, or a hub id"}
+    )
+    use_peft: bool = field(default=False, metadata={"help": "train LoRA and merge it, instead of all weights"})
+    lora_r: int = field(default=32, metadata={"help": "rank of that LoRA"})
+    lora_alpha: int = field(default=32, metadata={"help": "scale of that LoRA"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout of that LoRA"})
+
+
+def main(argv: Sequence[str]) -> None:
+    """
+    Run `uld bake`.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after `uld bake`.
+    """
+    inherited = {option.name for option in fields(SFTConfig)}
+    own = [option.name for option in (*fields(BakeArguments), *fields(ULDBakeConfig)) if option.name not in inherited]
+    common = [option for option in COMMON_OPTIONS if option != "output_dir"]
+    arguments, config = parse_command_line(
+        (BakeArguments, ULDBakeConfig), argv, "uld bake", DESCRIPTION, shown=(*own, *common)
+    )
+    if config.output_dir not in (ULDBakeConfig().output_dir, arguments.output):
+        raise ValueError(
+            f"--output_dir {config.output_dir} and --output {arguments.output} differ: give --output only."
+        )
+    config.output_dir = arguments.output
+    check_model_path(arguments.model)
+    tokenizer = load_target_tokenizer(load_config(arguments.model), arguments.model)
+    # On the device of the training, in the type that the target was saved in.
+    config.model_init_kwargs = {"dtype": "auto", **(config.model_init_kwargs or {})}
+    conversational = tokenizer.chat_template is not None
+    general = arguments.general_dataset
+    trainer = ULDBakeTrainer(
+        model=arguments.model,
+        args=config,
+        forget_dataset=load_rows(arguments.forget_dataset, conversational),
+        retain_dataset=load_rows(arguments.retain_dataset, conversational),
+        general_dataset=None if general is None else load_rows(general, conversational),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(
+            task_type="CAUSAL_LM",
+            r=arguments.lora_r,
+            lora_alpha=arguments.lora_alpha,
+            lora_dropout=arguments.lora_dropout,
+            target_modules="all-linear",
+        )
+        if arguments.use_peft
+        else None,
+    )
+    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    if config.teacher_top_k is not None:
+        trainer.accelerator.print(
+            f"The teacher's top {config.teacher_top_k} took {trainer.teacher_cache_bytes:,} bytes in "
+            f"{trainer.teacher_cache_dir}."
+        )
+    trainer.save_model()  # with --push_to_hub it pushes too
+    trainer.accelerator.print(
+        f"Saved to {config.output_dir}. It loads anywhere:\n"
+        f'  AutoModelForCausalLM.from_pretrained("{config.output_dir}")'
+    )

@@ -1,0 +1,100 @@
+"""Two processes bake the same student as one: this file is also the script that each of them runs."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from families import make_tokenizer, tiny_model, train_like
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
+
+from uld_hf import ULDBakeConfig, ULDBakeTrainer, ULDForCausalLM, build_assistant
+
+
+STUDENTS = {"all": None, "lora": LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")}
+
+
+def make_trainer(output_dir: Path, student: str, batch_size: int) -> ULDBakeTrainer:
+    """A trainer with four rows to a step of all processes."""
+    rows = [
+        {"prompt": f"w{i} w{i + 1}", "completion": " " + " ".join(f"w{i + k}" for k in range(i % 4 + 1))}
+        for i in range(24)
+    ]
+    target = tiny_model("llama")
+    args = ULDBakeConfig(
+        str(output_dir),
+        per_device_train_batch_size=batch_size,
+        teacher_answers=0,  # drawn in batches of a process's size: they would not be the same
+        max_steps=6,
+        optim="sgd",  # unlike Adam, it does not blow up the last digits of a gradient
+        learning_rate=0.05,
+        max_grad_norm=0.0,
+        warmup_steps=0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        gradient_checkpointing=None,
+        teacher_top_k=20,
+    )
+    return ULDBakeTrainer(
+        ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2))),
+        args,
+        forget_dataset=Dataset.from_list(rows[:8]),
+        retain_dataset=Dataset.from_list(rows[8:]),
+        processing_class=make_tokenizer(),
+        peft_config=STUDENTS[student],
+    )
+
+
+def main(folder: Path) -> None:
+    """What each process does."""
+    for student in STUDENTS:
+        trainer = make_trainer(folder / student, student, batch_size=2)
+        trainer.train()
+        trainer.save_model()
+        torch.save(
+            [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], folder / f"{student}.losses"
+        )
+    # Not destroy_process_group(): gloo's threads and the interpreter then sometimes wait for each other for ever.
+    torch.distributed.barrier()
+    os._exit(0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left."""
+    path = tmp_path_factory.mktemp("ddp")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", __file__, str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, *command], env=environment, stderr=subprocess.PIPE, text=True) as launcher:
+        try:
+            _, errors = launcher.communicate(timeout=240)
+        finally:
+            launcher.terminate()  # the launcher ends its processes
+    assert launcher.returncode == 0, errors[-4000:]
+    return path
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_two_processes_bake_what_one_bakes(folder: Path, student: str, tmp_path: Path) -> None:
+    alone = make_trainer(tmp_path / student, student, batch_size=4)
+    alone.train()
+    losses = [entry["loss"] for entry in alone.state.log_history if "loss" in entry]
+    assert torch.load(folder / f"{student}.losses") == pytest.approx(losses, rel=1e-4)
+    expected = dict(alone.baked_model().named_parameters())
+    for name, parameter in AutoModelForCausalLM.from_pretrained(folder / student).named_parameters():
+        torch.testing.assert_close(parameter, expected[name], rtol=1e-3, atol=1e-5)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
