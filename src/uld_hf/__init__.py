@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .data.fictitious import fictitious_dataset, invent_people, split_people
     from .data.formatting import question_answer_to_prompt_completion
     from .data.tofu import load_tofu
+    from .training.estimate import estimate_training
     from .training.uld_config import ULDConfig
     from .training.uld_trainer import ULDTrainer
 
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "ULDConfig": ".training.uld_config",
     "ULDTrainer": ".training.uld_trainer",
+    "estimate_training": ".training.estimate",
     "fictitious_dataset": ".data.fictitious",
     "invent_people": ".data.fictitious",
     "load_tofu": ".data.tofu",
@@ -47,6 +49,7 @@ __all__ = [
     "ULDModelConfig",
     "ULDTrainer",
     "build_assistant",
+    "estimate_training",
     "fictitious_dataset",
     "invent_people",
     "load_tofu",
