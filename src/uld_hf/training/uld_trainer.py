@@ -3,9 +3,10 @@
 import copy
 import math
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import trl
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import (
@@ -26,6 +28,7 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils import PushInProgress, logging
 from trl import SFTTrainer
@@ -60,6 +63,9 @@ _LEAST_VOCABULARY_USE = 0.9
 # Shares and nats per token beyond which train() warns that the assistant is not done.
 _KNOWS_THE_FORGET_SET = 0.95
 _SILENT_ON_THE_RETAIN_SET = 0.5
+
+# Bytes of free space below which a checkpoint that failed has failed for want of it. What was written of it stays.
+_FULL_DISK = 2**24
 
 _SOURCE_KWARGS = ("revision", "token", "cache_dir", "subfolder", "trust_remote_code", "local_files_only")
 
@@ -106,6 +112,27 @@ def count_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """
     counted, retain = batch["labels"][:, 1:] != -100, batch["retain_mask"][:, 1:]
     return torch.stack([(counted & ~retain).sum(), (counted & retain).sum()])
+
+
+@contextmanager
+def whole_weights(args: ULDConfig) -> Iterator[None]:
+    """
+    Load weights whole under DeepSpeed ZeRO-3, which would have transformers give each process a part of them.
+
+    The K layers are checked against the target before training, and divided when it begins.
+
+    Args:
+        args ([`ULDConfig`]):
+            Configuration of the training.
+    """
+    if args.deepspeed_plugin is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(args.hf_deepspeed_config if args.deepspeed else args.deepspeed_plugin.dschf)
 
 
 class ULDTrainer(SFTTrainer):
@@ -196,8 +223,9 @@ class ULDTrainer(SFTTrainer):
 
         set_seed(args.seed)  # LoRA is initialized at random
         if isinstance(model, str):
-            truncated = load_truncated_model(name, args.num_assistant_layers, **model_init_kwargs)
-            assistant = add_lora(truncated, peft_config)
+            with whole_weights(args):
+                truncated = load_truncated_model(name, args.num_assistant_layers, **model_init_kwargs)
+                assistant = add_lora(truncated, peft_config)
         else:
             # Trainer moves the assistant, and with it the tensors that it shares: the target goes along as a whole.
             if args.place_model_on_device and model.device != args.device and "hf_device_map" not in vars(model):
@@ -440,6 +468,19 @@ class ULDTrainer(SFTTrainer):
             os.makedirs(self.args.output_dir, exist_ok=True)
             self.model_config.training = {ADAPTER_NAME: self._describe_training()}
             model_card(self.model_config).save(os.path.join(self.args.output_dir, "README.md"))
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            free = shutil.disk_usage(self.args.output_dir).free
+            if free > _FULL_DISK:
+                raise
+            raise OSError(
+                f"The disk of {self.args.output_dir} is full ({free} bytes are left): the checkpoint of step "
+                f"{self.state.global_step} could not be written. Those before it are whole: make room, and go on with "
+                "resume_from_checkpoint=True. save_total_limit keeps the last few only."
+            ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         # A checkpoint is a saved unlearned model, and never has an adapter_config.json at its root. Nor is there the
