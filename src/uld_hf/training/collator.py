@@ -43,11 +43,17 @@ class DataCollatorForULD(DataCollatorForLanguageModeling):
                 Rows with `input_ids`, `labels` and `is_retain`.
 
         Returns:
-            `dict[str, torch.Tensor]`: trl's batch, and `retain_mask` of shape `(batch_size, sequence_length)`.
+            `dict[str, torch.Tensor]`: trl's batch, and `retain_mask` of shape `(batch_size, sequence_length)`. Without
+            padding, also `cu_seq_lens_q`, `cu_seq_lens_k`, `max_length_q`, `max_length_k`: where rows begin.
         """
         batch = super().torch_call(examples)
         masks = [torch.full((len(example["input_ids"]),), bool(example["is_retain"])) for example in examples]
         if self.padding_free:
+            if "cu_seq_lens_q" not in batch:  # where rows begin: trl says so from 1.16 on
+                positions = batch["position_ids"][0]
+                ends = torch.cat([(positions == 0).nonzero()[:, 0], torch.tensor([len(positions)])]).int()
+                batch["cu_seq_lens_q"] = batch["cu_seq_lens_k"] = ends
+                batch["max_length_q"] = batch["max_length_k"] = int(ends.diff().max())
             masks = [torch.cat(masks)]
         batch["retain_mask"] = pad(
             masks, padding_value=False, padding_side="right", pad_to_multiple_of=self.pad_to_multiple_of
