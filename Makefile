@@ -11,12 +11,15 @@ export TOKENIZERS_PARALLELISM ?= false
 # Tests use one thread each (tests/conftest.py): one process for every core, within reason.
 PARALLEL ?= --numprocesses auto --maxprocesses 8
 
-.PHONY: help setup demo test test-all lint clean
+.PHONY: help setup demo test test-all test-matrix package-check docs lint clean
 
 help:
 	@echo "make demo   a small model learns invented people and forgets some of them"
 	@echo "make test   linter and tests"
 	@echo "make test-all   tests that train for minutes too"
+	@echo "make test-matrix   tests with the oldest and the newest versions that setup.cfg allows"
+	@echo "make package-check   build the wheel, install it in a fresh environment, and use it there"
+	@echo "make docs   the documentation as a site, in site/"
 	@echo "make clean  remove the environment and what the demo wrote"
 
 setup: $(STAMP)
@@ -40,9 +43,31 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
+# torch stays at the version of constraints.txt: another would be gigabytes, and is not what changes under us.
+test-matrix: $(STAMP)
+	set -e; for versions in oldest newest; do \
+		environment=$(VENV)-$$versions; \
+		$(PYTHON) -m venv $$environment; \
+		$$environment/bin/python -m pip install --quiet --upgrade "$$(grep '^torch==' constraints.txt)" \
+			$$($(BIN)/python tools/bounds.py $$versions) --editable ".[test]"; \
+		$$environment/bin/python -m pip list | grep -E "^(torch|transformers|peft|trl|datasets|accelerate) "; \
+		$$environment/bin/python -m pytest $(PARALLEL); \
+	done
+
+package-check: $(STAMP)
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(PYTHON) -m venv build/fresh
+	build/fresh/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	cd / && $(CURDIR)/build/fresh/bin/python -I $(CURDIR)/tools/smoke_test.py
+
+# mkdocs-material tells at every build that mkdocs 2 will not run it.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) uld-demo
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build dist site out uld-demo

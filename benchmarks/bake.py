@@ -73,7 +73,8 @@ NPO = {
 }
 METHODS: dict[str, dict[str, Any]] = {
     "bake, all weights": BAKE,
-    "bake, noise 0.5": BAKE | {"noise": 0.5},
+    "bake, noise 0.5": BAKE | {"noise": 0.5, "learning_rate": 2e-3},
+    "bake, noise 0.8": BAKE | {"noise": 0.8, "learning_rate": 2e-3},
     "bake, LoRA": BAKE | {"learning_rate": 3e-3},
     "NPO, all weights": NPO | {"learning_rate": 1e-4},
     "NPO, LoRA": NPO | {"learning_rate": 1e-3},

@@ -25,6 +25,31 @@ def blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def mistakes_in(metadata: object) -> list[str]:
+    """What the Hub's documentation of model cards does not allow in their metadata."""
+    if not isinstance(metadata, dict):
+        return ["there is no metadata"]
+    patterns = {
+        "license": r"[a-z0-9][a-z0-9.\-]*",
+        "license_name": r"[A-Za-z0-9][\w.\-]*",
+        "base_model": r"[\w.\-]+/[\w.\-]+",
+        "base_model_relation": "adapter|merge|quantized|finetune",
+        "pipeline_tag": r"[a-z0-9]+(-[a-z0-9]+)*",
+        "library_name": r"[\w.\-]+",
+    }
+    mistakes = [
+        f"{name}: {metadata[name]!r}"
+        for name, pattern in patterns.items()
+        if name in metadata and not (isinstance(metadata[name], str) and re.fullmatch(pattern, metadata[name]))
+    ]
+    tags = metadata.get("tags", [])
+    if not (isinstance(tags, list) and all(isinstance(tag, str) and len(tag) < 100 for tag in tags)):
+        mistakes.append(f"tags: {tags!r}")
+    if metadata.get("license") == "other" and not metadata.get("license_name"):
+        mistakes.append("license 'other' needs a license_name")
+    return mistakes
+
+
 @dataclass
 class Commit:
     """The files of a repository at one time."""
@@ -153,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.validated_cards.append(content)
         match = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
         metadata = yaml.safe_load(match.group(1)) if match else None
-        errors = [] if isinstance(metadata, dict) else [{"message": "there is no metadata"}]
+        errors = [{"message": message} for message in mistakes_in(metadata)]
         self._answer(200 if not errors else 400, {"errors": errors, "warnings": []})
 
     def _create(self, request: dict) -> None:

@@ -85,6 +85,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", STUDENTS)
 def test_two_processes_bake_what_one_bakes(folder: Path, student: str, tmp_path: Path) -> None:
     alone = make_trainer(tmp_path / student, student, batch_size=4)

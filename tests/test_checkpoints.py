@@ -1,9 +1,12 @@
 """A training that is killed, at any moment, ends as if it had not been: this file is also the script that is killed."""
 
+import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from uld_hf import ULDConfig, ULDTrainer
+from uld_hf.cli.main import main as uld
 from uld_hf.training.checkpoints import find_last_checkpoint, is_whole, resolve_checkpoint
 
 
@@ -104,6 +108,53 @@ def test_training_resumes_from_the_last_whole_checkpoint(tmp_path):
         trainer.save_model(str(tmp_path / folder / "end"))
     weights = [load_file(tmp_path / name / "end/assistant/adapter_model.safetensors") for name in ("whole", "cut")]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own with room for two checkpoints and a half."""
+    make_trainer(tmp_path / "probe", max_steps=2).train()
+    size = sum(path.stat().st_size for path in (tmp_path / "probe" / "checkpoint-2").rglob("*") if path.is_file())
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size * 5 // 2}", "tmpfs", str(disk)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_full_disk_loses_no_earlier_checkpoint(tmp_path, small_disk):
+    with pytest.raises(Exception, match=r"(?i)no space left|failed writing|write"):
+        make_trainer(small_disk / "out").train()
+    kept = find_last_checkpoint(small_disk / "out")
+    assert kept == str(small_disk / "out" / "checkpoint-4")
+    shutil.copytree(kept, tmp_path / "larger" / "checkpoint-4")
+    resumed, whole = make_trainer(tmp_path / "larger"), make_trainer(tmp_path / "whole")
+    resumed.train(resume_from_checkpoint=True)
+    whole.train()
+    weights = [
+        {name: value for name, value in trainer.model.named_parameters() if "lora_" in name}
+        for trainer in (resumed, whole)
+    ]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+def test_a_full_disk_is_one_line_in_the_shell(small_disk, capsys):
+    tiny_model("llama").save_pretrained(small_disk.parent / "target")
+    make_tokenizer().save_pretrained(small_disk.parent / "target")
+    for name, first in (("forget", 0), ("retain", 20)):
+        rows = [{"prompt": f"w{first + i}", "completion": f" w{i}"} for i in range(8)]
+        (small_disk.parent / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = {
+        "model": small_disk.parent / "target", "forget_dataset": small_disk.parent / "forget.jsonl",
+        "retain_dataset": small_disk.parent / "retain.jsonl", "output_dir": small_disk / "out",
+        "num_assistant_layers": 2, "max_steps": 12, "save_steps": 2, "report_to": "none",
+    }  # fmt: skip
+    options = [word for name, value in arguments.items() for word in (f"--{name}", str(value))]
+    assert uld(["train", *options, "--use_cpu"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("uld train: ")
 
 
 @pytest.mark.slow

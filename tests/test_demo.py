@@ -21,10 +21,10 @@ def test_demo_writes_the_table_and_a_model_that_loads(
     assert saved["seed"] == 3
     assert [row["forget_right"] for row in saved["rows"]] == [row.forget_right for row in rows]
     assert (tmp_path / "demo" / "unlearned" / "assistant" / "adapter_model.safetensors").exists()
-    output = capsys.readouterr().out
+    output, notes = capsys.readouterr()
     assert demo.format_table(rows) in output
-    assert output.count("\nQ  ") == 4  # three of the forget set, one through the pipeline
-    assert "uld generate --model" in output
+    assert notes.count("\nQ  ") == 4  # three of the forget set, one through the pipeline
+    assert f"uld generate {tmp_path / 'demo' / 'unlearned'} --prompt" in notes
 
 
 def test_augmentation_keeps_forget_and_retain_rows_apart() -> None:

@@ -22,6 +22,12 @@ def code_blocks(page: str, language: str) -> list[str]:
     return [block for name, block in fences if name == language]
 
 
+def write_rows(name: str, first: int) -> None:
+    """A JSONL file of six questions and answers."""
+    rows = [{"prompt": f"w{first + i} w{i}", "completion": f" w{first + i} w{first}"} for i in range(6)]
+    Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the pages assume: a saved unlearned model and JSONL files."""
@@ -33,9 +39,25 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model.save_pretrained("forget-alice")
     make_tokenizer().save_pretrained("forget-alice")
     for name, first in (("forget", 4), ("retain", 34), ("never_seen", 44)):
-        rows = [{"prompt": f"w{first + i} w{i}", "completion": f" w{first + i} w{first}"} for i in range(6)]
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_rows(name, first)
     return tmp_path
+
+
+def test_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model("llama", num_layers=9).save_pretrained("my-finetuned-model")
+    make_tokenizer().save_pretrained("my-finetuned-model")
+    for name, first in (("forget", 4), ("retain", 34)):
+        write_rows(name, first)
+    lines = [line for block in code_blocks("index.md", "") for line in block.replace("\\\n", " ").splitlines()]
+    commands = [line for line in lines if line.startswith("uld ")]
+    assert [command.split()[1] for command in commands] == ["train", "generate"]
+    for command in commands:
+        assert uld(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    (block,) = code_blocks("index.md", "python")
+    exec(compile(block, "index.md", "exec"), {})
+    assert "Who is Alice?" in capsys.readouterr().out
 
 
 def test_evaluation_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,9 +78,10 @@ def test_training_commands_run(workplace: Path, capsys: pytest.CaptureFixture[st
     for block in code_blocks("training.md", "python"):
         exec(compile(block, "training.md", "exec"), {})
     commands = [block for block in code_blocks("training.md", "") if block.startswith("uld ")]
-    assert len(commands) == 1
+    assert [command.split()[1] for command in commands] == ["train", "estimate"]
     assert uld([*shlex.split(commands[0])[1:], "--use_cpu", "--max_steps", "1"]) == 0, capsys.readouterr().err
     assert (workplace / "forget-documents" / "config.json").exists()
+    assert uld(shlex.split(commands[1])[1:]) == 0, capsys.readouterr().err
 
 
 def test_baking_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

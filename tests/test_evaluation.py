@@ -562,6 +562,24 @@ def test_documents_are_evaluated_in_passages(files, unlearned):
     assert results.word_perplexity == pytest.approx(word_perplexity(unlearned, make_tokenizer(), text, 128), rel=1e-4)
 
 
+def test_the_figures_go_into_the_card_and_the_model_still_loads(files):
+    assert run_eval(files, "--add_to_card") == 0
+    summary = json.loads((Path(files["results"]) / "summary.json").read_text())
+    card = (Path(files["unlearned"]) / "README.md").read_text()
+    figures = summary["models"]["unlearned"]["forget"]
+    assert f"| forget: probability | {figures['probability']:.4g} |" in card
+    assert f"| forget: leak@10 | {figures['leak@10']:.4g} |" in card
+    model = ULDForCausalLM.from_pretrained(files["unlearned"])
+    assert model.config.training["assistant"]["evaluation"]["forget: probability"] == figures["probability"]
+
+
+def test_figures_of_another_alpha_do_not_go_into_the_card(files, capsys):
+    before = (Path(files["unlearned"]) / "README.md").read_bytes()
+    assert run_eval(files, "--add_to_card", "--alpha", "2") == 2
+    assert "evaluated with its own alpha" in capsys.readouterr().err
+    assert (Path(files["unlearned"]) / "README.md").read_bytes() == before
+
+
 # --- sweep ---
 
 

@@ -10,7 +10,7 @@ from peft import LoraConfig
 from transformers import DynamicCache, StaticCache
 
 from uld_hf import ULDForCausalLM, build_assistant
-from uld_hf.lockstep import Lockstep, _join_rows
+from uld_hf.lockstep import ROOM, Lockstep, _Buffer
 
 
 MIXED_EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3")  # PEFT's LoRA is on their experts' or routers' parameters
@@ -110,36 +110,91 @@ def test_a_conversation_goes_on_in_the_other_execution(cache_class):
             torch.testing.assert_close(logits, expected[:, begin - 9 : end - 9])
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        lambda rows: rows.chunk(3),
-        lambda rows: [part[:, :, :-2] for part in rows.chunk(3)],  # as cropping leaves them
-        lambda rows: [part.clone() for part in rows.chunk(3)],
-        lambda rows: rows.chunk(3)[::-1],
-        lambda rows: rows.chunk(3)[:2],
-        lambda rows: rows.chunk(6)[::2],
-        lambda rows: [rows.chunk(3)[0], rows.chunk(3)[0]],
-        lambda rows: [rows.chunk(3)[0][:, :, 1:], rows.chunk(3)[1][:, :, :-1]],
-    ],
-)
-def test_joined_rows_are_those_of_every_part(parts):
-    rows = torch.arange(6 * 2 * 5 * 3).reshape(6, 2, 5, 3)
-    assert torch.equal(_join_rows(parts(rows)), torch.cat(list(parts(rows))))
-
-
-@pytest.mark.parametrize("family_name", ["llama", "gemma3"])  # growing without end, and sliding windows
-def test_what_a_growing_cache_holds_is_not_copied_to_join_it(family_name):
-    model = compose(family_name, depths=(2, 3))
-    options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "eos_token_id": None}
-    cache = model.generate(PROMPTS, attention_mask=MASK, **options).past_key_values
+def test_a_cache_that_grows_is_copied_once_in_many_steps():
+    model = compose("llama", depths=(2, 3))
+    options = {"do_sample": False, "return_dict_in_generate": True, "eos_token_id": None}
+    cache = model.generate(PROMPTS, attention_mask=MASK, max_new_tokens=4, **options).past_key_values
     target_cache, *assistant_caches = model.split_cache(cache)
-    for index, active in enumerate((3, 3, 2, 1)):
-        deepest_first = (target_cache, *assistant_caches[::-1])
-        layers = [each.layers[index] for each in deepest_first[:active]]
-        joined = _join_rows([layer.keys for layer in layers])
-        assert joined.data_ptr() == layers[0].keys.data_ptr()
-        assert len(joined) == active * len(PROMPTS)
+    target_keys = target_cache.layers[0].keys
+    own = [each.layers[0].keys.untyped_storage().data_ptr() for each in (target_cache, *assistant_caches)]
+    assert len(set(own)) == 1  # side by side
+    model(PROMPTS[:, :1], past_key_values=cache)
+    assert target_cache.layers[0].keys.data_ptr() == target_keys.data_ptr()
+    assert target_cache.layers[0].keys.shape[-2] == target_keys.shape[-2] + 1
+
+
+def test_text_longer_than_the_room():
+    model = compose("llama", depths=(2, 3))
+    options = {"attention_mask": MASK, "max_new_tokens": ROOM + 10, "do_sample": False, "eos_token_id": None}
+    text = model.generate(PROMPTS, **options)
+    model.execution = "two passes"
+    assert torch.equal(model.generate(PROMPTS, **options), text)
+
+
+CHANGES = {
+    "crop": lambda parts: [part[:, :, :-2] for part in parts],
+    "reorder": lambda parts: [part[[1, 0]] for part in parts],
+    "swap": lambda parts: parts[::-1],
+    "copy": lambda parts: [part.clone() for part in parts],
+    "other rows": lambda parts: [part.repeat_interleave(2, dim=0) for part in parts],
+    "none": lambda parts: parts,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_buffer_holds_what_the_layers_say(change):
+    def states(rows: int, tokens: int) -> torch.Tensor:
+        return torch.randn(rows, 2, tokens, 3)
+
+    buffer = _Buffer()
+    first = buffer.append([torch.tensor([])] * 3, states(6, 4))
+    parts = list(buffer.append(first.chunk(3), states(6, 1)).chunk(3))
+    before = [part.clone() for part in parts]
+    changed = CHANGES[change](parts)
+    new = states(3 * len(changed[0]), 2)
+    expected = torch.cat([torch.cat([part, fresh], dim=-2) for part, fresh in zip(changed, new.chunk(3), strict=True)])
+    assert torch.equal(buffer.append(changed, new), expected)
+    # Whoever kept the earlier views finds in them what was there, and may go on from them another way.
+    assert all(torch.equal(part, kept) for part, kept in zip(parts, before, strict=True))
+    other = states(6, 1)
+    again = torch.cat([torch.cat([part, fresh], dim=-2) for part, fresh in zip(before, other.chunk(3), strict=True)])
+    assert torch.equal(buffer.append(parts, other), again)
+
+
+@torch.no_grad()
+def test_a_cache_filled_in_inference_mode_goes_on_outside():
+    model = compose("llama", depths=(2,))
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(PROMPTS[:, :9], past_key_values=cache)
+    expected = model(PROMPTS[:, :10], use_cache=False).logits[:, -1]
+    logits = model(PROMPTS[:, 9:10], past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_reach_the_embeddings_through_a_cache():
+    model = compose("llama", depths=(2,))
+    embeddings = model.get_input_embeddings()(PROMPTS).detach().requires_grad_()
+    cache = DynamicCache(config=model.config)
+    for begin, end in ((0, 9), (9, 10), (10, 11)):
+        logits = model(inputs_embeds=embeddings[:, begin:end], past_key_values=cache).logits
+    logits.sum().backward()
+    assert embeddings.grad[:, :9].abs().sum() > 0
+
+
+@torch.no_grad()
+def test_copied_caches_go_different_ways():
+    model = compose("llama", depths=(2, 3))
+    cache = DynamicCache(config=model.config)
+    model(PROMPTS[:, :9], past_key_values=cache)
+    other = copy.deepcopy(cache)
+    for each, tokens in ((cache, PROMPTS[:, 9:10]), (other, PROMPTS[:, 10:11])):
+        model(tokens, past_key_values=each)
+    for each, column in ((cache, 9), (other, 10)):
+        text = torch.cat([PROMPTS[:, :9], PROMPTS[:, [column, 11]]], dim=1)
+        expected = model(text, use_cache=False).logits[:, -1]
+        logits = model(PROMPTS[:, 11:12], past_key_values=each).logits[:, -1]
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_other_dtypes_rebuild_it():

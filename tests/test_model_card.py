@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from families import tiny_config
+from hub_server import mistakes_in
 from huggingface_hub import ModelCard, ModelCardData
 
 from uld_hf.configuration_uld import ULDModelConfig
@@ -99,6 +100,27 @@ def test_the_licence_is_the_targets(tmp_path: Path):
 )
 def test_a_target_without_a_readable_licence_has_none(tmp_path: Path, text: str):
     assert find_license(write_card(tmp_path, text)) == {}
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("MIT License", {"license": "other", "license_name": "MIT-License"}),
+        ("other", {"license": "other", "license_name": "unknown"}),
+        ("apache-2.0", {"license": "apache-2.0"}),
+    ],
+)
+def test_a_licence_that_the_hub_would_refuse_becomes_one_of_its_own(tmp_path: Path, written: str, expected: dict):
+    licence = find_license(write_card(tmp_path, f"---\nlicense: {written}\n---\nA model."))
+    assert licence == expected
+    card = model_card(config(training={"assistant": TRAINING | {"license": licence}}))
+    assert mistakes_in(card.data.to_dict()) == []
+
+
+def test_what_the_hub_refuses_is_refused_by_ours():
+    wrong = {"license": "MIT License", "base_model": "/home/me/model", "base_model_relation": "child", "tags": "uld"}
+    assert len(mistakes_in(wrong)) == 4
+    assert mistakes_in(None) == ["there is no metadata"]
 
 
 def test_a_folder_without_a_card_has_no_licence(tmp_path: Path):

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from families import make_tokenizer, tiny_model, train_like
+from transformers import AutoModelForCausalLM
 
 import uld_hf
 
@@ -13,8 +15,19 @@ import uld_hf
 ROOT = Path(uld_hf.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ROOMS = sorted({file.relative_to(ROOT).parts[0] for file in FILES if file.parent != ROOT})
-# The house itself (modules at the top) is the room "". Whoever is not listed may import any room but the command line.
-ALLOWED = {"": {""}, "data": {"data"}, "training": {"training", ""}}
+# Which rooms a room may know of, besides itself. The house itself (modules at the top) is the room "".
+ALLOWED = {
+    "": set(),
+    "data": set(),
+    "training": {""},
+    "baselines": {"", "training"},
+    "evaluation": {"", "data"},
+    "bake": {"", "training", "evaluation"},
+    "compare": {""},
+    "cli": {"", "data", "training", "baselines", "evaluation", "bake", "compare"},
+}
+# Modules of ours that `import uld_hf` loads.
+AT_IMPORT = ("configuration_uld", "logit_difference", "saved_files", "truncated_config")
 
 
 def room_of(module: str) -> str:
@@ -23,11 +36,12 @@ def room_of(module: str) -> str:
     return first if first in ROOMS else ""
 
 
-def imported_modules(file: Path) -> set[str]:
-    """Full names of all that a file imports, anywhere in it; relative imports resolved."""
+def imported_modules(file: Path, top_only: bool = False) -> set[str]:
+    """Full names of all that a file imports, anywhere in it or at its top; relative imports resolved."""
     package = [uld_hf.__name__, *file.relative_to(ROOT).parent.parts]
+    tree = ast.parse(file.read_text())
     modules = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in tree.body if top_only else ast.walk(tree):
         if isinstance(node, ast.Import):
             modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -36,6 +50,12 @@ def imported_modules(file: Path) -> set[str]:
             # `from . import losses` imports a module, `from .losses import x` does not: both names cost nothing here.
             modules |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
     return modules
+
+
+def at_the_top(file: Path) -> set[str]:
+    """What a file imports of ours before anything runs, without the package's name."""
+    prefix = f"{uld_hf.__name__}."
+    return {module.removeprefix(prefix) for module in imported_modules(file, top_only=True) if module != "uld_hf"}
 
 
 def our_imports(file: Path) -> set[str]:
@@ -48,14 +68,60 @@ def name_of(file: Path) -> str:
     return str(file.relative_to(ROOT))
 
 
+def imported_by(code: str) -> set[str]:
+    """Names of the modules that a new Python has after some code."""
+    code = f"import sys\n{code}\nprint(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(result.stdout.splitlines()[-1].split())
+
+
+def test_importing_the_package_costs_what_importing_the_auto_classes_costs():
+    # Modules are counted, not seconds; CONTRIBUTING.md has these.
+    ours = imported_by("import uld_hf")
+    extra = ours - imported_by("from transformers import AutoConfig, AutoModelForCausalLM")
+    ours_by_right = {"uld_hf", *(f"uld_hf.{name}" for name in AT_IMPORT)}
+    assert {module for module in ours if module.startswith("uld_hf")} == ours_by_right
+    assert extra == ours_by_right
+    assert not {"peft", "accelerate", "transformers.modeling_utils", "transformers.generation.utils"} & ours
+
+
 def test_inference_imports_neither_trl_nor_datasets():
+    modules = imported_by("import uld_hf\nuld_hf.ULDForCausalLM, uld_hf.ULDLogitsProcessor, uld_hf.build_assistant")
+    assert "uld_hf.modeling_uld" in modules
+    assert not {"trl", "datasets"} & modules
+
+
+LOADERS = {
+    "AutoModelForCausalLM": "model = AutoModelForCausalLM.from_pretrained(sys.argv[1])",
+    "AutoModelForCausalLM with a config": (
+        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], config=AutoConfig.from_pretrained(sys.argv[1]))"
+    ),
+    "pipeline": "model = pipeline('text-generation', model=sys.argv[1]).model",
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    tiny_model("llama").save_pretrained(folder / "target")
+    target = AutoModelForCausalLM.from_pretrained(folder / "target")
+    model = uld_hf.ULDForCausalLM(target=target, assistant=train_like(uld_hf.build_assistant(target, 2)))
+    model.save_pretrained(folder / "unlearned")
+    make_tokenizer().save_pretrained(folder / "unlearned")
+    return folder / "unlearned"
+
+
+@pytest.mark.parametrize("loader", LOADERS.values(), ids=LOADERS)
+def test_importing_the_package_is_all_that_transformers_needs(saved, loader):
     code = (
         "import sys, uld_hf\n"
-        "uld_hf.ULDForCausalLM, uld_hf.ULDLogitsProcessor, uld_hf.build_assistant\n"
-        "print(sorted({'trl', 'datasets', 'pandas'} & set(sys.modules)))"
+        "assert 'uld_hf.modeling_uld' not in sys.modules\n"
+        "from transformers import AutoConfig, AutoModelForCausalLM, pipeline\n"
+        f"{loader}\n"
+        "print(type(model).__name__, sorted(model.assistants))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[-1] == "[]"
+    result = subprocess.run([sys.executable, "-c", code, saved], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "ULDForCausalLM ['assistant']"
 
 
 @pytest.mark.parametrize("name", uld_hf.__all__)
@@ -82,12 +148,34 @@ def test_the_package_is_typed():
     assert (ROOT / "py.typed").is_file()
 
 
+def test_every_room_has_its_rule():
+    assert set(ALLOWED) == {"", *ROOMS}
+
+
 # The package's own __init__ takes its public names from every room: it has its own test.
 @pytest.mark.parametrize("file", [file for file in FILES if file != ROOT / "__init__.py"], ids=name_of)
 def test_dependencies_point_one_way(file):
     room = room_of(".".join(file.relative_to(ROOT).parts[:-1]))
-    allowed = ALLOWED.get(room, {"", room, *ROOMS} - {"cli"} | {room})
-    assert {module for module in our_imports(file) if room_of(module) not in allowed} == set()
+    assert {module for module in our_imports(file) if room_of(module) not in {room, *ALLOWED[room]}} == set()
+
+
+def test_no_module_imports_another_that_imports_it():
+    """At its top, that is: ULDModelConfig imports the model when a configuration is made."""
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in FILES}
+    graph = {
+        name: {other for other in at_the_top(file) if other in names}
+        for name, file in names.items()
+        if file.name != "__init__.py"
+    }
+    while graph:  # take away whoever needs nobody that is left
+        free = {name for name, needed in graph.items() if not needed & graph.keys()}
+        assert free, f"a circle among {sorted(graph)}"
+        graph = {name: needed for name, needed in graph.items() if name not in free}
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_every_module_says_what_it_is_for(file):
+    assert ast.get_docstring(ast.parse(file.read_text()))
 
 
 def test_the_package_itself_imports_the_upper_rooms_only_when_they_are_used():

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.main import main as uld
-from uld_hf.cli.serve import build_parser, start_server
+from uld_hf.cli.serve import ServeArguments, start_server
 
 
 httpx = pytest.importorskip("httpx", reason="needs uld_hf[serve]")
@@ -50,7 +50,7 @@ class Served(NamedTuple):
         return answer.choices[0].message.content
 
 
-@pytest.fixture(scope="module", params=[[], ["--continuous_batching"]], ids=["one by one", "continuous batching"])
+@pytest.fixture(scope="module", params=[False, True], ids=["one by one", "continuous batching"])
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     tokenizer = make_tokenizer()
@@ -64,8 +64,10 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    arguments = ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port), *request.param]
-    server = start_server(build_parser().parse_args([str(folder / "unlearned"), *arguments]), non_blocking=True)
+    arguments = ServeArguments(
+        str(folder / "unlearned"), device="cpu", host="127.0.0.1", port=port, continuous_batching=request.param
+    )
+    server = start_server(arguments, non_blocking=True)
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=8)
     yield Served(client, str(folder / "unlearned"), model, tokenizer)
     server.kill_server()
@@ -103,7 +105,8 @@ def test_the_target_cannot_be_asked_for_by_name(served: Served):
 
 
 def test_a_response_is_what_generate_says(served: Served):
-    answer = served.client.responses.create(model=served.name, input="w5 w6 w7", max_output_tokens=6, temperature=0)
+    options = {"max_output_tokens": 6, "temperature": 0, "stream": False}  # the server streams unless told otherwise
+    answer = served.client.responses.create(model=served.name, input="w5 w6 w7", **options)
     assert answer.output_text == served.say(served.model)
 
 

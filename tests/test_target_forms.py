@@ -152,7 +152,7 @@ def test_a_vocabulary_padded_to_a_round_number(execution: str):
 
     model = compose(build())
     model.execution = execution
-    assert model(PROMPT).logits.shape[-1] == model.config.vocab_size == 80
+    assert model(PROMPT).logits.shape[-1] == model.config.get_text_config().vocab_size == 80
     assert torch.equal(generate(model), plain(build(), train_like(build_assistant(build(), 2)).eval()))
 
 

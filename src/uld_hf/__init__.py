@@ -7,23 +7,23 @@
     baselines/   the methods it is compared with: UnlearnTrainer, UnlearnConfig
     data/        forget and retain sets: TOFU, invented people
     evaluation/  know what was forgotten: TOFU, memorisation, privacy, verbatim, sweeps over settings
+    compare/     target and unlearned answers beside each other, in a browser
     cli/         the `uld` command
 
-Importing the package makes `AutoModelForCausalLM` and `pipeline()` know `ULDForCausalLM`. The names of the training and
-data rooms are imported when they are first used, so that inference needs neither trl nor datasets.
+Importing the package makes `AutoModelForCausalLM` and `pipeline()` know `ULDForCausalLM`. It takes no longer than
+importing these from transformers: everything but the configuration is imported when it is first used, and inference
+needs neither trl nor datasets.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .assistant import build_assistant
 from .configuration_uld import ULDModelConfig
 from .logit_difference import logit_difference
-from .logits_process import ULDLogitsProcessor
-from .modeling_uld import ULDForCausalLM
 
 
 if TYPE_CHECKING:
+    from .assistant import build_assistant
     from .bake.bake_config import ULDBakeConfig
     from .bake.bake_trainer import ULDBakeTrainer
     from .baselines.offset_trainer import OffsetConfig, OffsetTrainer
@@ -32,20 +32,25 @@ if TYPE_CHECKING:
     from .data.fictitious import fictitious_dataset, invent_people, split_people
     from .data.formatting import question_answer_to_prompt_completion
     from .data.tofu import load_tofu
+    from .logits_process import ULDLogitsProcessor
+    from .modeling_uld import ULDForCausalLM
     from .training.uld_config import ULDConfig
     from .training.uld_trainer import ULDTrainer
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "OffsetConfig": ".baselines.offset_trainer",
-    "OffsetTrainer": ".baselines.offset_trainer",
     "ULDBakeConfig": ".bake.bake_config",
     "ULDBakeTrainer": ".bake.bake_trainer",
+    "OffsetConfig": ".baselines.offset_trainer",
+    "OffsetTrainer": ".baselines.offset_trainer",
     "ULDConfig": ".training.uld_config",
+    "ULDForCausalLM": ".modeling_uld",
+    "ULDLogitsProcessor": ".logits_process",
     "ULDTrainer": ".training.uld_trainer",
     "UnlearnConfig": ".baselines.unlearn_config",
     "UnlearnTrainer": ".baselines.unlearn_trainer",
+    "build_assistant": ".assistant",
     "fictitious_dataset": ".data.fictitious",
     "invent_people": ".data.fictitious",
     "load_tofu": ".data.tofu",

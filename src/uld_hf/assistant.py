@@ -18,12 +18,12 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_bitsandbytes_available, logging
 
+from .truncated_config import ADAPTER_NAME, check_num_layers, select_layers, truncate_config
 
-ADAPTER_NAME = "assistant"
 
 # Stands where PEFT names an adapter's base. With the target's name there, AutoModelForCausalLM and AutoPeftModel would
 # put the adapter on the whole target: a model that recites.
@@ -41,71 +41,6 @@ _LORA_SETTINGS = {
 def default_lora_config() -> LoraConfig:
     """LoRA as in the paper (appendix, hyper-parameters): rank 32, alpha 32, on every linear layer but the head."""
     return LoraConfig(task_type="CAUSAL_LM", r=32, lora_alpha=32, target_modules="all-linear")
-
-
-def check_num_layers(num_layers: int, config: PreTrainedConfig) -> None:
-    """
-    Refuse a number of assistant layers that the target does not have.
-
-    Args:
-        num_layers (`int`):
-            Number of decoder layers K of the assistant.
-        config ([`~transformers.PreTrainedConfig`]):
-            Configuration of the target.
-
-    Raises:
-        ValueError: If `num_layers` is not between 1 and the target's number of layers.
-    """
-    available = config.get_text_config(decoder=True).num_hidden_layers
-    if not 1 <= num_layers <= available:
-        raise ValueError(
-            f"The assistant cannot have {num_layers} layers: the target has {available}. Use 1 to {available}, "
-            f"e.g. {max(1, available // 4)} (a quarter, as in the paper; small models need more)."
-        )
-
-
-def select_layers(config: PreTrainedConfig, indices: list[int]) -> None:
-    """
-    Make a text config describe the layers with the given indices, in place: their number and every per-layer list.
-
-    Args:
-        config ([`~transformers.PreTrainedConfig`]):
-            Text configuration to change.
-        indices (`list[int]`):
-            Indices of the layers, e.g. `[0, 1]` for the first two. An index may come twice.
-    """
-    available = config.num_hidden_layers
-    per_layer = {
-        name: [value[index] for index in indices]
-        for name, value in vars(config).items()
-        # Token ids are the one kind of list in a config that is not per-layer and may have the same length.
-        if isinstance(value, list | tuple) and len(value) == available and "token" not in name
-    }
-    for name, value in per_layer.items():
-        setattr(config, name, value)
-    config.num_hidden_layers = len(indices)
-
-
-def truncate_config(config: PreTrainedConfig, num_layers: int) -> PreTrainedConfig:
-    """
-    A copy of a model's configuration for its first `num_layers` decoder layers.
-
-    Args:
-        config ([`~transformers.PreTrainedConfig`]):
-            Configuration of the target.
-        num_layers (`int`):
-            Number of decoder layers K to keep.
-
-    Returns:
-        [`~transformers.PreTrainedConfig`]: The truncated configuration.
-
-    Raises:
-        ValueError: If the target does not have that many layers.
-    """
-    check_num_layers(num_layers, config)
-    truncated = copy.deepcopy(config)
-    select_layers(truncated.get_text_config(decoder=True), list(range(num_layers)))
-    return truncated
 
 
 def find_decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str]:
@@ -263,7 +198,7 @@ def truncate_model(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:
     return truncated
 
 
-def load_truncated_model(model_id: str, num_layers: int, **kwargs) -> PreTrainedModel:
+def load_truncated_model(model_id: str, num_layers: int, **kwargs: Any) -> PreTrainedModel:
     """
     Load only the first `num_layers` decoder layers of a checkpoint; the weights of the others are never read.
 
@@ -399,9 +334,12 @@ def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None, 
     assistant.peft_config[name].base_model_name_or_path = NO_BASE
     assistant.push_to_hub = _refuse_push
     for layer in assistant.modules():
-        if isinstance(layer, LoraLayer) and any(weight.is_meta for weight in layer.lora_A.parameters()):
+        if not isinstance(layer, LoraLayer):
+            continue
+        hook = vars(layer.get_base_layer()).get("_hf_hook")
+        if hook is not None and any(weight.is_meta for weight in layer.lora_A.parameters()):
             # The base is offloaded, and PEFT has put the LoRA where the weight seems to be: nowhere.
-            device = vars(layer.get_base_layer())["_hf_hook"].execution_device
+            device = hook.execution_device
             for part in (layer.lora_A, layer.lora_B, layer.lora_magnitude_vector):
                 part.to_empty(device=device)
             layer.reset_lora_parameters(name, peft_config.init_lora_weights)

@@ -262,7 +262,8 @@ def generate_in_blocks(
                 fed_kwargs.pop("logits_to_keep", None)  # generate() wants the last position only
                 inputs = model.target.prepare_inputs_for_generation(fed, next_sequence_length=size, **fed_kwargs)
                 assistant_logits.append(assistant(**inputs, return_dict=True).logits.to(input_ids.device))
-        choices = model.subtract(torch.stack(target_logits, dim=1), assistant_logits)
+        stacked = target_logits[0][:, None] if size == 1 else torch.stack(target_logits, dim=1)  # plain steps copy none
+        choices = model.subtract(stacked, assistant_logits)
 
         agreed = True
         for position in range(size):

@@ -1,6 +1,7 @@
 """`ULDModelConfig`: everything a saved unlearned model says about itself."""
 
 import copy
+import importlib
 import re
 from numbers import Real
 from typing import Any, Self
@@ -8,9 +9,9 @@ from typing import Any, Self
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from .assistant import ADAPTER_NAME, check_num_layers, select_layers
 from .logit_difference import Outside, check_subtraction
 from .saved_files import CHECKSUM, DamagedFileError, check_checksum
+from .truncated_config import ADAPTER_NAME, check_num_layers, select_layers
 
 
 # Settings of the subtraction that all assistants of a model have in common.
@@ -130,6 +131,9 @@ class ULDModelConfig(PreTrainedConfig):
         files: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
     ):
+        # Importing the model registers it with AutoModelForCausalLM. Whoever loads a saved model makes its
+        # configuration first: here is early enough, and `import uld_hf` need not take the time.
+        importlib.import_module(".modeling_uld", __package__)
         if isinstance(target_config, dict):
             target_config = AutoConfig.for_model(**target_config)
         if assistants is None:
@@ -244,3 +248,7 @@ class ULDModelConfig(PreTrainedConfig):
         if self._attn_implementation is not None:
             text_config._attn_implementation = self._attn_implementation
         return text_config
+
+
+# AutoConfig knows the class from here on, and with it AutoModelForCausalLM and pipeline(): see `__init__`.
+AutoConfig.register(ULDModelConfig.model_type, ULDModelConfig)

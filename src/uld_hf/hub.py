@@ -652,6 +652,32 @@ def copy_unlearned_model(folder: Path, destination: Path, repo_id: str, private:
     model_card(config, repo_id=repo_id, private=private).save(destination / "README.md")
 
 
+def record_evaluation(folder: str | os.PathLike, figures: Mapping[str, float | str]) -> None:
+    """
+    Put results of an evaluation into a saved unlearned model's configuration and card.
+
+    Args:
+        folder (`str` or `os.PathLike`):
+            Folder of the saved model.
+        figures (`Mapping[str, float | str]`):
+            Results by name; they replace those of an earlier evaluation.
+
+    Raises:
+        OSError: If there is no saved model.
+        ValueError: If its config.json is damaged.
+    """
+    config = load_config(folder)
+    for name in config.assistants:
+        config.training[name] = {**config.training.get(name, {}), "evaluation": dict(figures)}
+
+    def write(staging: Path) -> None:
+        model_card(config).save(staging / "README.md")
+        config.save_pretrained(staging)
+        sign_config(staging)
+
+    write_together(Path(folder), write)
+
+
 def save_unlearned_model(
     save_directory: str | os.PathLike,
     config: ULDModelConfig,

@@ -122,20 +122,43 @@ class _RowsLinear(nn.Module):
 JOINABLE = (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer)
 
 
-def _join_rows(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Rows of several tensors as one, without a copy where they follow one another in memory already."""
-    first = tensors[0]
-    step = len(first) * first.stride(0)
-    if any(
-        tensor.untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
-        or tensor.shape != first.shape
-        or tensor.stride() != first.stride()
-        or tensor.storage_offset() != first.storage_offset() + index * step
-        for index, tensor in enumerate(tensors)
-    ):
-        return torch.cat(tensors)
-    shape = (len(tensors) * len(first), *first.shape[1:])
-    return first.as_strided(shape, first.stride(), first.storage_offset())
+ROOM = 64  # tokens for which a buffer has room when it is made: it is copied once in so many steps
+
+
+class _Buffer:
+    """
+    Keys or values of a growing cache layer, of target and assistants side by side and with room for more tokens.
+
+    Each cache layer holds its rows as a view, as long as its text. What a view shows is never written over: rows of a
+    layer that was cropped, reordered or taken from somewhere else are copied into a new buffer.
+    """
+
+    def __init__(self):
+        self.rows: torch.Tensor | None = None
+        self.length = 0  # tokens written
+
+    def append(self, parts: Sequence[torch.Tensor], new: torch.Tensor) -> torch.Tensor:
+        """Rows of all parts with new tokens behind them."""
+        length = parts[0].shape[-2] if parts[0].numel() else 0
+        total = length + new.shape[-2]
+        if not self._ends_with(parts, length) or total > self.rows.shape[-2]:
+            self.rows = new.new_empty((*new.shape[:-2], total + ROOM, new.shape[-1]))
+            for part, place in zip(parts, self.rows.chunk(len(parts)), strict=True):
+                if length:
+                    place[..., :length, :] = part
+        self.rows[..., length:total, :] = new
+        self.length = total
+        return self.rows[..., :total, :]
+
+    def _ends_with(self, parts: Sequence[torch.Tensor], length: int) -> bool:
+        if self.rows is None or length != self.length:
+            return False
+        if self.rows.is_inference() and not torch.is_inference_mode_enabled():  # may not be written to
+            return False
+        return all(
+            part.data_ptr() == own.data_ptr() and part.shape[0] == own.shape[0] and part.stride() == own.stride()
+            for part, own in zip(parts, self.rows.chunk(len(parts)), strict=True)
+        )
 
 
 class _JoinedLayer(CacheLayerMixin):
@@ -153,27 +176,28 @@ class _JoinedLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if isinstance(self.layers[0], DynamicLayer) and not torch.compiler.is_compiling():  # graphs know no addresses
-            return self._grow(key_states, value_states, *args, **kwargs)
+        # Graphs know no addresses, and autograd keeps what would be written to.
+        if type(self.layers[0]) is DynamicLayer and not torch.compiler.is_compiling() and not key_states.requires_grad:
+            return self._grow(key_states, value_states)
         rows = zip(key_states.chunk(len(self.layers)), value_states.chunk(len(self.layers)), strict=True)
         updated = [layer.update(*states, *args, **kwargs) for layer, states in zip(self.layers, rows, strict=True)]
         keys, values = zip(*updated, strict=True)
         return torch.cat(keys), torch.cat(values)
 
-    def _grow(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Update growing layers as one, and leave each of them its part of the result: the next step finds the parts side
-        by side, and copies what the cache holds once, as the target alone would, instead of twice.
-        """
-        joined = copy.copy(self.layers[0])
-        if joined.is_initialized:
-            joined.keys = _join_rows([layer.keys for layer in self.layers])
-            joined.values = _join_rows([layer.values for layer in self.layers])
-        updated = joined.update(*args, **kwargs)
-        parts = zip(joined.keys.chunk(len(self.layers)), joined.values.chunk(len(self.layers)), strict=True)
-        for layer, (keys, values) in zip(self.layers, parts, strict=True):
-            vars(layer).update(vars(joined) | {"keys": keys, "values": values})
-        return updated
+    def _grow(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the update of every layer does, without copying all that the layers hold for every token."""
+        rows = zip(key_states.chunk(len(self.layers)), value_states.chunk(len(self.layers)), strict=True)
+        for layer, states in zip(self.layers, rows, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(*states)
+        # Kept with the cache, and as long as it.
+        keys, values = vars(self.layers[0]).setdefault("uld_buffers", (_Buffer(), _Buffer()))
+        joined_keys = keys.append([layer.keys for layer in self.layers], key_states)
+        joined_values = values.append([layer.values for layer in self.layers], value_states)
+        parts = zip(joined_keys.chunk(len(self.layers)), joined_values.chunk(len(self.layers)), strict=True)
+        for layer, (own_keys, own_values) in zip(self.layers, parts, strict=True):
+            layer.keys, layer.values = own_keys, own_values
+        return joined_keys, joined_values
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.layers[0].get_mask_sizes(query_length)

@@ -1,6 +1,7 @@
 """The card of a saved unlearned model, made from its configuration: sizes and settings, never texts."""
 
 import os
+import re
 from typing import Any
 
 import yaml
@@ -47,11 +48,20 @@ def find_license(name_or_path: str, **hub_kwargs: Any) -> dict[str, str]:
         metadata = ModelCard.load(file, ignore_metadata_errors=True).data.to_dict()
     except (ValueError, yaml.YAMLError):  # somebody else's card need not be valid
         return {}
-    return {
+    found = {
         name: metadata[name]
         for name in ("license", "license_name", "license_link")
         if isinstance(metadata.get(name), str)
     }
+    if "license" not in found:
+        return {}
+    # The Hub refuses a card whose licence is no identifier: one that somebody wrote out is a licence of its own.
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.\-]*", found["license"]):
+        found = {**found, "license": "other", "license_name": found.get("license_name", found["license"])}
+    if found["license"] == "other":
+        name = re.sub(r"[^\w.\-]+", "-", found.get("license_name", "unknown")).strip("-")
+        found["license_name"] = name or "unknown"
+    return found
 
 
 def _assistant_row(name: str, assistant: dict[str, Any], training: dict[str, Any]) -> str:

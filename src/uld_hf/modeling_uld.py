@@ -12,7 +12,6 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     Cache,
     DynamicCache,
@@ -132,9 +131,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     `model.execution` says how target and assistants run. `"lockstep"`, the default where the target allows it, takes
     their rows through the layers that they share together; `"two passes"` runs them one after the other. With
     `"blocks"`, greedy decoding and sampling let the target draft up to `model.max_block_size` tokens, which the
-    assistants then check in one pass: the same text, near the target's own speed where it has nothing to do with the
-    forget set. What one way cannot do takes the next: blocks need a growing cache and no beams, lockstep one
-    that is neither offloaded nor quantized.
+    assistants then check in one pass: the same text, in little more than the target's own time where it has nothing
+    to do with the forget set. What one way cannot do takes the next: blocks need a growing cache and no beams,
+    lockstep one that is neither offloaded nor quantized.
 
     Args:
         config ([`ULDModelConfig`], *optional*):
@@ -887,6 +886,5 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         return model
 
 
-# AutoModelForCausalLM and pipeline() know the class from here on.
-AutoConfig.register(ULDModelConfig.model_type, ULDModelConfig)
+# AutoModelForCausalLM and pipeline() know the class from here on; ULDModelConfig sees to it that they get here.
 AutoModelForCausalLM.register(ULDModelConfig, ULDForCausalLM)

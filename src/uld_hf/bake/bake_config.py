@@ -66,8 +66,9 @@ class ULDBakeConfig(SFTConfig):
             less is left to relearn from, and the longer the training must be. Not with LoRA.
 
     > [!NOTE]
-    > `bf16` is `True` only where the accelerator has it, instead of everywhere. Without LoRA the student is trained in
-    > float32; what is saved has the target's own type.
+    > `bf16` is `True` only where the accelerator has it, instead of everywhere, and activations are not recomputed
+    > unless `activation_checkpointing=True` asks for it. Without LoRA the student is trained in float32; what is saved
+    > has the target's own type.
     """
 
     divergence: str = field(
@@ -97,6 +98,9 @@ class ULDBakeConfig(SFTConfig):
     noise: float = field(
         default=0.0,
         metadata={"help": "Share of fresh weights mixed into the student at the start (UNDO); not with LoRA."},
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None, metadata={"help": "Old name of activation_checkpointing, which recomputes to save memory."}
     )
     bf16: bool | None = field(
         default=None,

@@ -16,6 +16,7 @@ from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
@@ -303,7 +304,8 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             with torch.random.fork_rng():
                 torch.manual_seed(args.seed)
                 drawn = self._draw(self.teacher, repeated)
-                answers = [[next(drawn) for _ in range(args.teacher_answers)] for _ in prompts]
+                progress = tqdm(prompts, desc="The teacher answers", disable=args.disable_tqdm)
+                answers = [[next(drawn) for _ in range(args.teacher_answers)] for _ in progress]
             write_answers(folder, fingerprint, answers)
         return answers
 
@@ -313,7 +315,8 @@ class ULDBakeTrainer(ForgetRetainTrainer):
 
         def log_probs() -> Iterator[torch.Tensor]:
             size = args.per_device_train_batch_size
-            for start in range(0, len(rows), size):
+            starts = range(0, len(rows), size)
+            for start in tqdm(starts, desc="The teacher's top tokens", disable=args.disable_tqdm):
                 examples = [rows[index] for index in range(start, min(start + size, len(rows)))]
                 batch = {name: value.to(args.device) for name, value in self.data_collator(examples).items()}
                 targets = composed_targets(self.teacher, batch)
@@ -390,7 +393,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             prompt_of(ids[:length], of[:length]) for ids, of, length in zip(input_ids, labels, lengths, strict=True)
         ]
         is_retain = batch["retain_mask"][:, 0].tolist()
-        checkpointing = self.args.gradient_checkpointing_kwargs
+        checkpointing = self.args.activation_checkpointing_kwargs
         with (
             torch.random.fork_rng(),
             unwrap_model_for_generation(

@@ -231,8 +231,9 @@ def bake_loss(
     """
     counted = labels[:, 1:] != -100
     hidden, retain_mask = hidden[:, :-1][counted], retain_mask[:, 1:][counted]
-    if len(hidden) == 0:  # a micro-batch without answers still has to reach backward()
-        zero = hidden.sum() * 0.0
+    trained = [parameter for parameter in model.get_output_embeddings().parameters() if parameter.requires_grad]
+    if len(hidden) == 0:  # a micro-batch without answers still has to reach backward(), and all that is trained
+        zero = sum((parameter.sum() for parameter in trained), hidden.sum()) * 0.0
         none = zero.detach()
         return BakeLossOutput(zero, none, none, none.long(), none.long())
 
@@ -248,7 +249,6 @@ def bake_loss(
         return divergence.detach(), log_probs.argmax(dim=-1) == first_choices, gradient
 
     chunk_size = chunk_size or tile_tokens(model.config.get_text_config(decoder=True).vocab_size)
-    trained = [parameter for parameter in model.get_output_embeddings().parameters() if parameter.requires_grad]
     weights = token_weights(retain_mask, num_items, retain_weight)
     loss, per_token, agreed = chunked_loss(hidden, weights, make_head(model), score, chunk_size, trained)
     return BakeLossOutput(

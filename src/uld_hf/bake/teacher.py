@@ -39,13 +39,13 @@ def check_teacher(teacher: Any, divergence: str) -> None:
             "with everything it knows. Pass an unlearned model: ULDForCausalLM.from_pretrained(...)."
         )
     check_subtracts(teacher)
-    for name, assistant in teacher.assistants.items():
-        weights = lora_weights(assistant)
-        if not any(weight.any() for key, weight in weights.items() if ".lora_B." in key):
-            raise ValueError(
-                f"The assistant {name!r} was never trained (its LoRA is zero): it knows nothing of what must be "
-                "forgotten. Train it with ULDTrainer or `uld train` first."
-            )
+    # One of several may be untrained on purpose: Offset unlearning adds what the trained one began as.
+    weights = [item for assistant in teacher.assistants.values() for item in lora_weights(assistant).items()]
+    if not any(weight.any() for name, weight in weights if ".lora_B." in name):
+        raise ValueError(
+            f"The assistants {list(teacher.assistants)} were never trained (their LoRA is zero): they know nothing of "
+            "what must be forgotten. Train them with ULDTrainer or `uld train` first."
+        )
     target = teacher.target
     if "quantization_config" in vars(target.config) or not all(p.is_floating_point() for p in target.parameters()):
         raise ValueError(
@@ -57,10 +57,11 @@ def check_teacher(teacher: Any, divergence: str) -> None:
             "The target is offloaded or spread over processes, and its weights are what the student begins with. Load "
             "it onto one device."
         )
-    if divergence == "reverse_kl" and teacher.config.outside == "mask" and teacher.config.relative_top > 0:
+    config = teacher.config
+    if divergence == "reverse_kl" and (config.remove_top_k or (config.outside == "mask" and config.relative_top > 0)):
         raise ValueError(
-            "divergence='reverse_kl' is infinite where the unlearned model rules tokens out (outside='mask'). Use "
-            "'forward_kl' or 'js', or load it with outside='keep'."
+            "divergence='reverse_kl' is infinite where the unlearned model rules tokens out (outside='mask', "
+            "remove_top_k). Use 'forward_kl' or 'js', or load it with other settings."
         )
 
 

@@ -1,1 +1,1 @@
-"""The `uld` command: `uld demo`, `uld train`, `uld generate`."""
+"""The `uld` command: a module for each of its commands, and what they have in common."""

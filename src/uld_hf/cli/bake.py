@@ -10,13 +10,15 @@ from ..bake.bake_config import ULDBakeConfig
 from ..bake.bake_trainer import ULDBakeTrainer
 from ..bake.teacher import load_target_tokenizer
 from ..hub import load_config
-from .parsing import check_model_path, parse_command_line
+from . import output
+from .interrupt import train_until_done
+from .parsing import CommandParser, check_model_path
 from .train import COMMON_OPTIONS, load_rows
 
 
 DESCRIPTION = """Distill an unlearned model into plain weights: an ordinary folder that loads without uld_hf.
 
-  uld bake --model forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output alice-forgotten
+  uld bake forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output alice-forgotten
 
 Rows are those of `uld train`; best the same files, paraphrases and wrong answers included. All weights are trained, or
 with --use_peft LoRA that is merged at the end. The unlearned model and its target are not changed.
@@ -64,6 +66,17 @@ class BakeArguments:
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout of that LoRA"})
 
 
+def build_parser() -> CommandParser:
+    """The command line of `uld bake`."""
+    inherited = {option.name for option in fields(SFTConfig)}
+    own = [option.name for option in (*fields(BakeArguments), *fields(ULDBakeConfig)) if option.name not in inherited]
+    common = [option for option in COMMON_OPTIONS if option != "output_dir"]
+    shown = (*own, *common)
+    return CommandParser(
+        (BakeArguments, ULDBakeConfig), "uld bake", DESCRIPTION, shown, words=("model",), has_json=True
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """
     Run `uld bake`.
@@ -71,13 +84,11 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`):
             Arguments after `uld bake`.
+
+    Raises:
+        KeyboardInterrupt: At Ctrl-C, after a checkpoint, saying how to go on.
     """
-    inherited = {option.name for option in fields(SFTConfig)}
-    own = [option.name for option in (*fields(BakeArguments), *fields(ULDBakeConfig)) if option.name not in inherited]
-    common = [option for option in COMMON_OPTIONS if option != "output_dir"]
-    arguments, config = parse_command_line(
-        (BakeArguments, ULDBakeConfig), argv, "uld bake", DESCRIPTION, shown=(*own, *common)
-    )
+    arguments, config = build_parser().parse(argv)
     if config.output_dir not in (ULDBakeConfig().output_dir, arguments.output):
         raise ValueError(
             f"--output_dir {config.output_dir} and --output {arguments.output} differ: give --output only."
@@ -106,14 +117,17 @@ def main(argv: Sequence[str]) -> None:
         if arguments.use_peft
         else None,
     )
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
-    if config.teacher_top_k is not None:
-        trainer.accelerator.print(
-            f"The teacher's top {config.teacher_top_k} took {trainer.teacher_cache_bytes:,} bytes in "
-            f"{trainer.teacher_cache_dir}."
-        )
+    metrics = train_until_done(trainer, ["uld", "bake", *argv])
     trainer.save_model()  # with --push_to_hub it pushes too
-    trainer.accelerator.print(
-        f"Saved to {config.output_dir}. It loads anywhere:\n"
-        f'  AutoModelForCausalLM.from_pretrained("{config.output_dir}")'
-    )
+    if trainer.is_world_process_zero():
+        lines = [
+            f"Saved to {config.output_dir}. It loads anywhere:",
+            f'  AutoModelForCausalLM.from_pretrained("{config.output_dir}")',
+        ]
+        if config.teacher_top_k is not None:
+            size, place = f"{trainer.teacher_cache_bytes:,} bytes", trainer.teacher_cache_dir
+            lines.append(f"The teacher's top {config.teacher_top_k} took {size} in {place}.")
+        output.result(
+            "\n".join(lines),
+            {"output_dir": config.output_dir, "steps": trainer.state.global_step, "metrics": metrics},
+        )

@@ -39,7 +39,8 @@ from ..evaluation.tofu import (
 from ..modeling_uld import ULDForCausalLM
 from ..training.uld_config import ULDConfig
 from ..training.uld_trainer import ULDTrainer
-from .parsing import parse_command_line
+from . import output
+from .parsing import CommandParser
 
 
 DESCRIPTION = """Make a tiny language model learn 40 invented people, then forget four of them.
@@ -336,14 +337,16 @@ def run_demo(output_dir: str | os.PathLike, num_people: int = 40, seed: int = 0)
     def chat_rows(rows: Dataset) -> Dataset:
         return question_answer_to_prompt_completion(rows, conversational=True)
 
-    print(f"1/4  The target learns {num_people} invented people, {len(dataset)} facts.")
+    output.note(f"1/4  The target learns {num_people} invented people, {len(dataset)} facts.")
     target, target_seconds = learn(chat_rows(dataset), tokenizer, folder / "target", seed)
-    print(f"2/4  For comparison, a model is retrained without the {len(names)} people to forget: {', '.join(names)}.")
+    output.note(
+        f"2/4  For comparison, a model is retrained without the {len(names)} people to forget: {', '.join(names)}."
+    )
     retrained, retrained_seconds = learn(chat_rows(retain), tokenizer, folder / "retrained", seed)
-    print(f"3/4  ULD trains an assistant that knows these {len(names)} and nothing else.")
+    output.note(f"3/4  ULD trains an assistant that knows these {len(names)} and nothing else.")
     unlearned, seconds, trainable = unlearn(target, tokenizer, forget, retain, folder / "unlearned", seed)
 
-    print("4/4  All three answer the same questions.\n")
+    output.note("4/4  All three answer the same questions.\n")
     candidates = {"target": target, "retrained": retrained, "unlearned (ULD)": unlearned}
     scores = {
         name: {part: ask(model, tokenizer, split[part]) for part in ("forget", "retain")}
@@ -355,32 +358,37 @@ def run_demo(output_dir: str | os.PathLike, num_people: int = 40, seed: int = 0)
         "unlearned (ULD)": (seconds, trainable),
     }
     rows = [summarize(name, scores[name], scores["retrained"], split, *costs[name]) for name in candidates]
-    print(format_table(rows))
-    print(
+    output.result(format_table(rows), {"output_dir": str(folder), "rows": [asdict(row) for row in rows]})
+    output.note(
         "\nanswers right     share of answers that contain the fact, on the forgotten people and on the others"
         "\nforget quality p  of the test that the model prefers right to wrong answers no more than the retrained one "
         "does;\n                  above 0.05 the two cannot be told apart"
         "\nbroken answers    empty, or the same words over and over\n"
     )
     for index in range(0, len(forget), max(1, len(forget) // 3))[:3]:
-        print(f"Q  {forget['question'][index]}")
-        for name in candidates:
-            print(f"   {name:<16} {scores[name]['forget'].completions[index]}")
-        print()
+        answers = [f"   {name:<16} {scores[name]['forget'].completions[index]}" for name in candidates]
+        output.note("\n".join([f"Q  {forget['question'][index]}", *answers, ""]))
 
     (folder / "results.json").write_text(
         json.dumps({"seed": seed, "num_people": num_people, "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
     )
-    print(f"The assistant was saved to {folder / 'unlearned'}. Loaded back, through pipeline(), about someone kept:")
+    output.note(
+        f"The assistant was saved to {folder / 'unlearned'}. Loaded back, through pipeline(), about someone kept:"
+    )
     loaded = ULDForCausalLM.from_pretrained(folder / "unlearned")
     generator = pipeline("text-generation", model=loaded, tokenizer=AutoTokenizer.from_pretrained(folder / "unlearned"))
     question = retain["question"][0]
     reply = generator([{"role": "user", "content": question}], max_new_tokens=48, do_sample=False)
-    print(f"Q  {question}\n   {'unlearned (ULD)':<16} {reply[0]['generated_text'][-1]['content'].strip()}")
+    output.note(f"Q  {question}\n   {'unlearned (ULD)':<16} {reply[0]['generated_text'][-1]['content'].strip()}")
     command = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "uld"))
     question = forget["question"][0]
-    print(f'\nAsk it yourself:  {command} generate --model {folder / "unlearned"} --prompt "{question}"')
+    output.note(f'\nAsk it yourself:  {command} generate {folder / "unlearned"} --prompt "{question}"')
     return rows
+
+
+def build_parser() -> CommandParser:
+    """The command line of `uld demo`."""
+    return CommandParser((DemoArguments,), "uld demo", DESCRIPTION, words=("output_dir",), has_json=True)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -391,5 +399,5 @@ def main(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`):
             Arguments after `uld demo`.
     """
-    (arguments,) = parse_command_line((DemoArguments,), argv, "uld demo", DESCRIPTION)
+    (arguments,) = build_parser().parse(argv)
     run_demo(arguments.output_dir, arguments.num_people, arguments.seed)

@@ -1,9 +1,7 @@
 """`uld eval`: what an unlearned model has forgotten and kept, beside its target and a retrained model."""
 
-import hashlib
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,26 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, pipeline
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
-from ..assistant import lora_weights
 from ..configuration_uld import SHARED_SETTINGS
 from ..evaluation.comparison import compare, figure_table
 from ..evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS, context_length, encode
 from ..evaluation.tofu_logs import SetLog, check_same_rows, load_tofu_log
 from ..evaluation.verbatim import word_perplexity
-from ..hub import fingerprint_target, fingerprint_tokenizer, fingerprint_tokenizer_of
-from ..modeling_uld import ULDForCausalLM
-from .generate import load_tokenizer
-from .parsing import check_model_path, parse_command_line
+from ..hub import fingerprint_tokenizer, record_evaluation
+from . import output
+from .identity import check_tokenizer, hash_files, identify, identify_unlearned
+from .loading import load_model, load_tokenizer, load_unlearned
+from .parsing import CommandParser, check_model_path
 from .questions import read_documents, read_questions, read_rows
 
 
 DESCRIPTION = """Measure what an unlearned model has forgotten and what it has kept, beside its target.
 
-  uld eval --model forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir evaluation
+  uld eval forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir evaluation
 
 Rows are {"question": ..., "answer": ...}, {"prompt": ..., "completion": ...} or {"text": ...}; with
 "paraphrased_answer" and "perturbed_answer" (a list of wrong answers), as TOFU has them, the truth ratio is measured
@@ -41,7 +38,7 @@ membership attacks. What was measured is kept in --output_dir, and a second run 
 
 TOFU, from the Hub:
 
-  uld eval --model forget-authors --output_dir evaluation --retrained_log retain90.json \\
+  uld eval forget-authors --output_dir evaluation --retrained_log retain90.json \\
       --forget_dataset locuslab/TOFU:forget10_perturbed --retain_dataset locuslab/TOFU:retain_perturbed \\
       --real_authors_dataset locuslab/TOFU:real_authors_perturbed \\
       --world_facts_dataset locuslab/TOFU:world_facts_perturbed --holdout_dataset locuslab/TOFU:holdout10
@@ -91,6 +88,8 @@ class EvalArguments:
             Questions to answer at once.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
             Most tokens to score at once.
+        add_to_card (`bool`, *optional*, defaults to `False`):
+            Put the figures into the model's card too.
     """
 
     model: str = field(metadata={"help": "folder or hub id of a saved unlearned model (what `uld train` wrote)"})
@@ -126,6 +125,9 @@ class EvalArguments:
     continuation_tokens: int = field(default=50, metadata={"help": "tokens that follow in the document"})
     batch_size: int = field(default=32, metadata={"help": "questions to answer at once"})
     max_batch_tokens: int = field(default=MAX_BATCH_TOKENS, metadata={"help": "most tokens to score at once"})
+    add_to_card: bool = field(
+        default=False, metadata={"help": "put the figures into the card and config.json of --model (a folder) too"}
+    )
 
     def __post_init__(self) -> None:
         numbers = ("max_new_tokens", "prefix_tokens", "continuation_tokens", "batch_size", "max_batch_tokens")
@@ -136,6 +138,10 @@ class EvalArguments:
             raise ValueError(f"num_samples={self.num_samples} must be 0 or more.")
         if self.retrained is not None and self.retrained_log is not None:
             raise ValueError("Give --retrained or --retrained_log, not both: the forget quality is against one model.")
+        if self.add_to_card and (self.alpha is not None or not os.path.isdir(self.model)):
+            raise ValueError(
+                "--add_to_card needs a model in a folder, evaluated with its own alpha: save it with the alpha first."
+            )
 
     @property
     def data(self) -> dict[str, str]:
@@ -154,113 +160,6 @@ class EvalArguments:
     def read(self, path: str, tokenizer: PreTrainedTokenizerBase) -> list[Question]:
         """Questions of a dataset, as the models are to see them."""
         return read_questions(path, tokenizer, self.prefix_tokens, self.continuation_tokens)
-
-
-def load_unlearned(model: str, target: str | None, alpha: float | None) -> ULDForCausalLM:
-    """
-    Load an unlearned model, on the accelerator if there is one.
-
-    Args:
-        model (`str`):
-            Folder or hub id.
-        target (`str`, *optional*):
-            Folder or hub id of the target, if it has moved.
-        alpha (`float`, *optional*):
-            Weight of the assistant's logits, in place of the saved one.
-
-    Returns:
-        [`ULDForCausalLM`]: The model.
-    """
-    loading = {"dtype": "auto", "device_map": "auto" if torch.accelerator.is_available() else None}
-    if target is None:
-        return ULDForCausalLM.from_pretrained(model, alpha=alpha, **loading)
-    loaded = AutoModelForCausalLM.from_pretrained(target, **loading)
-    return ULDForCausalLM.from_pretrained(model, target=loaded, alpha=alpha)
-
-
-def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """
-    One hash of named tensors.
-
-    Args:
-        tensors (`Mapping[str, torch.Tensor]`):
-            Tensors by name.
-
-    Returns:
-        `str`: SHA-256.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def identify(model: PreTrainedModel) -> dict[str, str | None]:
-    """
-    What tells a model from others, wherever it lies: the fingerprint of all of its layers.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model.
-
-    Returns:
-        `dict[str, str]`: See [`uld_hf.hub.fingerprint_target`].
-    """
-    return fingerprint_target(model, model.config.get_text_config(decoder=True).num_hidden_layers)
-
-
-def identify_unlearned(model: ULDForCausalLM) -> dict[str, dict[str, Any]]:
-    """
-    What tells an unlearned model from others: its target's fingerprint and its assistants' weights.
-
-    Args:
-        model ([`ULDForCausalLM`]):
-            The model.
-
-    Returns:
-        `dict[str, dict]`: Under `"target"` and `"lora"`.
-    """
-    lora = {name: hash_tensors(lora_weights(assistant)) for name, assistant in model.assistants.items()}
-    return {"target": identify(model.target), "lora": lora}
-
-
-def hash_files(data: Mapping[str, str]) -> dict[str, str]:
-    """
-    SHA-256 of datasets.
-
-    Args:
-        data (`Mapping[str, str]`):
-            Files, or hub ids, by set.
-
-    Returns:
-        `dict[str, str]`: Hexadecimal digests by set: of the file, or of the rows as JSON.
-    """
-    content = {
-        split: Path(path).read_bytes() if os.path.isfile(path) else json.dumps(read_rows(path)).encode()
-        for split, path in data.items()
-    }
-    return {split: hashlib.sha256(each).hexdigest() for split, each in content.items()}
-
-
-def check_tokenizer(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """
-    Refuse a model whose own tokenizer is another one, with which its figures would mean nothing.
-
-    Args:
-        name_or_path (`str`):
-            Hub id or folder of the model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            The tokenizer that it is going to be measured with.
-
-    Raises:
-        ValueError: If there is a tokenizer beside it, and it differs.
-    """
-    if fingerprint_tokenizer_of(name_or_path) not in (None, fingerprint_tokenizer(tokenizer)):
-        raise ValueError(
-            f"{name_or_path} has another tokenizer than the unlearned model: the two cannot be compared token by "
-            "token. Give a model that was retrained from the same base."
-        )
 
 
 def read_documents_perplexity(
@@ -368,7 +267,7 @@ def evaluate_or_load(
             evaluation.sets = earlier.sets
     for split, path in data.items():
         if split not in evaluation.sets:
-            print(f"{name}: {split.replace('_', ' ')} set", file=sys.stderr)
+            output.note(f"{name}: {split.replace('_', ' ')} set")
             evaluation.sets[split] = measure_set(split, model, tokenizer, path, arguments)
             evaluation.save(file)  # after every set: an interrupted run loses one at most
     return evaluation
@@ -394,6 +293,23 @@ def format_results(evaluations: Mapping[str, Evaluation], compared: Mapping[str,
         cells = [f"{row[name]:>12.3g}" if name in row else " " * 12 for name in evaluations]
         lines.append(f"{label:<{width}}" + "".join(cells))
     return "\n".join(lines)
+
+
+def card_figures(evaluation: Evaluation, compared: Mapping[str, float]) -> dict[str, float]:
+    """
+    The figures that a model card shows: of what must be forgotten and kept, and those that need several models.
+
+    Args:
+        evaluation ([`Evaluation`]):
+            The unlearned model's.
+        compared (`Mapping[str, float]`):
+            Its figures that need more than one set or model.
+
+    Returns:
+        `dict[str, float]`: By name.
+    """
+    table = figure_table({"unlearned": evaluation}, {"unlearned": compared})
+    return {label: row["unlearned"] for label, row in table.items() if not label.startswith("holdout")}
 
 
 def describe_missing(evaluations: Mapping[str, Evaluation], figures: Mapping[str, float]) -> list[str]:
@@ -424,6 +340,11 @@ def describe_missing(evaluations: Mapping[str, Evaluation], figures: Mapping[str
     return reasons
 
 
+def build_parser() -> CommandParser:
+    """The command line of `uld eval`."""
+    return CommandParser((EvalArguments,), "uld eval", DESCRIPTION, words=("model",), has_json=True)
+
+
 def main(argv: Sequence[str]) -> None:
     """
     Run `uld eval`.
@@ -431,8 +352,26 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`):
             Arguments after `uld eval`.
+
+    Raises:
+        KeyboardInterrupt: At Ctrl-C, saying how to go on.
     """
-    (arguments,) = parse_command_line((EvalArguments,), argv, "uld eval", DESCRIPTION)
+    (arguments,) = build_parser().parse(argv)
+    try:
+        run(arguments)
+    except KeyboardInterrupt:
+        kept = f"what was measured is in {arguments.output_dir}, and the same command goes on from there"
+        raise KeyboardInterrupt(f"interrupted; {kept}.") from None
+
+
+def run(arguments: EvalArguments) -> None:
+    """
+    Measure, print and write down.
+
+    Args:
+        arguments ([`EvalArguments`]):
+            The command's.
+    """
     data = arguments.data
     for path in data.values():
         read_rows(path)  # what is not there is told before a model is loaded
@@ -467,14 +406,12 @@ def main(argv: Sequence[str]) -> None:
     }
     if arguments.retrained is not None:
         del model  # one model at a time
-        loading = {"dtype": "auto", "device_map": "auto" if torch.accelerator.is_available() else None}
-        retrained = AutoModelForCausalLM.from_pretrained(arguments.retrained, **loading).eval()
+        retrained = load_model(arguments.retrained)
         settings = {"retrained": identify(retrained)}
         evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, data, settings, arguments)
     compared = compare(evaluations, log)
-    print(format_results(evaluations, compared))
-    for sentence in describe_missing(evaluations, compared["unlearned"]):
-        print(sentence)
+    if arguments.add_to_card:
+        record_evaluation(arguments.model, card_figures(evaluations["unlearned"], compared["unlearned"]))
     summary = {
         "models": {
             name: {split: results.summary() for split, results in evaluation.sets.items()}
@@ -484,4 +421,8 @@ def main(argv: Sequence[str]) -> None:
     }
     file = Path(arguments.output_dir) / "summary.json"
     file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print(f"\nWritten to {arguments.output_dir}: summary.json, and for each model a file with the values of every row.")
+    sentences = describe_missing(evaluations, compared["unlearned"])
+    output.result("\n".join([format_results(evaluations, compared), *sentences]), summary)
+    output.note(
+        f"\nWritten to {arguments.output_dir}: summary.json, and for each model a file with the values of every row."
+    )

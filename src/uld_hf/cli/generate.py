@@ -2,23 +2,24 @@
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..data.formatting import PROMPT_TEMPLATE, read_json_lines
-from ..modeling_uld import ULDForCausalLM
-from .parsing import check_model_path, parse_command_line
+from . import output
+from .loading import load_tokenizer, load_unlearned
+from .parsing import CommandParser, check_files, check_model_path
 
 
 DESCRIPTION = """Answer prompts with the target and with the unlearned model, side by side.
 
-  uld generate --model forget-alice --prompt "Who is Alice?"
-  uld generate --model forget-alice --prompts_file questions.txt --output answers.jsonl
+  uld generate forget-alice --prompt "Who is Alice?"
+  uld generate forget-alice --prompts_file questions.txt --output answers.jsonl
 """
 
 
@@ -100,26 +101,6 @@ def read_prompts(path: str, conversational: bool) -> list[str]:
     return prompts
 
 
-def load_tokenizer(model: ULDForCausalLM, folder: str) -> PreTrainedTokenizerBase:
-    """
-    The tokenizer saved with an unlearned model, or its target's.
-
-    Args:
-        model ([`ULDForCausalLM`]):
-            The unlearned model.
-        folder (`str`):
-            Folder or hub id it was loaded from.
-
-    Returns:
-        [`~transformers.PreTrainedTokenizerBase`]: The tokenizer.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config.target_config)
-    except (OSError, ValueError, ImportError):  # `model.save_pretrained` saves the model only
-        tokenizer = AutoTokenizer.from_pretrained(model.target.name_or_path)
-    return tokenizer
-
-
 def answer(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, arguments: GenerateArguments
 ) -> str:
@@ -156,6 +137,11 @@ def answer(
     return tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
+def build_parser() -> CommandParser:
+    """The command line of `uld generate`."""
+    return CommandParser((GenerateArguments,), "uld generate", DESCRIPTION, words=("model",), has_json=True)
+
+
 def main(argv: Sequence[str]) -> None:
     """
     Run `uld generate`.
@@ -164,20 +150,15 @@ def main(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`):
             Arguments after `uld generate`.
     """
-    (arguments,) = parse_command_line((GenerateArguments,), argv, "uld generate", DESCRIPTION)
+    (arguments,) = build_parser().parse(argv)
     given = [value for value in (arguments.prompt, arguments.question, arguments.prompts_file) if value is not None]
     if len(given) != 1:
         raise ValueError("Give one of --prompt, --question and --prompts_file.")
+    check_files(arguments.prompts_file)
     check_model_path(arguments.model)
     if arguments.target is not None:
         check_model_path(arguments.target)
-    # On the accelerators that are there, layers that do not fit on the CPU.
-    loading = {"dtype": "auto", "device_map": "auto" if torch.accelerator.is_available() else None}
-    if arguments.target is not None:
-        target = AutoModelForCausalLM.from_pretrained(arguments.target, **loading)
-        model = ULDForCausalLM.from_pretrained(arguments.model, target=target, alpha=arguments.alpha)
-    else:
-        model = ULDForCausalLM.from_pretrained(arguments.model, alpha=arguments.alpha, **loading)
+    model = load_unlearned(arguments.model, arguments.target, arguments.alpha)
     tokenizer = load_tokenizer(model, arguments.model)
     conversational = tokenizer.chat_template is not None
     if arguments.prompts_file is not None:
@@ -186,20 +167,34 @@ def main(argv: Sequence[str]) -> None:
         prompts = given
     else:
         prompts = [PROMPT_TEMPLATE.format(question=arguments.question)]
-    rows = []
-    for prompt in tqdm(prompts, desc="Answering", disable=len(prompts) < 2):
-        rows.append(
-            {
+    with ExitStack() as stack:
+        file = stack.enter_context(open(arguments.output, "w", encoding="utf-8")) if arguments.output else None
+        # Every answer is written and shown as soon as it is there: Ctrl-C loses one.
+        for prompt in tqdm(prompts, desc="Answering", disable=len(prompts) < 2 or output.is_quiet()):
+            row = {
                 "prompt": prompt,
                 "target": answer(model.target, tokenizer, prompt, arguments),
                 "unlearned": answer(model, tokenizer, prompt, arguments),
             }
-        )
-    for row in rows:
-        for name, text in row.items():
-            print(textwrap.fill(text, width=100, initial_indent=f"{name:<10} ", subsequent_indent=" " * 11))
-        print()
-    if arguments.output is not None:
-        Path(arguments.output).write_text(
-            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-        )
+            if file is not None:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+            output.result(format_row(row), row)
+
+
+def format_row(row: Mapping[str, str]) -> str:
+    """
+    A prompt and its answers, for a terminal.
+
+    Args:
+        row (`Mapping[str, str]`):
+            Texts by what they are.
+
+    Returns:
+        `str`: Wrapped lines, and an empty one.
+    """
+    lines = [
+        textwrap.fill(text, width=100, initial_indent=f"{name:<10} ", subsequent_indent=" " * 11)
+        for name, text in row.items()
+    ]
+    return "\n".join([*lines, ""])

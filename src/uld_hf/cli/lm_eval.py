@@ -3,6 +3,19 @@
 import sys
 from collections.abc import Sequence
 
+from .parsing import CommandParser
+
+
+DESCRIPTION = """lm-evaluation-harness's own command, which knows saved unlearned models. Its options are its own:
+
+  uld lm_eval --model hf --model_args pretrained=forget-alice --tasks mmlu
+"""
+
+
+def build_parser() -> CommandParser:
+    """What shells complete: nothing of ours."""
+    return CommandParser((), "uld lm_eval", DESCRIPTION)
+
 
 def main(argv: Sequence[str]) -> None:
     """

@@ -1,73 +1,173 @@
-"""Command lines from typed dataclasses, with a `--help` that shows the options that matter."""
+"""Command lines from typed dataclasses: words before the options, a YAML file, a `--help` with what matters."""
 
 import argparse
 import difflib
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import shtab
 import yaml
 from transformers import PreTrainedConfig
 from trl import TrlParser
 
+from . import output
 
-def parse_command_line(
-    dataclasses: Sequence[type],
-    argv: Sequence[str],
-    prog: str,
-    description: str,
-    shown: Sequence[str] | None = None,
-) -> tuple[Any, ...]:
+
+@dataclass
+class OutputArguments:
     """
-    Parse flags, and a YAML file given with `--config`, into dataclasses.
+    What every command takes.
+
+    Args:
+        quiet (`bool`, *optional*, defaults to `False`):
+            Print results and errors only.
+        traceback (`bool`, *optional*, defaults to `False`):
+            Show where in the code an error comes from.
+    """
+
+    quiet: bool = field(default=False, metadata={"help": "print results and errors only"})
+    traceback: bool = field(default=False, metadata={"help": "show where in the code an error comes from"})
+
+
+@dataclass
+class JsonArguments:
+    """
+    What a command takes that has results.
+
+    Args:
+        json (`bool`, *optional*, defaults to `False`):
+            Print the results as one JSON document on standard output, everything else on standard error.
+    """
+
+    json: bool = field(default=False, metadata={"help": "print the results as JSON on standard output, nothing else"})
+
+
+# What shells complete after an option: by the option's name.
+_FOLDERS = ("model", "target", "retrained", "output_dir", "folder", "results")
+_FILES = ("config", "prompts_file", "output", "sweep")
+
+
+class CommandParser:
+    """
+    The command line of one command.
 
     Args:
         dataclasses (`Sequence[type]`):
             Dataclasses to fill.
-        argv (`Sequence[str]`):
-            Arguments.
         prog (`str`):
             Name of the command, e.g. `"uld train"`.
         description (`str`):
             What the command does, and an example.
         shown (`Sequence[str]`, *optional*):
             Names of the options that `--help` lists; `--help-all` lists all. Defaults to all of them.
-
-    Returns:
-        `tuple[Any, ...]`: An instance of each dataclass.
+        words (`Sequence[str]`, *optional*):
+            Options that may be given by their place instead of their name, before all others: `uld generate MODEL`.
+        has_json (`bool`, *optional*, defaults to `False`):
+            Whether the command has results, and with them `--json`.
     """
-    parser = TrlParser(
-        list(dataclasses), prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
-    if shown is not None:
-        parser.add_argument("--help-all", action="help", help="list every option, those of transformers and trl too")
+
+    def __init__(
+        self,
+        dataclasses: Sequence[type],
+        prog: str,
+        description: str,
+        shown: Sequence[str] | None = None,
+        words: Sequence[str] = (),
+        has_json: bool = False,
+    ):
+        self.words = tuple(words)
+        self.num_own = len(dataclasses)
+        self.has_json = has_json
+        common = [OutputArguments, JsonArguments] if has_json else [OutputArguments]
+        self.parser = TrlParser(
+            [*dataclasses, *common],
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            usage=" ".join([prog, *(f"[{word.upper()}]" for word in words), "[OPTIONS]"]),
+        )
+        self.parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
+        self.hidden: list[argparse.Action] = []
+        if shown is not None:
+            self.parser.add_argument("--help-all", action="help", help="list the options of transformers and trl too")
+            visible = {*shown, *words, "config", "help", "help_all", "quiet", "traceback", "json"}
+            self.hidden = [action for action in self.parser._actions if action.dest not in visible]
+        for action in self.parser._actions:
+            if action.help and "%(default)" not in action.help and action.default not in (None, argparse.SUPPRESS, ""):
+                action.help = f"{action.help} (default: {action.default})"
+            if action.dest in _FOLDERS:
+                action.complete = shtab.DIRECTORY
+            elif action.dest in _FILES or action.dest.endswith("_dataset"):
+                action.complete = shtab.FILE
+
+    def hide(self) -> argparse.ArgumentParser:
+        """
+        Leave the options that few need out of the help, and of what shells complete.
+
+        Returns:
+            `argparse.ArgumentParser`: The parser.
+        """
+        for action in self.hidden:
+            action.help = argparse.SUPPRESS
+        return self.parser
+
+    def parse(self, argv: Sequence[str]) -> tuple[Any, ...]:
+        """
+        Parse a command line into dataclasses, and let the command print as it says.
+
+        Args:
+            argv (`Sequence[str]`):
+                Arguments after the command's name.
+
+        Returns:
+            `tuple[Any, ...]`: An instance of each dataclass.
+
+        Raises:
+            ValueError: If an option is unknown or given twice, there are too many words, or the file of `--config` is
+                not YAML.
+        """
+        argv = self._name_words(list(argv))
         if "--help-all" not in argv:
-            for action in parser._actions:
-                if action.dest not in (*shown, "config", "help", "help_all"):
-                    action.help = argparse.SUPPRESS
-            parser.usage = f"{prog} [OPTIONS]"
-    for action in parser._actions:
-        if action.help and action.help is not argparse.SUPPRESS and action.default not in (None, argparse.SUPPRESS, ""):
-            action.help = (
-                f"{action.help} (default: {action.default})" if "%(default)" not in action.help else action.help
+            self.hide()
+        try:
+            # TrlParser takes --config out of the arguments itself; the flag above is there for --help.
+            parsed = self.parser.parse_args_and_config(argv)
+        except yaml.YAMLError as error:
+            raise ValueError(f"The file of --config is not YAML: {error}") from error
+        except ValueError as error:
+            raise self._explain(error) from error
+        common = parsed[self.num_own :]
+        output.configure(common[0].quiet, self.has_json and common[1].json)
+        return parsed[: self.num_own]
+
+    def _name_words(self, argv: list[str]) -> list[str]:
+        """The same command line with the words at its beginning named: `alice --alpha 1` is `--model alice ...`."""
+        count = next((index for index, part in enumerate(argv) if part.startswith("-")), len(argv))
+        if count > len(self.words):
+            raise ValueError(
+                f"{argv[len(self.words)]!r} is not understood: what comes first is "
+                f"{' '.join(word.upper() for word in self.words) or 'an option'}. See {self.parser.prog} --help."
             )
-    try:
-        # TrlParser takes --config out of the arguments itself; the flag above is there for --help.
-        return parser.parse_args_and_config(list(argv))[: len(dataclasses)]
-    except yaml.YAMLError as error:
-        raise ValueError(f"The file of --config is not YAML: {error}") from error
-    except ValueError as error:
-        # Its message is for developers: name the options and what they may have been meant to be.
-        known = [option for action in parser._actions for option in action.option_strings]
+        named = []
+        for word, value in zip(self.words, argv[:count], strict=False):
+            if any(part == f"--{word}" or part.startswith(f"--{word}=") for part in argv[count:]):
+                raise ValueError(f"{word.upper()} is given twice: {value!r}, and with --{word}.")
+            named += [f"--{word}", value]
+        return [*named, *argv[count:]]
+
+    def _explain(self, error: ValueError) -> ValueError:
+        """TrlParser's message is for developers: name the options and what they may have been meant to be."""
+        known = [option for action in self.parser._actions for option in action.option_strings]
         unknown = [f"--{word.lstrip('-')}" for word in re.findall(r"'(-*[A-Za-z]\w*)'", str(error))]
         unknown = [option for option in unknown if option not in known]
         if not unknown or not re.search("not used by|Unknown arguments", str(error)):
-            raise
+            return error
         hints = {option: difflib.get_close_matches(option, known, n=1) for option in unknown}
         named = [f"{option} (did you mean {hint[0]}?)" if hint else option for option, hint in hints.items()]
-        raise ValueError(f"Unknown option {', '.join(named)}. See {prog} --help.") from error
+        return ValueError(f"Unknown option {', '.join(named)}. See {self.parser.prog} --help.")
 
 
 def check_model_path(name: str, revision: str | None = None) -> None:
@@ -90,3 +190,19 @@ def check_model_path(name: str, revision: str | None = None) -> None:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"There is no folder {name!r} here, and no such model on the Hub ({reason})") from error
+
+
+def check_files(*paths: str | None) -> None:
+    """
+    Refuse files that are not there, before anything long begins.
+
+    Args:
+        *paths (`str`, *optional*):
+            Files; `None` is passed over.
+
+    Raises:
+        FileNotFoundError: If one is absent.
+    """
+    for path in paths:
+        if path is not None and not os.path.isfile(path):
+            raise FileNotFoundError(f"There is no file {path!r}.")

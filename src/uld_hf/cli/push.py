@@ -1,9 +1,11 @@
 """`uld push`: a saved unlearned model to the Hub, privately unless told otherwise in words."""
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from ..publish import push_unlearned_model
+from . import output
+from .parsing import CommandParser
 
 
 DESCRIPTION = """Upload a saved unlearned model to the Hub: its layout and tokenizer, and nothing else in the folder.
@@ -15,19 +17,40 @@ private; --public publishes it, and the model card says so. The target is not up
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+@dataclass
+class PushArguments:
+    """
+    What `uld push` takes.
+
+    Args:
+        folder (`str`):
+            Folder of a saved unlearned model.
+        repo_id (`str`):
+            Repository.
+        public (`bool`, *optional*, defaults to `False`):
+            Publish the assistant, and with it the forget set.
+        revision (`str`, *optional*):
+            Branch to push to; made if absent.
+        create_pr (`bool`, *optional*, defaults to `False`):
+            Open a pull request instead of pushing.
+        commit_message (`str`, *optional*, defaults to `"Upload unlearned model"`):
+            Message of the commit.
+        token (`str`, *optional*):
+            Hub token.
+    """
+
+    folder: str = field(metadata={"help": "folder of a saved unlearned model (what `uld train` wrote)"})
+    repo_id: str = field(metadata={"help": "repository, e.g. me/forget-alice"})
+    public: bool = field(default=False, metadata={"help": "publish the assistant, and with it the forget set"})
+    revision: str | None = field(default=None, metadata={"help": "branch to push to; made if absent"})
+    create_pr: bool = field(default=False, metadata={"help": "open a pull request instead of pushing"})
+    commit_message: str = field(default="Upload unlearned model", metadata={"help": "message of the commit"})
+    token: str | None = field(default=None, metadata={"help": "hub token, instead of that of `hf auth login`"})
+
+
+def build_parser() -> CommandParser:
     """The command line of `uld push`."""
-    parser = argparse.ArgumentParser(
-        prog="uld push", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", help="folder of a saved unlearned model (what `uld train` wrote)")
-    parser.add_argument("repo_id", help="repository, e.g. me/forget-alice")
-    parser.add_argument("--public", action="store_true", help="publish the assistant, and with it the forget set")
-    parser.add_argument("--revision", help="branch to push to; made if absent")
-    parser.add_argument("--create_pr", action="store_true", help="open a pull request instead of pushing")
-    parser.add_argument("--commit_message", default="Upload unlearned model", help="message of the commit")
-    parser.add_argument("--token", help="hub token (default: that of `hf auth login`)")
-    return parser
+    return CommandParser((PushArguments,), "uld push", DESCRIPTION, words=("folder", "repo_id"), has_json=True)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`):
             Arguments after `uld push`.
     """
-    arguments = build_parser().parse_args(list(argv))
+    (arguments,) = build_parser().parse(argv)
     commit = push_unlearned_model(
         arguments.folder,
         arguments.repo_id,
@@ -48,4 +71,7 @@ def main(argv: Sequence[str]) -> None:
         revision=arguments.revision,
         create_pr=arguments.create_pr,
     )
-    print(f"Pushed to {commit.commit_url} ({'public' if arguments.public else 'private'})")
+    output.result(
+        f"Pushed to {commit.commit_url} ({'public' if arguments.public else 'private'})",
+        {"commit_url": commit.commit_url, "private": not arguments.public},
+    )

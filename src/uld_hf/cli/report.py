@@ -10,12 +10,13 @@ from pathlib import Path
 from ..evaluation.evaluation import Evaluation
 from ..evaluation.report import check_same, render_report, run_checks
 from ..evaluation.tofu_logs import load_tofu_log
-from .parsing import parse_command_line
+from . import output
+from .parsing import CommandParser, check_files
 
 
 DESCRIPTION = """Write one HTML page about an unlearned model, from what `uld eval` (and `uld sweep --output`) measured.
 
-  uld report --results evaluation --title "Forget Alice" --output report.html
+  uld report evaluation --title "Forget Alice" --output report.html
 
 The page needs no network and can be printed. It shows answers about what was to be forgotten: --num_examples 0 leaves
 them out of a page that travels.
@@ -55,6 +56,11 @@ class ReportArguments:
     )
 
 
+def build_parser() -> CommandParser:
+    """The command line of `uld report`."""
+    return CommandParser((ReportArguments,), "uld report", DESCRIPTION, words=("results",), has_json=True)
+
+
 def main(argv: Sequence[str]) -> None:
     """
     Run `uld report`.
@@ -63,7 +69,8 @@ def main(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`):
             Arguments after `uld report`.
     """
-    (arguments,) = parse_command_line((ReportArguments,), argv, "uld report", DESCRIPTION)
+    (arguments,) = build_parser().parse(argv)
+    check_files(arguments.sweep, arguments.retrained_log)
     folder = Path(arguments.results)
     missing = [name for name in ("target", "unlearned") if not (folder / f"{name}.json").is_file()]
     if missing:
@@ -93,5 +100,12 @@ def main(argv: Sequence[str]) -> None:
         log,
     )
     Path(arguments.output).write_text(page, encoding="utf-8")
-    failed = [check.statement for check in run_checks(evaluations, retrained_log=log) if not check.passed]
-    print(f"Written to {arguments.output}. " + (f"Failed: {'; '.join(failed)}" if failed else "All checks passed."))
+    checks = run_checks(evaluations, retrained_log=log)
+    failed = [check.statement for check in checks if not check.passed]
+    output.result(
+        f"Written to {arguments.output}. " + (f"Failed: {'; '.join(failed)}" if failed else "All checks passed."),
+        {
+            "output": arguments.output,
+            "checks": [{"statement": check.statement, "passed": bool(check.passed)} for check in checks],
+        },
+    )

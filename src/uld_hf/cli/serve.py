@@ -1,13 +1,13 @@
 """`uld serve`: transformers' OpenAI-compatible server, with an unlearned model and nothing else."""
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from transformers.utils.import_utils import is_serve_available
 
 from ..hub import load_config
 from ..modeling_uld import ULDForCausalLM
-from .parsing import check_model_path
+from .parsing import CommandParser, check_model_path
 
 
 DESCRIPTION = """Serve an unlearned model with the API of OpenAI: /v1/chat/completions, /v1/completions.
@@ -18,31 +18,56 @@ Every request is answered by this model; one that names another is refused. The 
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+@dataclass
+class ServeArguments:
+    """
+    What `uld serve` takes.
+
+    Args:
+        model (`str`):
+            Folder or hub id of a saved unlearned model.
+        host (`str`, *optional*, defaults to `"localhost"`):
+            Address to listen on.
+        port (`int`, *optional*, defaults to `8000`):
+            Port to listen on.
+        device (`str`, *optional*, defaults to `"auto"`):
+            Device of the target.
+        dtype (`str`, *optional*, defaults to `"auto"`):
+            Type of the target's weights; `"auto"` is as they were saved.
+        attn_implementation (`str`, *optional*):
+            Attention of the target.
+        continuous_batching (`bool`, *optional*, defaults to `False`):
+            Answer the requests of many clients in shared batches.
+        log_level (`str`, *optional*, defaults to `"warning"`):
+            Least important messages to print.
+    """
+
+    model: str = field(metadata={"help": "folder or hub id of a saved unlearned model (what `uld train` wrote)"})
+    host: str = field(default="localhost", metadata={"help": "address to listen on"})
+    port: int = field(default=8000, metadata={"help": "port to listen on"})
+    device: str = field(default="auto", metadata={"help": "device, e.g. cuda:0 or cpu"})
+    dtype: str = field(default="auto", metadata={"help": "dtype of the target, e.g. bfloat16; auto is as it was saved"})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "attention of the target, e.g. flash_attention_2"}
+    )
+    continuous_batching: bool = field(
+        default=False, metadata={"help": "answer the requests of many clients in shared batches"}
+    )
+    log_level: str = field(default="warning", metadata={"help": "info, warning, ..."})
+
+
+def build_parser() -> CommandParser:
     """The command line of `uld serve`."""
-    parser = argparse.ArgumentParser(
-        prog="uld serve", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", help="folder or hub id of a saved unlearned model (what `uld train` wrote)")
-    parser.add_argument("--host", default="localhost", help="address to listen on (default: localhost)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
-    parser.add_argument("--device", default="auto", help="device, e.g. cuda:0 or cpu (default: auto)")
-    parser.add_argument("--dtype", default="auto", help="dtype of the target, e.g. bfloat16 (default: as saved)")
-    parser.add_argument("--attn_implementation", help="attention of the target, e.g. flash_attention_2")
-    parser.add_argument(
-        "--continuous_batching", action="store_true", help="answer the requests of many clients in shared batches"
-    )
-    parser.add_argument("--log_level", default="warning", help="info, warning, ... (default: warning)")
-    return parser
+    return CommandParser((ServeArguments,), "uld serve", DESCRIPTION, words=("model",))
 
 
-def start_server(arguments: argparse.Namespace, non_blocking: bool = False) -> "Serve":  # noqa: F821
+def start_server(arguments: ServeArguments, non_blocking: bool = False) -> "Serve":  # noqa: F821
     """
     Start transformers' server on an unlearned model.
 
     Args:
-        arguments (`argparse.Namespace`):
-            What [`build_parser`] parsed.
+        arguments ([`ServeArguments`]):
+            The command's.
         non_blocking (`bool`, *optional*, defaults to `False`):
             Return at once, and serve in a thread.
 
@@ -84,4 +109,5 @@ def main(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`):
             Arguments after `uld serve`.
     """
-    start_server(build_parser().parse_args(list(argv)))
+    (arguments,) = build_parser().parse(argv)
+    start_server(arguments)

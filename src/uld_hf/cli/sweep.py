@@ -7,21 +7,20 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
-from transformers import AutoModelForCausalLM
 
 from ..evaluation.evaluation import evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, score_completions
-from ..evaluation.sweep import as_rows, choose, has_forgotten, sweep
-from .eval import check_tokenizer, hash_files, identify_unlearned, load_unlearned
-from .generate import load_tokenizer
-from .parsing import check_model_path, parse_command_line
+from ..evaluation.sweep import Outcome, as_rows, choose, has_forgotten, sweep
+from . import output
+from .identity import check_tokenizer, hash_files, identify_unlearned
+from .loading import load_model, load_tokenizer, load_unlearned
+from .parsing import CommandParser, check_model_path
 from .questions import read_questions, read_rows
 
 
 DESCRIPTION = """Try many settings of the subtraction, all from one pass of target and assistant, and choose one.
 
-  uld sweep --model forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
+  uld sweep forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
       --holdout_dataset never_seen.jsonl --alphas 0.25 0.5 0.75 1 1.5 2
 
 Chosen is the smallest alpha that forgets enough within the budget of utility. Enough is: a forget quality above 0.05
@@ -86,6 +85,11 @@ class SweepArguments:
     output: str | None = field(default=None, metadata={"help": "JSON file to write the outcomes to as well"})
 
 
+def build_parser() -> CommandParser:
+    """The command line of `uld sweep`."""
+    return CommandParser((SweepArguments,), "uld sweep", DESCRIPTION, words=("model",), has_json=True)
+
+
 def main(argv: Sequence[str]) -> None:
     """
     Run `uld sweep`.
@@ -94,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`):
             Arguments after `uld sweep`.
     """
-    (arguments,) = parse_command_line((SweepArguments,), argv, "uld sweep", DESCRIPTION)
+    (arguments,) = build_parser().parse(argv)
     for path in (arguments.forget_dataset, arguments.retain_dataset, arguments.holdout_dataset):
         if path is not None:
             read_rows(path)  # what is not there is told before a model is loaded
@@ -129,8 +133,7 @@ def main(argv: Sequence[str]) -> None:
                 "--retrained is for the forget quality, which needs wrong answers: the forget rows have no "
                 "'perturbed_answer'. Give --holdout_dataset in its place."
             )
-        loading = {"dtype": "auto", "device_map": "auto" if torch.accelerator.is_available() else None}
-        retrained = AutoModelForCausalLM.from_pretrained(arguments.retrained, **loading).eval()
+        retrained = load_model(arguments.retrained)
         results = evaluate(retrained, tokenizer, forget, max_new_tokens=1, max_batch_tokens=arguments.max_batch_tokens)
         ratios = results.truth_ratios
         del retrained
@@ -142,38 +145,58 @@ def main(argv: Sequence[str]) -> None:
         unknown_probability = float(np.mean([row.probability for row in scores]))
 
     target, outcomes = sweep(model, tokenizer, forget, retain, settings, ratios, arguments.max_batch_tokens)
-    print(f"{'alpha':>8}{'filter':>8}{'clamp':>7}{'p(forget)':>12}{'p(retain)':>12}{'forget quality':>16}")
-    print(f"{'target':>23}{target.forget_probability:>12.3g}{target.retain_probability:>12.3g}")
+    chosen, conclusion = None, "Nothing chosen: give --retrained or --holdout_dataset to say how much is enough."
+    if ratios is not None or unknown_probability is not None:
+        if has_forgotten(target, unknown_probability):
+            conclusion = (
+                "Nothing chosen: by this measure the target itself has forgotten enough. It never learned the forget "
+                "set, or there are too few questions to tell."
+            )
+        else:
+            chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown_probability)
+            conclusion = describe_choice(settings, chosen, unknown_probability)
+    report = {
+        "target": vars(target),
+        "unknown_probability": unknown_probability,
+        "chosen": chosen,
+        "settings": as_rows(settings, outcomes),
+        # By these `uld report` sees whether sweep and evaluation belong together.
+        "measured": {
+            "data": hash_files({"forget": arguments.forget_dataset, "retain": arguments.retain_dataset}),
+            **identify_unlearned(model),
+        },
+    }
+    if arguments.output is not None:
+        Path(arguments.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    output.result(f"{format_outcomes(settings, target, outcomes)}\n\n{conclusion}", report)
+
+
+def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: Sequence[Outcome]) -> str:
+    """
+    A table of what was tried.
+
+    Args:
+        settings (`Sequence[Subtraction]`):
+            The settings.
+        target ([`Outcome`]):
+            Figures of the target.
+        outcomes (`Sequence[Outcome]`):
+            Figures of each setting.
+
+    Returns:
+        `str`: The table.
+    """
+    lines = [
+        f"{'alpha':>8}{'filter':>8}{'clamp':>7}{'p(forget)':>12}{'p(retain)':>12}{'forget quality':>16}",
+        f"{'target':>23}{target.forget_probability:>12.3g}{target.retain_probability:>12.3g}",
+    ]
     for setting, outcome in zip(settings, outcomes, strict=True):
         quality = "" if outcome.forget_quality is None else f"{outcome.forget_quality:>16.3g}"
-        print(
+        lines.append(
             f"{setting.alpha:>8g}{setting.relative_top:>8g}{'on' if setting.clamp else 'off':>7}"
             f"{outcome.forget_probability:>12.3g}{outcome.retain_probability:>12.3g}{quality}"
         )
-    chosen = None
-    if ratios is None and unknown_probability is None:
-        print("\nNothing chosen: give --retrained or --holdout_dataset to say how much is enough.")
-    elif has_forgotten(target, unknown_probability):
-        print(
-            "\nNothing chosen: by this measure the target itself has forgotten enough. It never learned the forget "
-            "set, or there are too few questions to tell."
-        )
-    else:
-        chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown_probability)
-        print(f"\n{describe_choice(settings, chosen, unknown_probability)}")
-    if arguments.output is not None:
-        report = {
-            "target": vars(target),
-            "unknown_probability": unknown_probability,
-            "chosen": chosen,
-            "settings": as_rows(settings, outcomes),
-            # By these `uld report` sees whether sweep and evaluation belong together.
-            "measured": {
-                "data": hash_files({"forget": arguments.forget_dataset, "retain": arguments.retain_dataset}),
-                **identify_unlearned(model),
-            },
-        }
-        Path(arguments.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return "\n".join(lines)
 
 
 def describe_choice(settings: Sequence[Subtraction], chosen: int | None, unknown_probability: float | None) -> str:

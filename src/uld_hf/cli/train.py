@@ -20,25 +20,32 @@ from ..data.formatting import question_answer_to_prompt_completion, read_json_li
 from ..data.local import load_from_hub
 from ..training.uld_config import ULDConfig, check_choice
 from ..training.uld_trainer import ULDTrainer
-from .parsing import check_model_path, parse_command_line
+from . import output
+from .interrupt import train_until_done
+from .parsing import CommandParser, check_model_path
 
 
 DESCRIPTION = """Train an assistant that makes a model forget, and save it; or, with --method, change the model itself.
 
-  uld train --model my-finetuned-model --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
+  uld train my-finetuned-model --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
       --output_dir forget-alice
 
 Rows are {"prompt": ..., "completion": ...}, {"question": ..., "answer": ...}, {"messages": [...]} or {"text": ...}.
 If the target has a chat template, prompts and questions are a user's messages in it. If not, a prompt is used as it is
 and a question as "Question: ...\nAnswer:".
-The target is not changed. Look at the result with: uld generate --model forget-alice --prompt "..."
+The target is not changed. Look at the result with: uld generate forget-alice --prompt "..."
 
 Other methods change a copy of the model's weights and save an ordinary model (options: uld train --method npo --help):
-  uld train --method npo --retain_loss_type kl --learning_rate 1e-4 --model my-finetuned-model \\
+  uld train my-finetuned-model --method npo --retain_loss_type kl --learning_rate 1e-4 \\
       --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir forgot-alice
+
+Ctrl-C finishes the step and writes a checkpoint; the same command with
+--resume_from_checkpoint True goes on from there.
 """
 
 METHODS = ("uld", *LOSS_TYPES, "offset")
+# Of methods other than those of UnlearnTrainer.
+CLASSES = {"uld": (ULDConfig, ULDTrainer), "offset": (OffsetConfig, OffsetTrainer)}
 
 
 @dataclass
@@ -167,6 +174,17 @@ def find_method(argv: Sequence[str]) -> str:
     return method
 
 
+def build_parser(method: str = "uld") -> CommandParser:
+    """The command line of `uld train` for a method."""
+    config_class, _ = CLASSES.get(method, (UnlearnConfig, UnlearnTrainer))
+    inherited = {option.name for option in fields(SFTConfig)}
+    own = [option.name for option in (*fields(TrainArguments), *fields(config_class)) if option.name not in inherited]
+    shown = (*own, *COMMON_OPTIONS, *(["loss_type"] if method == "offset" else []))
+    return CommandParser(
+        (TrainArguments, config_class), "uld train", DESCRIPTION, shown, words=("model",), has_json=True
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """
     Run `uld train`.
@@ -174,20 +192,13 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`):
             Arguments after `uld train`.
+
+    Raises:
+        KeyboardInterrupt: At Ctrl-C, after a checkpoint, saying how to go on.
     """
     method = find_method(argv)
-    config_class, trainer_class = {"uld": (ULDConfig, ULDTrainer), "offset": (OffsetConfig, OffsetTrainer)}.get(
-        method, (UnlearnConfig, UnlearnTrainer)
-    )
-    inherited = {option.name for option in fields(SFTConfig)}
-    own = [option.name for option in (*fields(TrainArguments), *fields(config_class)) if option.name not in inherited]
-    arguments, config = parse_command_line(
-        (TrainArguments, config_class),
-        [*argv, "--loss_type", method] if method in LOSS_TYPES else argv,
-        "uld train",
-        DESCRIPTION,
-        shown=(*own, *COMMON_OPTIONS, *(["loss_type"] if method == "offset" else [])),
-    )
+    _, trainer_class = CLASSES.get(method, (UnlearnConfig, UnlearnTrainer))
+    arguments, config = build_parser(method).parse([*argv, "--loss_type", method] if method in LOSS_TYPES else argv)
     if arguments.model_revision is not None:
         config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": arguments.model_revision}
     check_model_path(arguments.model, arguments.model_revision)
@@ -210,11 +221,15 @@ def main(argv: Sequence[str]) -> None:
             target_modules="all-linear",
         )
     trainer = trainer_class(model=arguments.model, args=config, processing_class=tokenizer, peft_config=lora, **sets)
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    metrics = train_until_done(trainer, ["uld", "train", *argv])
     trainer.save_model()  # with --push_to_hub it pushes too
     advice = "It is an ordinary model: AutoModelForCausalLM loads it."
     if method not in LOSS_TYPES:
-        advice = f'Compare target and unlearned model:\n  uld generate --model {config.output_dir} --prompt "..."'
+        advice = f'Compare target and unlearned model:\n  uld generate {config.output_dir} --prompt "..."'
     if method == "uld" and config.alpha < 0:
         advice = "It is added to a model with an assistant of the forget set: model.add_assistant(...)."
-    trainer.accelerator.print(f"Saved to {config.output_dir}. {advice}")
+    if trainer.is_world_process_zero():
+        output.result(
+            f"Saved to {config.output_dir}. {advice}",
+            {"output_dir": config.output_dir, "steps": trainer.state.global_step, "metrics": metrics},
+        )

@@ -44,6 +44,7 @@ from ..publish import open_repository, push_unlearned_model
 from .checkpoints import resolve_checkpoint
 from .collator import DataCollatorForULD
 from .forget_retain_trainer import ForgetRetainTrainer
+from .four_bit import keep_gradients
 from .losses import add_uld_loss, check_head
 from .padding_free import attention_by_row, takes_rows_without_padding
 from .preparation import check_dataset, to_trainable_rows
@@ -200,6 +201,7 @@ class ULDTrainer(ForgetRetainTrainer):
                 model.to(args.device)
             assistant = build_assistant(model, args.num_assistant_layers, peft_config)
         base = assistant.get_base_model()
+        keep_gradients(base)
         check_head(base)
         settings = {name: vars(args)[name] for name in ("alpha", *SHARED_SETTINGS)}
         remember_settings(assistant, settings)

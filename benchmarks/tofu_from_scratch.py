@@ -1,6 +1,6 @@
 """Forget two TOFU authors with `uld train`, on a target trained from scratch.
 
-    python examples/forget_tofu_authors.py --tofu ../shared/data/tofu --output_dir out/tofu
+    python benchmarks/tofu_from_scratch.py --tofu ../shared/data/tofu --output_dir out/tofu
 
 No pretrained weights are needed: a small Llama learns some of TOFU's authors, the last two of which are forget01 (40
 question-answer pairs); a second one is retrained without them. Leave out --tofu to take the data from the Hub.

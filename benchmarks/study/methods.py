@@ -1,0 +1,276 @@
+"""The methods of the study: how each is trained, which settings are tried of it, and how its logits are composed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from ledger import Deadline
+from peft import LoraConfig
+from presets import Preset
+from targets import load_model
+from training import common_options, is_trained, loading_options, train_within
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer, UnlearnConfig, UnlearnTrainer
+from uld_hf.evaluation.scoring import Subtraction
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    One training to do.
+
+    Args:
+        target (`Path`):
+            Folder of the target.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        forget (`Dataset`):
+            Rows to forget.
+        retain (`Dataset`):
+            Rows to keep.
+        folder (`Path`):
+            Folder for what is trained.
+        seed (`int`):
+            Seed.
+        preset ([`Preset`]):
+            The study's size.
+        deadline ([`Deadline`]):
+            The time.
+    """
+
+    target: Path
+    tokenizer: PreTrainedTokenizerBase
+    forget: Dataset
+    retain: Dataset
+    folder: Path
+    seed: int
+    preset: Preset
+    deadline: Deadline
+
+    def options(self, folder: Path, setting: dict[str, Any]) -> dict[str, Any]:
+        """Options that all methods have, and those of the setting."""
+        return {
+            "output_dir": str(folder),
+            "num_train_epochs": self.preset.unlearning_epochs,
+            "per_device_train_batch_size": self.preset.batch_size,
+            "lr_scheduler_type": "cosine",
+            "max_length": 512,
+            **common_options(self.seed),
+            **setting,
+        }
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    A line of the tables.
+
+    Args:
+        name (`str`):
+            What the tables call it.
+        paper (`str`):
+            What the paper's tables call it; empty if they do not have it.
+        recipe (`str`):
+            How it is trained: methods of one recipe share their trainings.
+        subtractions (`tuple[Subtraction, ...]`):
+            Compositions that are tried, without training; none for methods that change the weights.
+        augmented (`bool`):
+            Whether it trains on paraphrases and wrong answers too.
+    """
+
+    name: str
+    paper: str
+    recipe: str
+    subtractions: tuple[Subtraction, ...] = ()
+    augmented: bool = False
+
+
+ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+PAPER_ALPHAS = (0.5, 0.75, 0.8, 1.0)
+
+
+def _subtractions(alphas: tuple[float, ...] = ALPHAS, **settings: Any) -> tuple[Subtraction, ...]:
+    return tuple(Subtraction(alpha, **settings) for alpha in alphas)
+
+
+METHODS: dict[str, Method] = {
+    # The paper's formula, with more alphas than the paper's.
+    "uld_paper": Method(
+        "ULD, the paper's formula", "ULD", "uld", _subtractions(relative_top=0.01, center=False), augmented=True
+    ),
+    # What its code generates with.
+    "uld_released": Method(
+        "ULD, as its code generates",
+        "",
+        "uld",
+        _subtractions(relative_top=0.01, center=False, outside="mask"),
+        augmented=True,
+    ),
+    # uld_hf's default.
+    "uld_centered": Method(
+        "ULD, centred (uld_hf's default)", "", "uld", _subtractions(relative_top=0.01), augmented=True
+    ),
+    # Ours.
+    "uld_clamped": Method(
+        "ULD, no filter, clamped (ours)", "", "uld", _subtractions(relative_top=0.0, clamp=True), augmented=True
+    ),
+    "uld_rules": Method(
+        "ULD, clamped, augmented by rules (ours)",
+        "",
+        "uld_rules",
+        _subtractions(relative_top=0.0, clamp=True),
+        augmented=True,
+    ),
+    "dd_linear": Method("Divergence Decoding, linear", "", "divergence", _subtractions(relative_top=0.0, center=False)),
+    "dd_rank": Method(
+        "Divergence Decoding, rank",
+        "",
+        "divergence",
+        tuple(Subtraction(1.0, relative_top=0.0, center=False, remove_top_k=top) for top in (1, 2, 5, 10, 20, 50, 100)),
+    ),
+    "ga": Method("GA", "GA", "ga none"),
+    "ga_gd": Method("GA + GD (gradient difference)", "GA+GD", "ga nll"),
+    "ga_kl": Method("GA + KL", "GA+KL", "ga kl"),
+    "npo": Method("NPO", "NPO", "npo none"),
+    "npo_gd": Method("NPO + GD", "NPO+GD", "npo nll"),
+    "npo_kl": Method("NPO + KL", "NPO+KL", "npo kl"),
+    "dpo": Method("DPO", "DPO", "dpo none"),
+    "dpo_gd": Method("DPO + GD", "DPO+GD", "dpo nll"),
+    "dpo_kl": Method("DPO + KL", "DPO+KL", "dpo kl"),
+    "simnpo": Method("SimNPO", "", "simnpo nll"),
+    "undial": Method("UNDIAL", "", "undial nll"),
+    "rmu": Method("RMU", "", "rmu activations"),
+}
+
+# Settings to try, the likeliest first; every method gets as many trainings as the preset has trials.
+ULD_GRID = (
+    {"learning_rate": 3e-3, "retain_weight": 3.0, "retain_per_forget": 2.0},
+    {"learning_rate": 1e-3, "retain_weight": 6.5, "retain_per_forget": 1.0},  # the paper's
+    {"learning_rate": 5e-3, "retain_weight": 3.0, "retain_per_forget": 2.0},
+    {"learning_rate": 3e-3, "retain_weight": 6.5, "retain_per_forget": 1.0},
+    {"learning_rate": 3e-3, "retain_weight": 1.0, "retain_per_forget": 2.0},
+    {"learning_rate": 3e-3, "retain_weight": 3.0, "retain_per_forget": 4.0},
+    {"learning_rate": 1e-3, "retain_weight": 3.0, "retain_per_forget": 2.0},
+    {"learning_rate": 5e-3, "retain_weight": 6.5, "retain_per_forget": 4.0},
+)
+DIVERGENCE_GRID = tuple(
+    {"learning_rate": rate, "num_train_epochs": epochs} for epochs in (10, 5) for rate in (1e-3, 3e-3, 3e-4, 5e-3)
+)
+WEIGHTS_GRID = tuple(
+    {"learning_rate": rate, "retain_weight": weight} for weight in (1.0, 5.0) for rate in (3e-4, 1e-4, 1e-3, 3e-5)
+)
+# What activations are steered to must be longer than they are, and that differs between models.
+RMU_GRID = tuple(
+    {"learning_rate": rate, "steering_coefficient": length}
+    for length in (20.0, 6.5)
+    for rate in (3e-4, 1e-4, 1e-3, 3e-5)
+)
+# Without a retain term there is no weight to try.
+NO_RETAIN_GRID = tuple(
+    {"learning_rate": rate, "num_train_epochs": epochs} for epochs in (10, 3) for rate in (3e-4, 1e-4, 1e-3, 3e-5)
+)
+
+
+def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
+    """
+    The settings that are tried of a recipe.
+
+    Args:
+        recipe (`str`):
+            One of [`RECIPES`], or `"{loss} {retain loss}"` of a method that changes the weights.
+        preset ([`Preset`]):
+            The study's size: how many, K, and, if it is fewer than a setting asks for, the epochs.
+
+    Returns:
+        `list[dict]`: Options of the recipe's trainer.
+    """
+    if recipe in ("uld", "uld_rules"):
+        settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in ULD_GRID]
+    elif recipe == "divergence":
+        settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in DIVERGENCE_GRID]
+    elif recipe.startswith("rmu "):
+        settings = [dict(each) for each in RMU_GRID]
+    else:
+        settings = [dict(each) for each in (NO_RETAIN_GRID if recipe.endswith(" none") else WEIGHTS_GRID)]
+    for each in settings:
+        if "num_train_epochs" in each:
+            each["num_train_epochs"] = min(each["num_train_epochs"], preset.unlearning_epochs)
+    return settings[: preset.trials]
+
+
+def train_assistant(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
+    """ULD: the assistant learns the forget set and is uniform on the retain set."""
+    setting = dict(setting)
+    lora_rank = setting.pop("lora_rank", 32)
+    if not is_trained(job.folder):
+        lora = LoraConfig(task_type="CAUSAL_LM", r=lora_rank, lora_alpha=lora_rank, target_modules="all-linear")
+        args = ULDConfig(**job.options(job.folder, setting))
+        rows = {"forget_dataset": job.forget, "retain_dataset": job.retain}
+        trainer = ULDTrainer(str(job.target), args, **rows, processing_class=job.tokenizer, peft_config=lora)
+        train_within(trainer, job.deadline)
+    return ULDForCausalLM.from_pretrained(job.folder, **loading_options())
+
+
+def train_auxiliaries(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
+    """Divergence Decoding: one assistant learns the forget set, another the retain set."""
+    parts = {"forget": (1.0, {"forget_dataset": job.forget}), "retain": (-1.0, {"retain_dataset": job.retain})}
+    for name, (alpha, rows) in parts.items():
+        folder = job.folder / name
+        if not is_trained(folder):
+            composed = {"alpha": alpha, "relative_top": 0.0, "center": False}
+            args = ULDConfig(objective="likelihood", **composed, **job.options(folder, setting))
+            train_within(ULDTrainer(str(job.target), args, **rows, processing_class=job.tokenizer), job.deadline)
+    model = ULDForCausalLM.from_pretrained(job.folder / "forget", **loading_options())
+    model.add_assistant(str(job.folder / "retain"))
+    return model
+
+
+def train_weights(job: Job, setting: dict[str, Any]) -> PreTrainedModel:
+    """A rival that changes the target's weights; the setting names its losses."""
+    if not is_trained(job.folder):
+        args = UnlearnConfig(**job.options(job.folder, setting))
+        rows = {"forget_dataset": job.forget, "retain_dataset": job.retain}
+        if args.retain_loss_type == "none":
+            rows["retain_dataset"] = None
+        trainer = UnlearnTrainer(str(job.target), args, **rows, processing_class=job.tokenizer)
+        train_within(trainer, job.deadline)
+    return load_model(job.folder)
+
+
+RECIPES: dict[str, Callable[[Job, dict[str, Any]], PreTrainedModel]] = {
+    "uld": train_assistant,
+    "uld_rules": train_assistant,
+    "divergence": train_auxiliaries,
+}
+
+
+def train(recipe: str, job: Job, setting: dict[str, Any]) -> PreTrainedModel:
+    """
+    Train by a recipe, unless it was done.
+
+    Args:
+        recipe (`str`):
+            One of [`RECIPES`], or `"{loss} {retain loss}"` of a method that changes the weights.
+        job ([`Job`]):
+            What is to be trained on what.
+        setting (`dict`):
+            Options of the recipe's trainer, see [`grid`].
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: The unlearned model.
+
+    Raises:
+        OutOfTimeError: If the training is not finished.
+    """
+    if recipe in RECIPES:
+        return RECIPES[recipe](job, setting)
+    loss_type, retain_loss_type = recipe.split()
+    return train_weights(job, {"loss_type": loss_type, "retain_loss_type": retain_loss_type, **setting})
+
+
+def costs(folder: Path) -> list[Path]:
+    """Folders of all trainings under a folder: Divergence Decoding has two."""
+    return sorted(path.parent for path in folder.glob("**/log.json"))

@@ -1,0 +1,140 @@
+"""Sizes of the study: a smoke test of a minute, a slice of TOFU's authors for two CPU cores, all of TOFU for a GPU."""
+
+from dataclasses import dataclass
+
+
+ROWS_PER_AUTHOR = 20
+
+
+@dataclass(frozen=True)
+class Preset:
+    """
+    How large a study is.
+
+    Args:
+        name (`str`):
+            Its name, and that of its results' folder.
+        num_authors (`int`):
+            Authors that the target learns, of TOFU's 200.
+        splits (`dict[str, int]`):
+            Authors to forget, by name of the split; always TOFU's last ones.
+        tune_on (`str`):
+            The split on which settings are chosen.
+        hidden_size (`int`):
+            Width of the target.
+        num_layers (`int`):
+            Its depth.
+        vocab_size (`int`):
+            Size of its tokenizer.
+        target_epochs (`int`):
+            Passes over the rows.
+        target_learning_rate (`float`):
+            Highest learning rate of the target's training.
+        unlearning_epochs (`float`):
+            Passes over the forget set, for every method alike.
+        batch_size (`int`):
+            Rows of a step.
+        assistant_layers (`int`):
+            K, the assistant's layers.
+        other_layers (`tuple[int, ...]`):
+            K's of the ablation.
+        trials (`int`):
+            Settings that are tried of every method.
+        retain_questions (`int`):
+            Questions about what must be kept, at most.
+        seeds (`tuple[int, ...]`):
+            Seeds.
+        book_characters (`int`):
+            Characters of each book.
+        book_epochs (`int`):
+            Passes of the target over the books.
+    """
+
+    name: str
+    num_authors: int
+    splits: dict[str, int]
+    tune_on: str
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    target_epochs: int
+    target_learning_rate: float
+    unlearning_epochs: float
+    batch_size: int
+    assistant_layers: int
+    other_layers: tuple[int, ...]
+    trials: int
+    retain_questions: int
+    seeds: tuple[int, ...]
+    book_characters: int
+    book_epochs: int
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        # Shows that everything runs; its figures mean nothing.
+        Preset(
+            name="small",
+            num_authors=4,
+            splits={"forget25": 1},
+            tune_on="forget25",
+            hidden_size=32,
+            num_layers=2,
+            vocab_size=600,
+            target_epochs=2,
+            target_learning_rate=3e-3,
+            unlearning_epochs=1,
+            batch_size=16,
+            assistant_layers=1,
+            other_layers=(2,),
+            trials=1,
+            retain_questions=10,
+            seeds=(0,),
+            book_characters=3000,
+            book_epochs=1,
+        ),
+        # TOFU's proportions with a tenth of its authors: 10 % and 20 % of them are forgotten.
+        Preset(
+            name="slice",
+            num_authors=20,
+            splits={"forget10": 2, "forget20": 4},
+            tune_on="forget10",
+            hidden_size=128,
+            num_layers=6,
+            vocab_size=2000,
+            target_epochs=24,
+            target_learning_rate=2e-3,
+            unlearning_epochs=10,
+            batch_size=16,
+            assistant_layers=4,
+            other_layers=(1, 2, 3, 5, 6),
+            trials=4,
+            retain_questions=80,
+            seeds=(0, 1, 2),
+            book_characters=20000,
+            book_epochs=40,
+        ),
+        # For one H200; about 400 million parameters. Never run so far: the epochs and the rate are guesses.
+        Preset(
+            name="full",
+            num_authors=200,
+            splits={"forget01": 2, "forget05": 10, "forget10": 20},
+            tune_on="forget05",
+            hidden_size=1024,
+            num_layers=24,
+            vocab_size=8000,
+            target_epochs=12,
+            target_learning_rate=3e-4,
+            unlearning_epochs=10,
+            batch_size=32,
+            assistant_layers=12,
+            other_layers=(3, 6, 8, 18, 24),
+            trials=8,
+            retain_questions=300,
+            seeds=(0, 1, 2),
+            book_characters=140000,
+            book_epochs=30,
+        ),
+    )
+}

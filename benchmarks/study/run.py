@@ -1,0 +1,100 @@
+"""The study of docs/study.md: targets, ULD, rivals, ablations and books, in units that are done once.
+
+    python benchmarks/study/run.py --preset slice --tofu ../shared/data/tofu --books ../shared/data/books
+
+Does what is not done yet, for --minutes at most, and writes tables and plots of what there is. Run it again, until it
+says that all is done: a training that was cut off goes on from its checkpoint. Results are JSON files in --output, one
+for each unit; delete one to do it again. Models are kept in --work.
+"""
+
+import argparse
+import logging
+import platform
+import sys
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+import trl
+from books import run_books
+from ledger import Deadline, Ledger, OutOfTimeError
+from methods import METHODS
+from presets import PRESETS
+from study import Study
+from tables import write_report
+
+import uld_hf
+
+
+PARTS = ("methods", "ablations", "books")
+
+
+def describe_machine() -> dict[str, object]:
+    """Where and with what the results were made."""
+    return {
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "trl": trl.__version__,
+        "peft": peft.__version__,
+        "uld_hf": uld_hf.__version__,
+        "command": " ".join(sys.argv),
+    }
+
+
+def run_methods(study: Study, methods: list[str], seeds: list[int]) -> None:
+    """References, trials and final runs; the first seed of everything comes first."""
+    for seed in seeds:
+        for split in study.preset.splits:
+            study.reference_results(split, seed)
+        for key in methods:
+            for split in study.preset.splits:
+                study.final(key, split, seed)
+
+
+def main() -> int:
+    """Do what is to be done."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=list(PRESETS), required=True, help="size of the study")
+    parser.add_argument("--tofu", type=Path, required=True, help="folder of TOFU's JSONL files, with uld_aug/")
+    parser.add_argument("--books", type=Path, help="folder of the two books; without it there is no book scenario")
+    parser.add_argument("--output", type=Path, help="folder for the results (default: benchmarks/results/study/PRESET)")
+    parser.add_argument("--work", type=Path, help="folder for models (default: out/study/PRESET)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time after which nothing more is begun")
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS), help="only these")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="only these")
+    parser.add_argument("--seeds", nargs="*", type=int, help="only these (default: the preset's)")
+    args = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
+
+    preset = PRESETS[args.preset]
+    output = args.output or Path(__file__).parents[1] / "results" / "study" / preset.name
+    work = args.work or Path("out/study") / preset.name
+    ledger = Ledger(output, Deadline(args.minutes))
+    ledger.unit("machine", describe_machine)
+    finished = True
+    try:
+        study = Study(preset, args.tofu, work, ledger)
+        if "methods" in args.parts:
+            run_methods(study, args.methods, args.seeds or list(preset.seeds))
+        if "ablations" in args.parts:
+            study.ablations()
+        if "books" in args.parts and args.books is not None:
+            run_books(preset, args.books, work, ledger)
+    except OutOfTimeError as error:
+        finished = False
+        print(f"Time is over, in {error}. Run the same command again to go on.")
+    results = ledger.results()
+    print(f"{len(results)} results in {output}; tables: {write_report(preset, results, output)}")
+    if finished:
+        print("All is done.")
+    return 0 if finished else 3
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

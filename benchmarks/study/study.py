@@ -1,0 +1,270 @@
+"""The study's units: targets, trials, final runs, ablations. Each is one JSON result, and is done once."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from authors import Split, load_split, training_rows
+from ledger import Ledger
+from measure import (
+    apply_subtraction,
+    best_subtraction,
+    evaluate_model,
+    figures,
+    outcome_of,
+    rank,
+)
+from methods import METHODS, Job, costs, grid, train
+from presets import Preset
+from targets import load_model, retrained_folder, study_tokenizer, target_folder
+from training import read_cost
+
+from uld_hf.evaluation.evaluation import Evaluation
+from uld_hf.evaluation.scoring import Subtraction
+from uld_hf.evaluation.sweep import Outcome, sweep
+
+
+class Study:
+    """
+    One study of one size.
+
+    Args:
+        preset ([`Preset`]):
+            Its size.
+        tofu (`Path`):
+            Folder of TOFU's files, with `uld_aug/`.
+        work (`Path`):
+            Folder for models and the values of every row.
+        ledger ([`Ledger`]):
+            The results, and the time.
+    """
+
+    def __init__(self, preset: Preset, tofu: Path, work: Path, ledger: Ledger):
+        self.preset, self.tofu, self.work, self.ledger = preset, tofu, work, ledger
+        self.tokenizer = study_tokenizer(preset, tofu, work / "tokenizer")
+
+    def split(self, name: str) -> Split:
+        """A forget set and what belongs to it."""
+        return load_split(self.preset, name, self.tofu)
+
+    def target(self, seed: int) -> Path:
+        """Folder of the trained target."""
+        return target_folder(self.preset, self.tofu, self.work, self.tokenizer, seed, self.ledger.deadline)
+
+    def retrained(self, split: str, seed: int) -> Path:
+        """Folder of the retrained model."""
+        return retrained_folder(self.preset, self.tofu, self.work, self.tokenizer, split, seed, self.ledger.deadline)
+
+    def references(self, split: str, seed: int) -> tuple[Evaluation, Evaluation]:
+        """Evaluations of target and retrained model on a split, made if they were not; both are results too."""
+        made = []
+        for name, train_model in (("target", self.target), ("retrained", lambda seed: self.retrained(split, seed))):
+            file = self.work / "evaluations" / f"{name}.{split}.s{seed}.json"
+            if not file.exists():
+                model = load_model(train_model(seed))
+                evaluate_model(name, model, self.tokenizer, self.split(split), file)
+            made.append(Evaluation.load(file))
+        for name, folder, evaluation in zip(
+            ("target", "retrained"), (self.target(seed), self.retrained(split, seed)), made, strict=True
+        ):
+            found = figures(evaluation, *made)
+            self.ledger.unit(
+                f"final.{name}.{split}.s{seed}",
+                lambda found=found, folder=folder: {"figures": found, "cost": read_cost(folder)},
+            )
+        return made[0], made[1]
+
+    def reference_results(self, split: str, seed: int) -> None:
+        """Results of target and retrained model, as far as they are not there."""
+        if not all(self.ledger.has(f"final.{name}.{split}.s{seed}") for name in ("target", "retrained")):
+            self.references(split, seed)
+
+    def job(self, folder: str, split: Split, seed: int, recipe: str, augmented: bool, **rows: Any) -> Job:
+        """A training on a split."""
+        if augmented:
+            rows = {"augmentation": "rules" if recipe == "uld_rules" else "released", **rows}
+        else:
+            rows = {"augmentation": "none", **rows}
+        forget, retain = training_rows(split, self.tofu, **rows)
+        return Job(
+            target=self.target(seed),
+            tokenizer=self.tokenizer,
+            forget=forget,
+            retain=retain,
+            folder=self.work / folder,
+            seed=seed,
+            preset=self.preset,
+            deadline=self.ledger.deadline,
+        )
+
+    def trial(self, key: str, number: int) -> dict[str, Any]:
+        """One setting of a method on the split for tuning, with the first seed."""
+        method, seed, name = METHODS[key], self.preset.seeds[0], self.preset.tune_on
+
+        def compute() -> dict[str, Any]:
+            split, setting = self.split(name), grid(method.recipe, self.preset)[number]
+            target, retrained = self.references(name, seed)
+            folder = f"trials/{method.recipe.replace(' ', '_')}.{number}"
+            job = self.job(folder, split, seed, method.recipe, method.augmented)
+            try:
+                model = train(method.recipe, job, setting)
+            except FloatingPointError as error:
+                # A setting like another, and the worst.
+                return {
+                    "setting": setting,
+                    "costs": [],
+                    "failed": str(error),
+                    "outcome": asdict(Outcome(0.0, 0.0, 0.0)),
+                }
+            result: dict[str, Any] = {"setting": setting, "costs": self._costs(job.folder)}
+            if method.subtractions:
+                subtraction, outcome = best_subtraction(model, self.tokenizer, split, retrained, method.subtractions)
+                return result | {"subtraction": asdict(subtraction), "outcome": asdict(outcome)}
+            evaluation = evaluate_model(
+                key, model, self.tokenizer, split, self.work / "evaluations" / f"trial.{key}.{number}.json"
+            )
+            return result | {"outcome": asdict(outcome_of(figures(evaluation, target, retrained)))}
+
+        return self.ledger.unit(f"trial.{key}.{number}", compute)
+
+    def chosen(self, key: str) -> tuple[int, dict[str, Any]]:
+        """Number and result of a method's best trial."""
+        results = [self.trial(key, number) for number in range(len(grid(METHODS[key].recipe, self.preset)))]
+        number = max(range(len(results)), key=lambda index: rank(Outcome(**results[index]["outcome"])))
+        return number, results[number]
+
+    def final(self, key: str, split_name: str, seed: int) -> dict[str, Any]:
+        """A method with its best setting, on a split."""
+        method = METHODS[key]
+
+        def compute() -> dict[str, Any]:
+            number, best = self.chosen(key)
+            split = self.split(split_name)
+            references = self.references(split_name, seed)
+            tuned_here = split_name == self.preset.tune_on and seed == self.preset.seeds[0]
+            recipe = method.recipe.replace(" ", "_")
+            folder = f"trials/{recipe}.{number}" if tuned_here else f"finals/{recipe}.{number}.{split_name}.s{seed}"
+            job = self.job(folder, split, seed, method.recipe, method.augmented)
+            try:
+                model = train(method.recipe, job, best["setting"])
+            except FloatingPointError as error:
+                return {"setting": best["setting"], "failed": str(error)}
+            if method.subtractions:
+                apply_subtraction(model, Subtraction(**best["subtraction"]))
+            file = self.work / "evaluations" / f"{key}.{split_name}.s{seed}.json"
+            evaluation = evaluate_model(key, model, self.tokenizer, split, file)
+            return {
+                "setting": best["setting"],
+                "subtraction": best.get("subtraction"),
+                "figures": figures(evaluation, *references),
+                "costs": self._costs(job.folder),
+                "answers": examples(evaluation),
+            }
+
+        return self.ledger.unit(f"final.{key}.{split_name}.s{seed}", compute)
+
+    def _costs(self, folder: Path) -> list[dict[str, float]]:
+        return [read_cost(each) for each in costs(folder)]
+
+    def ablation(self, name: str, change: dict[str, Any], rows: dict[str, Any] | None = None) -> dict[str, Any]:
+        """
+        ULD with one change, on the split for tuning: the best subtraction of every ULD line of the tables.
+
+        Args:
+            name (`str`):
+                Name of the change.
+            change (`dict`):
+                Options of the training that differ from those chosen for `"uld_clamped"`.
+            rows (`dict`, *optional*):
+                What differs in the rows, see [`training_rows`].
+        """
+        seed, split_name = self.preset.seeds[0], self.preset.tune_on
+
+        def compute() -> dict[str, Any]:
+            _, best = self.chosen("uld_clamped")
+            split = self.split(split_name)
+            _, retrained = self.references(split_name, seed)
+            setting = best["setting"] | change
+            job = self.job(f"ablations/{name}", split, seed, "uld", True, **(rows or {}))
+            model = train("uld", job, setting)
+            result: dict[str, Any] = {"setting": setting, "rows": rows or {}, "costs": self._costs(job.folder)}
+            for key, method in METHODS.items():
+                if method.recipe == "uld":
+                    chosen = best_subtraction(model, self.tokenizer, split, retrained, method.subtractions)
+                    result[key] = {"subtraction": asdict(chosen[0]), "outcome": asdict(chosen[1])}
+            return result
+
+        return self.ledger.unit(f"ablation.{name}", compute)
+
+    def ablate_subtraction(self) -> dict[str, Any]:
+        """All settings of the subtraction on the best assistant, from one pass."""
+        split_name, seed = self.preset.tune_on, self.preset.seeds[0]
+
+        def compute() -> dict[str, Any]:
+            number, best = self.chosen("uld_clamped")
+            split = self.split(split_name)
+            _, retrained = self.references(split_name, seed)
+            model = train("uld", self.job(f"trials/uld.{number}", split, seed, "uld", True), best["setting"])
+            settings = all_subtractions()
+            target, outcomes = sweep(
+                model,
+                self.tokenizer,
+                split.forget_questions,
+                split.retain_questions,
+                settings,
+                retrained.sets["forget"].truth_ratios,
+            )
+            return {
+                "target": asdict(target),
+                "settings": [
+                    asdict(setting) | asdict(outcome) for setting, outcome in zip(settings, outcomes, strict=True)
+                ],
+            }
+
+        return self.ledger.unit("ablation.subtraction", compute)
+
+    def ablations(self) -> None:
+        """All ablations, one at a time."""
+        self.ablate_subtraction()
+        for layers in self.preset.other_layers:
+            self.ablation(f"layers={layers}", {"num_assistant_layers": layers})
+        for weight in (0.5, 1.0, 3.0, 6.5, 20.0):
+            self.ablation(f"retain_weight={weight:g}", {"retain_weight": weight})
+        for lora_rank in (2, 8, 32, 128):
+            self.ablation(f"rank={lora_rank}", {"lora_rank": lora_rank})
+        for share in (1.0, 0.5, 0.25, 0.125):
+            self.ablation(f"retain_rows={share:g}", {}, {"retain_share": share})
+        for label, rows in AUGMENTATION_PARTS.items():
+            self.ablation(f"augmentation={label}", {}, rows)
+
+
+AUGMENTATION_PARTS: dict[str, dict[str, Any]] = {
+    "none": {"augmentation": "none"},
+    "released, paraphrases": {"wrong_answers": False},
+    "released, wrong answers": {"paraphrases": False},
+    "released": {},
+    "rules": {"augmentation": "rules"},
+    "rules, paraphrases": {"augmentation": "rules", "wrong_answers": False},
+    "rules, wrong answers": {"augmentation": "rules", "paraphrases": False},
+}
+
+
+def all_subtractions() -> list[Subtraction]:
+    """Every combination of alpha, filter, centring and clamp; the filter kept, masked and off."""
+    filters = [(0.0, "keep")] + [(top, outside) for top in (0.001, 0.01, 0.1) for outside in ("keep", "mask")]
+    base = [
+        Subtraction(1.0, relative_top=top, outside=outside, center=center, clamp=clamp)
+        for top, outside in filters
+        for center, clamp in ((False, False), (True, False), (True, True))
+    ]
+    return [replace(each, alpha=alpha) for each in base for alpha in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)]
+
+
+def examples(evaluation: Evaluation, number: int = 3) -> dict[str, list[Sequence[str]]]:
+    """The first questions of each set with right and given answer: figures alone have deceived before."""
+    return {
+        name: list(zip(results.prompts, results.answers, results.completions, strict=True))[:number]
+        for name, results in evaluation.sets.items()
+        if name != "holdout"
+    }

@@ -1,0 +1,143 @@
+"""Trainings that stop when the time of a run is over and go on in the next one; their seconds and peak memory."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ledger import Deadline, OutOfTimeError
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """
+    What a training took.
+
+    Args:
+        seconds (`float`):
+            Time in `train()`, of all runs together.
+        peak_memory (`int`):
+            Bytes above what was allocated before: of the GPU, or of the process where there is none.
+        trained_parameters (`int`):
+            Parameters with a gradient.
+    """
+
+    seconds: float
+    peak_memory: int
+    trained_parameters: int
+
+
+class StopAtDeadline(TrainerCallback):
+    """
+    Saves a checkpoint and stops when the time is over.
+
+    Args:
+        deadline ([`Deadline`]):
+            The time.
+    """
+
+    def __init__(self, deadline: Deadline):
+        self.deadline = deadline
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """After every step."""
+        if self.deadline.is_over() and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+
+def common_options(seed: int) -> dict[str, Any]:
+    """What all trainings have in common."""
+    gpu = torch.cuda.is_available()
+    return {
+        "seed": seed,
+        "bf16": gpu,
+        "use_cpu": not gpu,
+        "gradient_checkpointing": None,
+        "save_strategy": "no",
+        "logging_strategy": "epoch",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def loading_options() -> dict[str, Any]:
+    """How models are loaded: in float32, on the GPU if there is one."""
+    return {"dtype": "float32", "device_map": "auto" if torch.accelerator.is_available() else None}
+
+
+def train_within(trainer: Trainer, deadline: Deadline) -> Cost:
+    """
+    Train to the end, or as far as the time goes, and save the model.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            Not yet trained; its output folder holds the checkpoint of an earlier run, if there was one.
+        deadline ([`Deadline`]):
+            The time.
+
+    Returns:
+        [`Cost`]: Of all runs together.
+
+    Raises:
+        OutOfTimeError: If the training is not finished.
+    """
+    folder = Path(trainer.args.output_dir)
+    file = folder / "cost.json"
+    earlier = Cost(**json.loads(file.read_text())) if file.exists() else Cost(0.0, 0, 0)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StopAtDeadline(deadline))
+    resume = any(folder.glob("checkpoint-*"))
+    before = _reset_peak()
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=resume or None)
+    cost = Cost(
+        seconds=earlier.seconds + time.perf_counter() - start,
+        peak_memory=max(earlier.peak_memory, _peak() - before),
+        trained_parameters=sum(each.numel() for each in trainer.model.parameters() if each.requires_grad),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(asdict(cost)))
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise OutOfTimeError(str(folder))
+    trainer.save_model()
+    (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+    return cost
+
+
+def read_cost(folder: Path) -> dict[str, float]:
+    """What a finished training took."""
+    return json.loads((folder / "cost.json").read_text())
+
+
+def is_trained(folder: Path) -> bool:
+    """Whether a training was finished: the log is written last."""
+    return (folder / "log.json").exists()
+
+
+def _reset_peak() -> int:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])

@@ -1,0 +1,77 @@
+"""Peak memory of a training step above the loaded models: ULD, its released recipe, NPO, GA + KL.
+
+    python benchmarks/train_memory.py --tofu ../shared/data/tofu                      # CPU, head as in a 1B
+    python benchmarks/train_memory.py --tofu ../shared/data/tofu --shape small-7b     # CPU, head as in a 7B
+    python benchmarks/train_memory.py --tofu ... --shape llama-3.2-1b --dtype bfloat16 --batch_size 16
+    python benchmarks/train_memory.py --tofu ... --shape llama-2-7b --dtype bfloat16 --batch_size 16 \\
+        --methods ULD "ULD, rows padded to 256" "released recipe" "NPO, LoRA"
+
+What the methods are: training_methods.py. Two steps of each in a process of its own: peaks are never given back. On a
+GPU, memory is what torch allocates; on a CPU, the resident set. Gradients and the optimizer's state count, as they are
+needed; the models' weights do not.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from training_methods import METHODS, add_arguments, batches_of, describe, make_rows, make_step
+
+
+def resident(field: str) -> int:
+    """Resident set of this process in bytes: now (`VmRSS`) or at its highest (`VmHWM`)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def measure(method: str, args: argparse.Namespace) -> tuple[int, int]:
+    """Bytes before, and peak of two steps above that."""
+    step = make_step(method, args)
+    batches = batches_of(make_rows(args), args.batch_size)[:2]
+    gc.collect()
+    if args.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        for batch in batches:
+            step(*batch)
+        return before, torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model
+    before = resident("VmRSS")
+    for batch in batches:
+        step(*batch)
+    return before, resident("VmHWM") - before
+
+
+def main() -> None:
+    """Measure, print, write a JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--memory_of", choices=METHODS, help="measure one method in this process")
+    args = parser.parse_args()
+    if args.memory_of is not None:
+        print(json.dumps(measure(args.memory_of, args)))
+        return
+    found = {}
+    for method in args.methods:
+        command = [sys.executable, *sys.argv, "--memory_of", method]
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        found[method] = json.loads(run.stdout.splitlines()[-1])
+    print(f"{'':<26}{'peak MB above the weights':>27}{'of that ULD needs':>20}")
+    results = {}
+    for method, (before, peak) in found.items():
+        share = round(found["ULD"][1] / peak, 3)
+        results[method] = {"bytes_before": before, "peak_bytes_above_weights": peak, "uld_needs_of_that": share}
+        print(f"{method:<26}{peak / 1e6:>27.0f}{share:>20}")
+    report = {**describe(args, sys.argv), "results": results}
+    name = args.shape.replace("-", "_").replace(".", "_")
+    output = args.output or Path(f"benchmarks/results/train_memory_{name}_{args.device}.json")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The methods that train_step.py and train_memory.py compare, on the same target and rows.
+
+`ULD` is this package's trainer step. `released recipe` is what ULD's released code does, re-expressed: two forward
+passes, rows padded to 256 tokens, the uniform term over every position through a full softmax, copied layers. `NPO`
+(with a retain term) and `GA + KL` train all layers, or LoRA on all of them, beside a frozen reference model. Every
+method gets the same rows in every step, as many to forget as to retain; those of the rivals are padded to the longest
+of their batch, which is kinder than the 256 or more of their code, and their
+cross-entropy is the fastest that torch has. All use torch's fused AdamW, the trainer's default.
+
+Weights are random. Rows are TOFU's questions and answers.
+"""
+
+import argparse
+import copy
+import os
+import platform
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from uld_hf import __version__, build_assistant, load_tofu
+from uld_hf.cli.demo import train_tokenizer
+from uld_hf.data.formatting import PROMPT_TEMPLATE
+from uld_hf.evaluation.scoring import encode
+from uld_hf.training.collator import DataCollatorForULD
+from uld_hf.training.losses import add_uld_loss
+from uld_hf.training.padding_free import attention_by_row
+
+
+# Those for two CPU cores have the ratio of head to layers of the two that they are named after.
+SHAPES = {
+    "small-1b": {
+        **{"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 8},
+        **{"num_key_value_heads": 8, "vocab_size": 32000, "tie_word_embeddings": True},
+    },
+    "small-7b": {
+        **{"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 32, "num_attention_heads": 8},
+        **{"num_key_value_heads": 8, "vocab_size": 4000, "tie_word_embeddings": False},
+    },
+    "llama-3.2-1b": {
+        **{"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
+        **{"num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True},
+    },
+    "llama-2-7b": {
+        **{"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+        **{"num_key_value_heads": 32, "vocab_size": 32000, "tie_word_embeddings": False},
+    },
+}
+METHODS = (
+    "ULD",
+    "ULD, rows padded to 256",
+    "released recipe",
+    "NPO, full",
+    "NPO, LoRA",
+    "GA + KL, full",
+    "GA + KL, LoRA",
+)
+Batch = dict[str, torch.Tensor]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of both scripts."""
+    parser.add_argument("--tofu", help="folder of TOFU's JSONL files; from the Hub if left out")
+    parser.add_argument("--shape", choices=SHAPES, default="small-1b")
+    parser.add_argument("--layers", type=int, help="layers of the target (default: the shape's)")
+    parser.add_argument("--assistant_layers", type=int, help="layers of the assistant (default: a quarter)")
+    parser.add_argument("--rows", type=int, default=16, help="forget rows, and as many retain rows")
+    parser.add_argument("--batch_size", type=int, default=8, help="forget rows of a step, and as many retain rows")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--output", type=Path)
+
+
+def make_rows(args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+    """Tokenized forget and retain rows, as the trainer's data preparation makes them, in random order."""
+    rows = load_tofu("forget10", args.tofu)
+    texts = [(PROMPT_TEMPLATE.format(question=row["question"]), f" {row['answer']}") for row in rows]
+    tokenizer = train_tokenizer([text for pair in texts for text in pair], vocab_size=4000)
+    made = []
+    for index, pair in enumerate(random.Random(args.seed).sample(texts, 2 * args.rows)):
+        ids, start = encode(tokenizer, *pair)
+        made.append({"input_ids": ids, "labels": [-100] * start + ids[start:], "is_retain": index % 2 == 1})
+    return made[0::2], made[1::2]
+
+
+def make_target(args: argparse.Namespace) -> PreTrainedModel:
+    """A model with random weights."""
+    torch.manual_seed(args.seed)
+    config = LlamaConfig(**SHAPES[args.shape])
+    config.num_hidden_layers = args.layers or config.num_hidden_layers
+    with torch.device(args.device):
+        return AutoModelForCausalLM.from_config(config, dtype=args.dtype)
+
+
+def assistant_layers(args: argparse.Namespace) -> int:
+    """K: as asked for, or a quarter of the shape's layers."""
+    return args.assistant_layers or SHAPES[args.shape]["num_hidden_layers"] // 4
+
+
+def collate(rows: list[dict], device: str, length: int | None = None, padding_free: bool = False) -> Batch:
+    """A batch, padded to its longest row or to a given length, or without padding."""
+    batch = DataCollatorForULD(pad_token_id=0, pad_to_multiple_of=length, padding_free=padding_free)(rows)
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+def answer_log_probs(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Log-probability of every row's answer."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    labels = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)  # shifted, so that the logits need not be copied
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none", ignore_index=-100)
+    return -losses.view_as(labels).sum(dim=1)
+
+
+def make_step(method: str, args: argparse.Namespace) -> Callable[[list[dict], list[dict]], None]:
+    """A function that does one step of a method: forward, backward, optimizer."""
+    target = make_target(args)
+    if method.startswith(("ULD", "released")):
+        if method == "released recipe":
+            target = copy.deepcopy(target)  # the assistant's layers are a copy of the weights there
+        model = build_assistant(target, assistant_layers(args))
+        reference = None
+    else:
+        reference = copy.deepcopy(target).eval().requires_grad_(False)
+        model = target
+        if method.endswith("LoRA"):
+            lora = LoraConfig(task_type="CAUSAL_LM", r=32, lora_alpha=32, target_modules="all-linear")
+            model = get_peft_model(target, lora)
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
+    fixed = 256 if method in ("ULD, rows padded to 256", "released recipe") else None
+    if method.startswith("ULD"):
+        add_uld_loss(model.get_base_model(), retain_weight=6.5)
+
+    def uld(forget: list[dict], retain: list[dict]) -> torch.Tensor:
+        batch = collate([*forget, *retain], args.device, fixed, padding_free=fixed is None)
+        counted = batch["labels"][:, 1:] != -100
+        retained = batch["retain_mask"][:, 1:]
+        num_items = torch.stack([(counted & ~retained).sum(), (counted & retained).sum()])
+        with attention_by_row(model.get_base_model()) if fixed is None else nullcontext():
+            return model(**batch, num_items=num_items).loss
+
+    def released(forget: list[dict], retain: list[dict]) -> torch.Tensor:
+        batches = [collate(rows, args.device, fixed) for rows in (forget, retain)]
+        forgotten = -answer_log_probs(model, batches[0]).sum() / (batches[0]["labels"] != -100).sum()
+        logits = model(input_ids=batches[1]["input_ids"], attention_mask=batches[1]["attention_mask"]).logits
+        return forgotten - 6.5 * logits.float().softmax(dim=-1).log().mean()
+
+    def npo(forget: list[dict], retain: list[dict]) -> torch.Tensor:
+        batches = [collate(rows, args.device) for rows in (forget, retain)]
+        with torch.no_grad():
+            before = answer_log_probs(reference, batches[0])
+        ratios = answer_log_probs(model, batches[0]) - before
+        kept = -answer_log_probs(model, batches[1]).sum() / (batches[1]["labels"] != -100).sum()
+        return -2 / 0.1 * F.logsigmoid(-0.1 * ratios).mean() + kept
+
+    def ga_kl(forget: list[dict], retain: list[dict]) -> torch.Tensor:
+        batches = [collate(rows, args.device) for rows in (forget, retain)]
+        ascent = answer_log_probs(model, batches[0]).sum() / (batches[0]["labels"] != -100).sum()
+        inputs = {name: batches[1][name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            before = reference(**inputs, use_cache=False).logits.float().log_softmax(dim=-1)
+        after = model(**inputs, use_cache=False).logits.float().log_softmax(dim=-1)
+        return ascent + F.kl_div(after, before, log_target=True, reduction="none").sum(dim=-1).mean()
+
+    kinds = {"ULD": uld, "rel": released, "NPO": npo, "GA ": ga_kl}
+    loss_of = kinds[method[:3]]
+
+    def step(forget: list[dict], retain: list[dict]) -> None:
+        # As transformers' bf16=True does it.
+        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            loss = loss_of(forget, retain)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def batches_of(rows: tuple[list[dict], list[dict]], size: int) -> list[tuple[list[dict], list[dict]]]:
+    """Steps of as many forget as retain rows."""
+    forget, retain = rows
+    return [(forget[start : start + size], retain[start : start + size]) for start in range(0, len(forget), size)]
+
+
+def describe(args: argparse.Namespace, command: list[str]) -> dict:
+    """What a report says besides its figures."""
+    lengths = [len(row["input_ids"]) for part in make_rows(args) for row in part]
+    answers = [sum(label != -100 for label in row["labels"]) for part in make_rows(args) for row in part]
+    return {
+        "command": f"python {' '.join(command)}",
+        "machine": torch.cuda.get_device_name()
+        if args.device == "cuda"
+        else f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
+        "versions": {"uld_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        "settings": {name: str(value) for name, value in vars(args).items()},
+        "shape": SHAPES[args.shape] | ({"num_hidden_layers": args.layers} if args.layers else {}),
+        "assistant_layers": assistant_layers(args),
+        "rows": {
+            "mean_length": round(sum(lengths) / len(lengths), 1),
+            "max_length": max(lengths),
+            "mean_answer": round(sum(answers) / len(answers), 1),
+        },
+    }

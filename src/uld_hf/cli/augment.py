@@ -1,0 +1,213 @@
+"""`uld augment`: paraphrases and wrong answers for a user's own forget set, by rules or by a chat model."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers import TextGenerationPipeline, pipeline
+
+from ..data.augmentation import Augmentation, check_counts
+from ..data.augmentation_model import Sampling, augment_by_model
+from ..data.augmentation_rules import augment_by_rules
+from . import output
+from .parsing import CommandParser, check_model_path
+from .questions import read_rows
+
+
+DESCRIPTION = """Make what ULD trains with besides a forget set: paraphrases, to forget, and wrong answers, to retain.
+
+  uld augment --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir augmented
+  uld augment --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir augmented --model my-chat-model
+  uld train my-model --forget_dataset augmented/forget.jsonl --retain_dataset augmented/retain.jsonl \\
+      --output_dir forget-alice
+
+Without --model the texts are made by rules: other forms of the question, and values swapped among the forget rows. With
+it a chat model writes them, which takes longer and is better; a run that was cut off goes on where it stopped. Either
+way every text is checked. The two files written hold the given rows, and after them the new ones. Read some of them.
+"""
+
+# Of `report.json`, printed in this order.
+_KINDS = {
+    "question": "paraphrased questions",
+    "answer": "paraphrased answers",
+    "wrong answer": "wrong answers",
+    "passage": "passages",
+}
+
+
+@dataclass
+class AugmentArguments:
+    """
+    What `uld augment` takes.
+
+    Args:
+        forget_dataset (`str`):
+            JSONL file, or hub id, of what must be forgotten.
+        output_dir (`str`):
+            Folder for the files.
+        retain_dataset (`str`, *optional*):
+            JSONL file, or hub id, of a sample of what must be kept.
+        model (`str`, *optional*):
+            Folder or hub id of a chat model that writes the texts. By default they are made by rules.
+        model_revision (`str`, *optional*):
+            Revision of the chat model on the Hub.
+        paraphrases (`int`, *optional*, defaults to `2`):
+            Paraphrases of each row.
+        wrong_answers (`int`, *optional*, defaults to `2`):
+            Wrong answers to each row.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of all choices.
+        batch_size (`int`, *optional*, defaults to `8`):
+            Rows that the chat model is asked about at once.
+        max_new_tokens (`int`, *optional*, defaults to `512`):
+            Longest reply of the chat model, in tokens.
+        temperature (`float`, *optional*, defaults to `0.9`):
+            Temperature of the chat model's sampling.
+        attempts (`int`, *optional*, defaults to `3`):
+            How often the chat model is asked for what is still missing of a row.
+    """
+
+    forget_dataset: str = field(
+        metadata={"help": "what must be forgotten: a JSONL file, or a hub id (owner/name, or owner/name:config)"}
+    )
+    output_dir: str = field(metadata={"help": "folder for the files"})
+    retain_dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "what must be kept, in the same format: no wrong answer may be right there, and it is copied"
+        },
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "folder or hub id of a chat model that writes the texts (default: rules)"}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "revision of the chat model on the Hub"})
+    paraphrases: int = field(default=2, metadata={"help": "paraphrases of each row"})
+    wrong_answers: int = field(default=2, metadata={"help": "wrong answers to each row"})
+    seed: int = field(default=0, metadata={"help": "seed of all choices"})
+    batch_size: int = field(default=8, metadata={"help": "rows that the chat model is asked about at once"})
+    max_new_tokens: int = field(default=512, metadata={"help": "longest reply of the chat model, in tokens"})
+    temperature: float = field(default=0.9, metadata={"help": "temperature of the chat model's sampling"})
+    attempts: int = field(default=3, metadata={"help": "how often the chat model is asked for what is still missing"})
+
+
+def load_generator(model: str, revision: str | None) -> TextGenerationPipeline:
+    """
+    A chat model's pipeline, on the accelerator if there is one.
+
+    Args:
+        model (`str`):
+            Folder or hub id.
+        revision (`str`, *optional*):
+            Revision on the Hub.
+
+    Returns:
+        [`~transformers.TextGenerationPipeline`]: The pipeline.
+    """
+    check_model_path(model, revision)
+    return pipeline("text-generation", model=model, revision=revision, dtype="auto")
+
+
+def write_files(folder: Path, made: Augmentation, settings: dict[str, Any]) -> None:
+    """
+    Write the two sets, what was made of each row, and the report.
+
+    Args:
+        folder (`Path`):
+            Where to.
+        made ([`Augmentation`]):
+            The result.
+        settings (`dict[str, Any]`):
+            How it was made, for the report.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_lines(folder / "forget.jsonl", made.forget)
+    if made.retain is not None:
+        _write_lines(folder / "retain.jsonl", made.retain)
+    _write_lines(folder / "variants.jsonl", map(asdict, made.variants))
+    report = {"settings": settings, **made.report}
+    (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_lines(path: Path, rows: Dataset | Sequence[dict[str, Any]]) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    with unfinished.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    unfinished.replace(path)
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """
+    The counts, for a terminal.
+
+    Args:
+        report (`dict[str, Any]`):
+            Report of an [`Augmentation`].
+
+    Returns:
+        `str`: A few lines.
+    """
+    lines = []
+    for kind, made in report["made"].items():
+        short = report["rows with fewer than wanted"][kind]
+        dropped = report["dropped"][kind]
+        line = f"{_KINDS[kind]:<22}{made:>7}"
+        line += f"   {short} rows have fewer than wanted" if short else ""
+        line += (
+            "   dropped: " + ", ".join(f"{count} ({reason})" for reason, count in dropped.items()) if dropped else ""
+        )
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def build_parser() -> CommandParser:
+    """The command line of `uld augment`."""
+    return CommandParser((AugmentArguments,), "uld augment", DESCRIPTION, has_json=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    """
+    Run `uld augment`.
+
+    Args:
+        argv (`Sequence[str]`):
+            Arguments after `uld augment`.
+    """
+    (arguments,) = build_parser().parse(argv)
+    check_counts(arguments.paraphrases, arguments.wrong_answers)
+    folder = Path(arguments.output_dir)
+    if (folder / "report.json").exists():
+        raise ValueError(f"{folder} holds an augmentation already: give another --output_dir, or delete it.")
+    sampling = Sampling(
+        batch_size=arguments.batch_size,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        attempts=arguments.attempts,
+    )
+    retain = None if arguments.retain_dataset is None else Dataset.from_list(read_rows(arguments.retain_dataset))
+    options = {
+        "forget": Dataset.from_list(read_rows(arguments.forget_dataset)),
+        "retain": retain,
+        "paraphrases": arguments.paraphrases,
+        "wrong_answers": arguments.wrong_answers,
+        "seed": arguments.seed,
+    }
+    if arguments.model is None:
+        made = augment_by_rules(**options)
+    else:
+        generator = load_generator(arguments.model, arguments.model_revision)
+        made = augment_by_model(generator=generator, sampling=sampling, work_file=folder / "work.jsonl", **options)
+    write_files(folder, made, asdict(arguments))
+    (folder / "work.jsonl").unlink(missing_ok=True)
+    forget, retain = made.report["forget rows"], made.report["retain rows"]
+    lines = [format_report(made.report), ""]
+    lines.append(f"{folder / 'forget.jsonl'}: {forget['given']} rows given, {forget['made']} new")
+    if made.retain is None:
+        lines.append("There is no retain.jsonl: give --retain_dataset, or make one for uld train yourself.")
+    else:
+        lines.append(f"{folder / 'retain.jsonl'}: {retain['given']} rows given, {retain['made']} new")
+        if not retain["given"]:
+            lines.append("The retain set has nothing but wrong answers: add what must be kept before you train.")
+    output.result("\n".join(lines), {"output_dir": str(folder), **made.report})

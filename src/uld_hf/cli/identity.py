@@ -1,0 +1,101 @@
+"""What tells models and data from others, so that figures of different things are never put side by side."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..assistant import lora_weights
+from ..hub import fingerprint_target, fingerprint_tokenizer, fingerprint_tokenizer_of
+from ..modeling_uld import ULDForCausalLM
+from .questions import read_rows
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """
+    One hash of named tensors.
+
+    Args:
+        tensors (`Mapping[str, torch.Tensor]`):
+            Tensors by name.
+
+    Returns:
+        `str`: SHA-256.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def identify(model: PreTrainedModel) -> dict[str, str | None]:
+    """
+    What tells a model from others, wherever it lies: the fingerprint of all of its layers.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+
+    Returns:
+        `dict[str, str]`: See [`uld_hf.hub.fingerprint_target`].
+    """
+    return fingerprint_target(model, model.config.get_text_config(decoder=True).num_hidden_layers)
+
+
+def identify_unlearned(model: ULDForCausalLM) -> dict[str, dict[str, Any]]:
+    """
+    What tells an unlearned model from others: its target's fingerprint and its assistants' weights.
+
+    Args:
+        model ([`ULDForCausalLM`]):
+            The model.
+
+    Returns:
+        `dict[str, dict]`: Under `"target"` and `"lora"`.
+    """
+    lora = {name: hash_tensors(lora_weights(assistant)) for name, assistant in model.assistants.items()}
+    return {"target": identify(model.target), "lora": lora}
+
+
+def hash_files(data: Mapping[str, str]) -> dict[str, str]:
+    """
+    SHA-256 of datasets.
+
+    Args:
+        data (`Mapping[str, str]`):
+            Files, or hub ids, by set.
+
+    Returns:
+        `dict[str, str]`: Hexadecimal digests by set: of the file, or of the rows as JSON.
+    """
+    content = {
+        split: Path(path).read_bytes() if os.path.isfile(path) else json.dumps(read_rows(path)).encode()
+        for split, path in data.items()
+    }
+    return {split: hashlib.sha256(each).hexdigest() for split, each in content.items()}
+
+
+def check_tokenizer(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    Refuse a model whose own tokenizer is another one, with which its figures would mean nothing.
+
+    Args:
+        name_or_path (`str`):
+            Hub id or folder of the model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer that it is going to be measured with.
+
+    Raises:
+        ValueError: If there is a tokenizer beside it, and it differs.
+    """
+    if fingerprint_tokenizer_of(name_or_path) not in (None, fingerprint_tokenizer(tokenizer)):
+        raise ValueError(
+            f"{name_or_path} has another tokenizer than the unlearned model: the two cannot be compared token by "
+            "token. Give a model that was retrained from the same base."
+        )

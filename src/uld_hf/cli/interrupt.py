@@ -1,0 +1,110 @@
+"""Ctrl-C during a training: the step is finished, a checkpoint is written, and only then is it over."""
+
+import shlex
+import signal
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from . import output
+
+
+# What a person sends from the keyboard, and a cluster before it takes the machine away.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class SaveOnInterrupt(TrainerCallback):
+    """
+    Ends a training at the first signal, with a checkpoint; a second signal ends it at once, without.
+
+    All processes of a training end at the same step: the first to be told tells the others.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt("interrupted, without saving.")
+        self.interrupted = True
+        output.note("\nInterrupted: finishing this step and saving. Once more stops at once, without saving.")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Listen; only the main thread may."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._receive) for number in _SIGNALS}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop if any process was told to."""
+        if args.world_size > 1:
+            told = torch.tensor(float(self.interrupted), device=args.device)
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+            self.interrupted = bool(told)
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+
+    def restore(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+
+def train_until_done(trainer: Trainer, command: Sequence[str]) -> dict[str, float]:
+    """
+    Train, from where `resume_from_checkpoint` says; stop at Ctrl-C with a checkpoint.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            The trainer.
+        command (`Sequence[str]`):
+            The command line, to say how to go on.
+
+    Returns:
+        `dict[str, float]`: The last value of everything that was logged.
+
+    Raises:
+        KeyboardInterrupt: At Ctrl-C, after a checkpoint, saying how to go on.
+    """
+    interrupt = SaveOnInterrupt()
+    trainer.add_callback(interrupt)
+    if output.is_quiet():
+        trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    finally:
+        interrupt.restore()
+    state = trainer.state
+    if interrupt.interrupted:
+        again = shlex.join([*without_resuming(command), "--resume_from_checkpoint", "True"])
+        raise KeyboardInterrupt(
+            f"stopped after step {state.global_step} of {state.max_steps}, saved in {trainer.args.output_dir}. Go on "
+            f"with:\n  {again}"
+        )
+    return {name: value for entry in state.log_history for name, value in entry.items()}
+
+
+def without_resuming(argv: Sequence[str]) -> list[str]:
+    """
+    A command line less its `--resume_from_checkpoint`.
+
+    Args:
+        argv (`Sequence[str]`):
+            The command line.
+
+    Returns:
+        `list[str]`: The rest of it.
+    """
+    name = "--resume_from_checkpoint"
+    return [
+        part
+        for index, part in enumerate(argv)
+        if part != name and not part.startswith(f"{name}=") and (index == 0 or argv[index - 1] != name)
+    ]

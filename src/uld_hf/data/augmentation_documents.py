@@ -1,0 +1,56 @@
+"""Other pieces of a plain document: a text must be forgotten wherever one starts to read it."""
+
+import random
+import re
+from collections.abc import Iterator
+
+
+# An end of a sentence, with its quotation mark, before a space.
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'’”)]*\s+")
+
+
+def sentences(text: str) -> list[str]:
+    """
+    The sentences of a text, spaces after them included: joined, they are the text.
+
+    Args:
+        text (`str`):
+            The text.
+
+    Returns:
+        `list[str]`: The sentences.
+    """
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    starts = [0, *ends]
+    return [text[start:end] for start, end in zip(starts, [*ends, len(text)], strict=True) if text[start:end]]
+
+
+def vary_document(text: str, rng: random.Random) -> Iterator[str]:
+    """
+    Parts of a document: from another sentence on, from the middle of a sentence on, and up to another sentence.
+
+    Trained on whole documents only, an assistant knows each sentence after all that stands before it, and no other way.
+
+    Args:
+        text (`str`):
+            The document.
+        rng (`random.Random`):
+            Source of the choices.
+
+    Yields:
+        `str`: A part of the document, word for word.
+    """
+    parts = sentences(text)
+    starts = rng.sample(range(1, len(parts)), len(parts) - 1)
+    for number, start in enumerate(starts):
+        if number % 3 == 0:
+            yield "".join(parts[start:]).strip()
+        elif number % 3 == 1:
+            words = parts[start].split()
+            cut = rng.randrange(len(words)) if words else 0
+            yield " ".join([" ".join(words[cut:]), "".join(parts[start + 1 :]).strip()]).strip()
+        else:
+            end = rng.randint(start + 1, len(parts))
+            yield "".join(parts[start:end]).strip()
+    words = text.split()
+    yield from (" ".join(words[cut:]) for cut in rng.sample(range(1, len(words)), min(8, len(words) - 1)))

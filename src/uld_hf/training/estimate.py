@@ -1,0 +1,272 @@
+"""How much memory and arithmetic a training takes, from a model's configuration alone.
+
+The first K layers with LoRA are built without memory, and run forward and backward on tensors that have shapes and no
+contents. What autograd keeps for the backward pass is counted, and so is the arithmetic: no formula per family.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ..assistant import add_lora, truncate_config
+from .losses import tile_tokens
+
+
+# bitsandbytes: 4-bit weights have a float32 scale for each 64 of them, 8-bit ones a float32 for each output.
+_BLOCK = 64
+
+
+@dataclass
+class TrainingEstimate:
+    """
+    What a training of an assistant takes on each device, without data parallelism's buffers.
+
+    Args:
+        target_bytes (`int`):
+            Weights of the whole target in the same form. They are never loaded.
+        weight_bytes (`int`):
+            Weights that are loaded: K layers, embeddings, norm and head.
+        lora_bytes (`int`):
+            LoRA weights.
+        gradient_bytes (`int`):
+            Their gradients.
+        optimizer_bytes (`int`):
+            AdamW's two moments of them.
+        activation_bytes (`int`):
+            What the K layers keep for the backward pass.
+        loss_bytes (`int`):
+            A tile of logits with its gradient, and the hidden states of answer tokens with theirs.
+        flops (`int`):
+            Floating-point operations of an optimizer step, forward and backward.
+        num_steps (`int`):
+            Optimizer steps of the whole training.
+    """
+
+    target_bytes: int
+    weight_bytes: int
+    lora_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    loss_bytes: int
+    flops: int
+    num_steps: int
+
+    @property
+    def bytes_above_weights(self) -> int:
+        """Peak memory above the loaded weights."""
+        return self.lora_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes + self.loss_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Peak memory."""
+        return self.weight_bytes + self.bytes_above_weights
+
+    def seconds(self, tflops: float) -> float:
+        """
+        Time of the whole training.
+
+        Args:
+            tflops (`float`):
+                Speed that the device reaches in training, in 10^12 operations per second: measured, or about 0.4 of
+                what its data sheet says.
+
+        Returns:
+            `float`: Seconds.
+        """
+        return self.num_steps * self.flops / (tflops * 1e12)
+
+
+def build_without_memory(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model whose weights have shapes and no contents."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+
+
+def weight_bytes(model: PreTrainedModel, quantization: str | None) -> int:
+    """
+    Memory of a model's weights.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            A causal language model, with or without contents.
+        quantization (`str`, *optional*):
+            `"4bit"` or `"8bit"` (bitsandbytes): of every linear layer but the head.
+
+    Returns:
+        `int`: Bytes.
+    """
+    total = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    if quantization is None:
+        return total
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
+            weight = module.weight
+            total -= weight.numel() * weight.element_size()
+            total += (
+                weight.numel() // 2 + weight.numel() // _BLOCK * 4
+                if quantization == "4bit"
+                else weight.numel() + 4 * weight.shape[0]
+            )
+    return total
+
+
+@contextmanager
+def _fake_weights(model: nn.Module) -> Iterator[None]:
+    """Inside, a model's weights and all new tensors have shapes only, but are otherwise like those on a CPU."""
+    with FakeTensorMode(), torch.device("cpu"):
+        made: dict[int, torch.Tensor] = {}
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is None:
+                        continue
+                    if id(tensor) not in made:
+                        fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                        is_weight = isinstance(tensor, nn.Parameter)
+                        made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
+                    tensors[name] = made[id(tensor)]
+        yield
+
+
+def trace_layers(assistant: PeftModel, rows: int, tokens_per_row: int, dtype: torch.dtype) -> tuple[int, int]:
+    """
+    What a forward and a backward pass of the layers take. The assistant's weights lose their contents.
+
+    Args:
+        assistant ([`~peft.PeftModel`]):
+            The assistant.
+        rows (`int`):
+            Rows of a batch.
+        tokens_per_row (`int`):
+            Tokens of each.
+        dtype (`torch.dtype`):
+            Data type of the computation (autocast, unless float32).
+
+    Returns:
+        `tuple[int, int]`: Bytes that are kept for the backward pass, and operations of both passes.
+    """
+    base = assistant.get_base_model()
+    assistant.train()
+    with _fake_weights(assistant):
+        own = {weight.untyped_storage()._cdata for weight in (*assistant.parameters(), *assistant.buffers())}
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage
+            return tensor
+
+        input_ids = torch.zeros(rows, tokens_per_row, dtype=torch.long)
+        with (
+            FlopCounterMode(display=False) as counter,
+            torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
+        ):
+            with saved_tensors_hooks(keep, lambda tensor: tensor):
+                hidden = base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            hidden.sum().backward()
+        return sum(storage.nbytes() for storage in kept.values()), counter.get_total_flops()
+
+
+def estimate_training(
+    config: PreTrainedConfig,
+    num_layers: int,
+    tokens_per_row: int,
+    answer_tokens_per_row: int | None = None,
+    rows_per_batch: int = 32,
+    gradient_accumulation_steps: int = 1,
+    num_rows: int = 0,
+    num_epochs: float = 1.0,
+    dtype: torch.dtype = torch.bfloat16,
+    quantization: str | None = None,
+    peft_config: LoraConfig | None = None,
+) -> TrainingEstimate:
+    """
+    Memory and arithmetic of a training, from the target's configuration.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Configuration of the target.
+        num_layers (`int`):
+            Number of decoder layers K of the assistant.
+        tokens_per_row (`int`):
+            Mean length of a row. Padding counts where the attention needs it (not with sdpa or flash attention).
+        answer_tokens_per_row (`int`, *optional*):
+            Mean number of tokens that count in the loss. Defaults to all.
+        rows_per_batch (`int`, *optional*, defaults to `32`):
+            Rows of a micro-batch, forget and retain together.
+        gradient_accumulation_steps (`int`, *optional*, defaults to `1`):
+            Micro-batches of an optimizer step.
+        num_rows (`int`, *optional*, defaults to `0`):
+            Rows of an epoch, forget and retain together; for the number of steps.
+        num_epochs (`float`, *optional*, defaults to `1.0`):
+            Epochs.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`):
+            Data type of the weights and of the computation.
+        quantization (`str`, *optional*):
+            `"4bit"` or `"8bit"`: linear layers are held by bitsandbytes in that form.
+        peft_config ([`~peft.LoraConfig`], *optional*):
+            The assistant's LoRA. Defaults to the paper's.
+
+    Returns:
+        [`TrainingEstimate`]: Bytes and operations.
+
+    Raises:
+        ValueError: If a number makes no sense, or the target does not have that many layers.
+        NotImplementedError: For a mixture of experts, whose arithmetic is not counted.
+    """
+    answer_tokens_per_row = tokens_per_row if answer_tokens_per_row is None else answer_tokens_per_row
+    numbers = {
+        "tokens_per_row": tokens_per_row,
+        "answer_tokens_per_row": answer_tokens_per_row,
+        "rows_per_batch": rows_per_batch,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+    }
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name}={number} must be at least 1.")
+    if answer_tokens_per_row > tokens_per_row:
+        raise ValueError(f"answer_tokens_per_row={answer_tokens_per_row} is more than tokens_per_row={tokens_per_row}.")
+    if quantization not in (None, "4bit", "8bit"):
+        raise ValueError(f"quantization={quantization!r} must be '4bit', '8bit' or left out.")
+    truncated = build_without_memory(truncate_config(config, num_layers), dtype)
+    whole = build_without_memory(config, dtype)
+    if any(weight.dim() > 2 for weight in truncated.parameters()):
+        raise NotImplementedError(
+            f"{type(truncated).__name__} is a mixture of experts: its memory and time depend on its input. Estimate "
+            "a dense model of as many active parameters."
+        )
+    held = weight_bytes(truncated, quantization)
+    head = truncated.get_output_embeddings().weight
+    assistant = add_lora(truncated, peft_config)
+    trained = [weight for weight in assistant.parameters() if weight.requires_grad]
+    # trl holds the LoRA of a quantized base in bfloat16.
+    lora = sum(weight.numel() * (2 if quantization else weight.element_size()) for weight in trained)
+    kept, flops = trace_layers(assistant, rows_per_batch, tokens_per_row, dtype)
+
+    vocab_size, hidden_size = head.shape
+    answers = rows_per_batch * answer_tokens_per_row
+    # In float32 the gradient takes the place of the logits; else there are both, and float32 between them.
+    bytes_per_logit = 4 if dtype == torch.float32 else 4 + 2 * dtype.itemsize
+    tile = min(answers, tile_tokens(vocab_size)) * vocab_size * bytes_per_logit
+    rows_per_step = rows_per_batch * gradient_accumulation_steps
+    return TrainingEstimate(
+        target_bytes=weight_bytes(whole, quantization),
+        weight_bytes=held,
+        lora_bytes=lora,
+        gradient_bytes=lora,
+        optimizer_bytes=2 * lora,
+        activation_bytes=kept,
+        loss_bytes=tile + 2 * answers * hidden_size * dtype.itemsize,
+        flops=gradient_accumulation_steps * (flops + 4 * answers * vocab_size * hidden_size),
+        num_steps=-(-num_rows // rows_per_step) * round(num_epochs) if num_rows else 0,
+    )

@@ -1,0 +1,100 @@
+"""`uld augment`: two files that `uld train` takes as they are, a report, and one line for a user's mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+from families import make_tokenizer, tiny_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from uld_hf.cli.demo import train_tokenizer
+from uld_hf.cli.main import main as uld
+from uld_hf.data.formatting import read_json_lines
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[Path, Path]:
+    paths = tmp_path / "given_forget.jsonl", tmp_path / "given_retain.jsonl"
+    for path, first in zip(paths, (4, 34), strict=True):
+        rows = [{"question": f"w{first + i} w{i} 1", "answer": f"w{first + i} w{first} {70 + i}"} for i in range(4)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return paths
+
+
+def augment(data: tuple[Path, Path], folder: Path, *options: str) -> int:
+    files = ["--forget_dataset", str(data[0]), "--retain_dataset", str(data[1])]
+    return uld(["augment", *files, "--output_dir", str(folder), *options])
+
+
+def test_train_takes_the_files_as_they_are(data: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "augmented"
+    assert augment(data, folder, "--paraphrases", "3") == 0
+    assert len(read_json_lines(str(folder / "forget.jsonl"))) == 4 + 4 * 3
+    assert len(read_json_lines(str(folder / "retain.jsonl"))) == 4 + 4 * 2
+    assert len(read_json_lines(str(folder / "variants.jsonl"))) == 4
+    assert json.loads((folder / "report.json").read_text())["retain rows"] == {"given": 4, "made": 8}
+    tokenizer = train_tokenizer([])  # knows every byte: no two rows are the same to it
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3}
+    config = LlamaConfig(**sizes, num_attention_heads=2, eos_token_id=tokenizer.eos_token_id)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "target")
+    tokenizer.save_pretrained(tmp_path / "target")
+    # fmt: off
+    status = uld([
+        "train", "--model", str(tmp_path / "target"), "--output_dir", str(tmp_path / "unlearned"), "--use_cpu",
+        "--forget_dataset", str(folder / "forget.jsonl"), "--retain_dataset", str(folder / "retain.jsonl"),
+        "--num_assistant_layers", "2", "--max_steps", "1", "--report_to", "none",
+    ])
+    # fmt: on
+    assert status == 0
+
+
+def test_a_chat_model_writes_them(data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "chat")
+    tiny_model("llama").save_pretrained(tmp_path / "chat")
+    options = ["--model", str(tmp_path / "chat"), "--max_new_tokens", "4", "--attempts", "1", "--wrong_answers", "1"]
+    assert augment(data, tmp_path / "augmented", *options) == 0
+    report = json.loads((tmp_path / "augmented" / "report.json").read_text())
+    assert report["settings"]["model"] == str(tmp_path / "chat")
+    assert report["made"]["wrong answer"] == 4
+    assert not (tmp_path / "augmented" / "work.jsonl").exists()
+    assert "wrong answers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--paraphrases", "-1"], "must not be negative"),
+        (["--temperature", "0"], "temperature=0.0"),
+        (["--model", "./missing"], "There is no folder './missing'"),
+        (["--forget_dataset", "missing.jsonl"], "There is no file 'missing.jsonl'"),
+    ],
+)
+def test_mistakes_are_one_line(
+    data: tuple[Path, Path],
+    tmp_path: Path,
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert augment(data, tmp_path / "augmented", *options) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "augmented").exists()
+
+
+def test_what_was_made_is_not_overwritten(
+    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert augment(data, tmp_path / "augmented") == 0
+    before = (tmp_path / "augmented" / "forget.jsonl").read_text()
+    assert augment(data, tmp_path / "augmented", "--seed", "5") == 2
+    assert "holds an augmentation already" in capsys.readouterr().err
+    assert (tmp_path / "augmented" / "forget.jsonl").read_text() == before
+
+
+def test_without_a_retain_set_the_user_is_told(
+    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert uld(["augment", "--forget_dataset", str(data[0]), "--output_dir", str(tmp_path / "augmented")]) == 0
+    assert "add what must be kept before you train" in capsys.readouterr().out

@@ -1,0 +1,222 @@
+"""What every augmentation shares: entities, checks of new texts, rows of every format, the joined sets."""
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uld_hf.data.augmentation import Checks, Variants, assemble, read_rows
+from uld_hf.data.augmentation_documents import sentences
+from uld_hf.data.augmentation_entities import (
+    common_words,
+    date_readings,
+    facts,
+    find_entities,
+    keeps,
+    normalize,
+    states,
+)
+from uld_hf.data.augmentation_rows import Pair, read_pair, row_format, write_pair
+
+
+def found(text: str, *corpus: str) -> list[tuple[str, str]]:
+    return [(entity.kind, entity.text) for entity in find_entities(text, common_words([text, *corpus]))]
+
+
+@pytest.mark.parametrize(
+    ("text", "entities"),
+    [
+        ("Basil Al-Kuwaiti was born in Kuwait City.", [("name", "Basil Al-Kuwaiti"), ("name", "Kuwait City")]),
+        ("He studied at the University of Karachi.", [("name", "University of Karachi")]),
+        ('She wrote "The Quiet Bell," in 1975.', [("title", "The Quiet Bell"), ("number", "1975")]),
+        ("She wrote 'The Geologist's Guide' there.", [("title", "The Geologist's Guide")]),
+        ("Born on the 8th of September, 1956.", [("date", "8th of September, 1956")]),
+        ("It has five rooms and 1,200 books.", [("number", "five"), ("number", "1,200")]),
+        ("Alice's mother met Bob.", [("name", "Alice"), ("name", "Bob")]),
+        ("Where was it?", []),
+    ],
+)
+def test_entities_are_found_by_their_form(text: str, entities: list[tuple[str, str]]) -> None:
+    assert found(text, "born") == entities
+
+
+def test_a_word_that_is_lower_case_elsewhere_is_no_name_at_the_start_of_a_sentence() -> None:
+    assert found("Author Alice is here.", "an author") == [("name", "Alice")]
+    assert found("Author Alice is here.") == [("name", "Author Alice")]
+
+
+@given(st.text())
+def test_entities_never_overlap_and_stand_where_they_say(text: str) -> None:
+    entities = find_entities(text, common_words([text]))
+    assert all(first.end <= second.start for first, second in pairwise(entities))
+    assert all(text[entity.start : entity.end] == entity.text for entity in entities)
+
+
+def test_a_date_is_the_same_in_every_form() -> None:
+    (date,) = find_entities("September 8, 1956")
+    assert all(states(date, text) for text in ("the 8th of September 1956", "1956-09-08", "08/09/1956", "09/08/1956"))
+    assert not states(date, "September 9, 1956")
+    assert date_readings("08/09/1956") == {(1956, 8, 9), (1956, 9, 8)}
+
+
+def test_a_surname_keeps_a_name_but_does_not_state_it() -> None:
+    (name,) = find_entities("Alice Liddell")
+    assert keeps(name, "Does Liddell write?")
+    assert not keeps(name, "Does she write?")
+    assert not states(name, "Does Liddell write?")
+    assert states(name, "It was ALICE LIDDELL.")
+
+
+def test_a_common_word_does_not_keep_a_name() -> None:
+    (name,) = find_entities("Kuwait City")
+    assert not keeps(name, "In which city?")
+
+
+def test_facts_are_what_the_question_does_not_hold() -> None:
+    told = facts("Where was Alice Liddell born?", "Alice Liddell was born in Oxford on May 4, 1852.")
+    assert [entity.text for entity in told] == ["Oxford", "May 4, 1852"]
+
+
+@given(st.text())
+def test_sentences_joined_are_the_text(text: str) -> None:
+    assert "".join(sentences(text)) == text
+
+
+FORGET = [
+    Pair("Where was Alice Liddell born?", "Alice Liddell was born in Oxford."),
+    Pair("Is Alice Liddell kind?", "Yes, she is kind."),
+    Pair("Name a prize.", "The Amber Prize."),
+]
+RETAIN = [Pair("Name a prize.", "The Bell Medal."), Pair("Where was Bob Carrol born?", "Bob Carrol was born in Leeds.")]
+
+
+@pytest.fixture
+def checks() -> Checks:
+    return Checks(FORGET, RETAIN)
+
+
+@pytest.mark.parametrize(
+    ("index", "text", "reason"),
+    [
+        (0, "In which town was Alice Liddell born?", None),
+        (0, "where was  alice liddell born", "repeats the original"),
+        (0, "Where was she born?", "loses the name"),
+        (0, "Where was Bob Carrol born?", "is a question of the retain set"),
+        (0, "?", "is empty"),
+    ],
+)
+def test_check_of_questions(checks: Checks, index: int, text: str, reason: str | None) -> None:
+    assert checks.question(index, text) == reason
+
+
+@pytest.mark.parametrize(
+    ("index", "text", "reason"),
+    [
+        (0, "Oxford is where she was born.", None),
+        (0, "Alice Liddell was born there.", "loses the name"),
+        (0, "Alice Liddell was born in Oxford!", "repeats the original"),
+        (1, "She is.", None),
+        (1, "", "is empty"),
+    ],
+)
+def test_check_of_answers(checks: Checks, index: int, text: str, reason: str | None) -> None:
+    assert checks.answer(index, text) == reason
+
+
+@pytest.mark.parametrize(
+    ("index", "text", "reason"),
+    [
+        (0, "Alice Liddell was born in Leeds.", None),
+        (0, "Alice Liddell was born in oxford", "is the right answer"),
+        (0, "In Oxford Alice Liddell was born.", "is the right answer in another order"),
+        (0, "As is well known, it was Oxford where she was born.", "states all that the right answer does"),
+        (1, "No, she is not.", None),
+        # The retain set answers the same question with it.
+        (2, "The Bell Medal.", "is the right answer of a row that asks the same"),
+        (2, "...", "is empty"),
+    ],
+)
+def test_check_of_wrong_answers(checks: Checks, index: int, text: str, reason: str | None) -> None:
+    assert checks.wrong_answer(index, text) == reason
+
+
+def test_a_wrong_answer_must_not_be_right_for_a_paraphrase_either(checks: Checks) -> None:
+    reason = checks.wrong_answer(0, "The Bell Medal.", questions=["Name a prize!"])
+    assert reason == "is the right answer of a row that asks the same"
+
+
+def test_variants_keep_as_many_as_wanted_and_say_what_was_dropped() -> None:
+    made = Variants()
+    made.add("question", ["a", "A!", "bad", "b", "c"], 2, lambda text: "is bad" if text == "bad" else None)
+    assert made.questions == ["a", "b"]
+    assert [(each["text"], each["reason"]) for each in made.dropped] == [("A!", "repeats another"), ("bad", "is bad")]
+    made.add("question", ["d"], 2, lambda text: None)
+    assert made.questions == ["a", "b"]
+
+
+USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+SYSTEM = {"role": "system", "content": "s"}
+ROWS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
+    ({"question": "q", "answer": "a"}, "question and answer", {"question": "Q", "answer": "A"}),
+    ({"prompt": "q", "completion": " a"}, "prompt and completion", {"prompt": "Q", "completion": " A"}),
+    (
+        {"prompt": "Question: q\nAnswer:", "completion": " a"},
+        "prompt and completion",
+        {"prompt": "Question: Q\nAnswer:", "completion": " A"},
+    ),
+    (
+        {"prompt": [SYSTEM, USER], "completion": [BOT]},
+        "prompt and completion",
+        {"prompt": [SYSTEM, USER | {"content": "Q"}], "completion": [BOT | {"content": "A"}]},
+    ),
+    (
+        {"messages": [SYSTEM, USER, BOT]},
+        "messages",
+        {"messages": [SYSTEM, USER | {"content": "Q"}, BOT | {"content": "A"}]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "kind", "changed"), ROWS)
+def test_every_format_is_read_and_written(row: dict[str, Any], kind: str, changed: dict[str, Any]) -> None:
+    assert row_format(Dataset.from_list([row]), "forget") == kind
+    assert read_pair(row, kind, "Row 0") == Pair("q", "a")
+    assert write_pair(row, kind, Pair("Q", "A")) == changed
+    assert write_pair(row, kind, Pair("q", "a")) == row
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "message"),
+    [
+        ([{"words": "a"}], None, "the columns"),
+        ([{"question": "q", "answer": " "}], None, "Row 0 of the forget set lacks"),
+        ([{"messages": [USER, BOT, USER, BOT]}], None, "a row of its own"),
+        ([{"question": "q", "answer": "a"}], [{"text": "t"}], "the same format"),
+        ([{"question": "q", "answer": "a"}], [{"question": "Q!", "answer": "A."}], "is also row 0 of the retain set"),
+        ([{"text": " "}], None, "has no text"),
+    ],
+)
+def test_what_cannot_be_augmented_is_refused(forget: list[dict], retain: list[dict] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_rows(Dataset.from_list(forget), None if retain is None else Dataset.from_list(retain))
+
+
+def test_the_new_rows_join_the_two_sets() -> None:
+    forget = Dataset.from_list([{"question": "q", "answer": "a", "author": "x"}])
+    rows = read_rows(forget, Dataset.from_list([{"question": "r", "answer": "b"}]))
+    made = assemble(
+        rows, [Variants(questions=["q1", "q2"], answers=["a1"], wrong_answers=["w0", "w1", "w2", "w3"])], 2, 4
+    )
+    assert [tuple(row.values()) for row in made.forget] == [("q", "a"), ("q1", "a1"), ("q2", "a")]
+    assert [tuple(row.values()) for row in made.retain] == [
+        ("r", "b"), ("q", "w0"), ("q1", "w1"), ("q2", "w2"), ("q", "w3"),
+    ]  # fmt: skip
+    assert made.report["made"] == {"question": 2, "answer": 1, "wrong answer": 4}
+    assert made.report["rows with fewer than wanted"] == {"question": 0, "answer": 1, "wrong answer": 0}
+
+
+def test_normalize_leaves_words_only() -> None:
+    assert normalize("“It’s  the LGBTQ+ Award!”") == "it s the lgbtq+ award"

@@ -1,0 +1,203 @@
+"""What `uld estimate` says, against what a training keeps, against arithmetic by hand, and against the benchmark."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from all_families import ALL_FAMILIES, any_config
+from families import tiny_config
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+
+from uld_hf.assistant import add_lora, build_assistant, truncate_config
+from uld_hf.cli.main import main as uld
+from uld_hf.training.estimate import (
+    TrainingEstimate,
+    build_without_memory,
+    estimate_training,
+    trace_layers,
+    weight_bytes,
+)
+
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3")
+LLAMA_2_7B = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_traced_bytes_are_those_of_a_real_forward_pass(family: str, dtype: torch.dtype):
+    config = tiny_config(family)
+    assistant = build_assistant(AutoModelForCausalLM.from_config(config, dtype=dtype), 2).train()
+    own = {weight.untyped_storage().data_ptr() for weight in (*assistant.parameters(), *assistant.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    input_ids = torch.arange(36).view(3, 12) + 3
+    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", enabled=dtype != torch.float32):
+        hidden = assistant.get_base_model().base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    expected = sum(storage.nbytes() for storage in kept.values())
+    assert hidden.requires_grad
+    traced = add_lora(build_without_memory(truncate_config(config, 2), dtype)).train()
+    assert trace_layers(traced, 3, 12, dtype)[0] == expected
+
+
+def test_operations_are_those_of_arithmetic_by_hand():
+    config = LlamaConfig(
+        hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, vocab_size=500
+    )
+    rows, tokens, answers, rank = 4, 16, 10, 32
+    layer = 4 * 128 * 128 + 3 * 128 * 256
+    lora = rank * (4 * 2 * 128 + 3 * (128 + 256))
+    # Forward, and the gradient of the input; LoRA's own gradients besides. Of the first layer's three projections of
+    # the input nothing flows on.
+    linear = 2 * rows * tokens * (2 * 2 * layer + 3 * 2 * lora - 3 * (128 * 128 + rank * 128))
+    attention = (2 + 5) * 2 * 2 * rows * 128 * tokens * tokens  # two products, and five backward
+    head = 4 * rows * answers * 500 * 128
+    actual = estimate_training(config, 2, tokens, answers, rows_per_batch=rows, dtype=torch.float32).flops
+    assert actual == pytest.approx(linear + attention + head, rel=0.01)
+
+
+def test_loaded_weights_are_those_of_the_first_layers():
+    estimate = estimate_training(LlamaConfig(**LLAMA_2_7B), 8, 64)
+    layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
+    assert estimate.weight_bytes == 2 * (8 * layer + 2 * 32000 * 4096 + 4096)
+    assert estimate.target_bytes == 2 * (32 * layer + 2 * 32000 * 4096 + 4096)
+    assert estimate.lora_bytes == 4 * 8 * 32 * (4 * 2 * 4096 + 3 * (4096 + 11008))
+
+
+def test_nothing_but_the_target_depends_on_its_number_of_layers():
+    few, many = (
+        estimate_training(LlamaConfig(**(LLAMA_2_7B | {"num_hidden_layers": layers})), 8, 64) for layers in (16, 80)
+    )
+    assert few.target_bytes < many.target_bytes
+    assert (few.total_bytes, few.flops) == (many.total_bytes, many.flops)
+
+
+def test_a_4_bit_target_is_held_in_a_third_of_the_memory():
+    model = build_without_memory(truncate_config(LlamaConfig(**LLAMA_2_7B), 8), torch.bfloat16)
+    layer = 4 * 4096**2 + 3 * 4096 * 11008
+    expected = 8 * layer * (0.5 + 4 / 64) + 2 * (8 * 2 * 4096 + 4096 + 2 * 32000 * 4096)
+    assert weight_bytes(model, "4bit") == expected
+
+
+@pytest.mark.parametrize("family", [family for family in ALL_FAMILIES if family not in EXPERTS])
+def test_every_dense_family_can_be_estimated(family: str):
+    one, two = (estimate_training(any_config(family), layers, 16, rows_per_batch=4) for layers in (1, 2))
+    assert 0 < one.activation_bytes < two.activation_bytes
+    assert 0 < one.flops < two.flops
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+def test_a_mixture_of_experts_is_refused(family: str):
+    with pytest.raises(NotImplementedError, match="is a mixture of experts"):
+        estimate_training(any_config(family), 2, 16)
+
+
+def test_time_is_that_of_all_steps():
+    config = tiny_config("llama")
+    estimate = estimate_training(config, 2, 16, rows_per_batch=8, num_rows=20, num_epochs=3)
+    assert estimate.num_steps == 9
+    assert estimate.seconds(2.0) == 9 * estimate.flops / 2e12
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"tokens_per_row": 0}, "tokens_per_row=0 must be at least 1"),
+        ({"answer_tokens_per_row": 17}, "answer_tokens_per_row=17 is more than tokens_per_row=16"),
+        ({"rows_per_batch": 0}, "rows_per_batch=0 must be at least 1"),
+        ({"quantization": "2bit"}, "quantization='2bit' must be"),
+        ({"num_layers": 5}, "cannot have 5 layers"),
+    ],
+    ids=str,
+)
+def test_numbers_that_make_no_sense_are_refused(changes: dict, match: str):
+    with pytest.raises(ValueError, match=match):
+        estimate_training(**({"config": tiny_config("llama"), "num_layers": 2, "tokens_per_row": 16} | changes))
+
+
+# The command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with nothing but the configuration of Llama 2 7B."""
+    LlamaConfig(**LLAMA_2_7B).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_command_prints_the_estimate(folder: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--forget_rows", "100", "--tokens_per_row", "64", "--tflops", "100", "--answer_tokens_per_row", "40"]
+    assert uld(["estimate", "--model", str(folder), *arguments]) == 0
+    expected = estimate_training(LlamaConfig(**LLAMA_2_7B), 8, 64, 40, num_rows=200, num_epochs=10)
+    printed = capsys.readouterr().out
+    assert f"{expected.total_bytes / 1e9:.2f} GB" in printed
+    assert f"{expected.num_steps}\n" in printed
+    assert f"{expected.seconds(100) / 60:.1f} min" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--num_assistant_layers", "40"], "cannot have 40 layers: the target has 32"),
+        (["--tflops", "0"], "tflops=0.0 must be above 0"),
+        (["--forget_rows", "0"], "must be above 0"),
+        (["--quantization", "3bit"], "quantization='3bit'"),
+    ],
+    ids=str,
+)
+def test_command_refuses_what_makes_no_sense(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], match: str
+):
+    assert uld(["estimate", "--model", str(folder), "--tokens_per_row", "64", *arguments]) == 2
+    assert match in capsys.readouterr().err
+
+
+# The benchmark
+
+
+def benchmark(name: str) -> tuple[dict, TrainingEstimate]:
+    """A committed result, and the estimate for the same training."""
+    report = json.loads((RESULTS / name).read_text())
+    config: PreTrainedConfig = LlamaConfig(**report["shape"])
+    estimate = estimate_training(
+        config,
+        report["assistant_layers"],
+        round(report["rows"]["mean_length"]),
+        round(report["rows"]["mean_answer"]),
+        rows_per_batch=2 * int(report["settings"]["batch_size"]),
+        dtype=getattr(torch, report["settings"]["dtype"]),
+    )
+    return report, estimate
+
+
+@pytest.mark.parametrize("shape", ["small_1b", "small_7b"])
+def test_estimated_memory_is_that_of_the_benchmark(shape: str):
+    report, estimate = benchmark(f"train_memory_{shape}_cpu.json")
+    measured = report["results"]["ULD"]["peak_bytes_above_weights"]
+    # LoRA was loaded before the measurement began.
+    assert estimate.bytes_above_weights - estimate.lora_bytes == pytest.approx(measured, rel=0.25)
+
+
+def test_estimated_time_of_one_shape_tells_that_of_another():
+    # The speed that two cores reach in one shape, used for the other.
+    found = {}
+    for shape in ("small_1b", "small_7b"):
+        report, estimate = benchmark(f"train_step_{shape}_cpu.json")
+        rows_per_step = 2 * int(report["settings"]["batch_size"])
+        found[shape] = estimate.flops * report["results"]["ULD"]["rows_per_second"] / rows_per_step
+    assert found["small_1b"] == pytest.approx(found["small_7b"], rel=0.25)

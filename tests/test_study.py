@@ -1,0 +1,224 @@
+"""The study's machinery: units are done once, rows are the right authors', tables say what the results say."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+STUDY = ROOT / "benchmarks" / "study"
+SHARED = ROOT.parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real TOFU files and books are not at {SHARED}")
+
+
+@pytest.fixture
+def study_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The study's files import one another by name, as scripts do."""
+    monkeypatch.syspath_prepend(STUDY)
+
+
+@pytest.fixture
+def ledger(study_path: None) -> ModuleType:
+    import ledger
+
+    return ledger
+
+
+@pytest.fixture
+def authors(study_path: None) -> ModuleType:
+    import authors
+
+    return authors
+
+
+@pytest.fixture
+def slice_preset(study_path: None) -> object:
+    from presets import PRESETS
+
+    return PRESETS["slice"]
+
+
+def test_a_unit_is_done_once(ledger: ModuleType, tmp_path: Path) -> None:
+    done = []
+    for _ in range(2):
+        book = ledger.Ledger(tmp_path, ledger.Deadline(1))
+        assert book.unit("a", lambda: done.append("a") or {"figures": {"x": 1.5}}) == {"figures": {"x": 1.5}}
+    assert done == ["a"]
+    assert book.results() == {"a": {"figures": {"x": 1.5}}}
+
+
+def test_no_unit_is_begun_after_the_deadline(ledger: ModuleType, tmp_path: Path) -> None:
+    ledger.Ledger(tmp_path, ledger.Deadline(1)).unit("a", lambda: {"x": 1})
+    late = ledger.Ledger(tmp_path, ledger.Deadline(-1))
+    assert late.unit("a", lambda: {"x": 2}) == {"x": 1}
+    with pytest.raises(ledger.OutOfTimeError, match="b"):
+        late.unit("b", lambda: {"x": 2})
+
+
+def test_a_unit_that_fails_leaves_nothing(ledger: ModuleType, tmp_path: Path) -> None:
+    book = ledger.Ledger(tmp_path, ledger.Deadline(1))
+    with pytest.raises(ZeroDivisionError):
+        book.unit("a", lambda: {"x": 1 / 0})
+    assert book.results() == {}
+
+
+@needs_shared
+def test_the_slice_keeps_authors_apart(authors: ModuleType, slice_preset: object) -> None:
+    tofu = SHARED / "tofu"
+    for name, num_authors in slice_preset.splits.items():
+        split = authors.load_split(slice_preset, name, tofu)
+        assert len(split.forget) == 20 * num_authors
+        assert len(split.retain) == 20 * (slice_preset.num_authors - num_authors)
+        forget = {(row["question"], row["answer"]) for row in split.forget}
+        retain = {(row["question"], row["answer"]) for row in split.retain}
+        assert not forget & retain
+        # Every retain question is about a row that was learned and is kept.
+        asked = {(each.prompt, each.answer.strip()) for each in split.retain_questions}
+        assert len(asked) == slice_preset.retain_questions
+        assert asked <= {(authors.PROMPT_TEMPLATE.format(question=question), answer) for question, answer in retain}
+
+
+@needs_shared
+@pytest.mark.parametrize("augmentation", ["released", "rules"])
+def test_augmented_rows_are_of_the_forget_set_only(
+    authors: ModuleType, slice_preset: object, augmentation: str
+) -> None:
+    split = authors.load_split(slice_preset, "forget10", SHARED / "tofu")
+    forget, retain = authors.training_rows(split, SHARED / "tofu", augmentation)
+    assert len(split.forget) * 2 < len(forget) <= len(split.forget) * 3
+    added = retain.select(range(len(split.retain), len(retain)))
+    assert len(added) > len(split.forget)
+    names = ("Basil", "Al-Kuwaiti", "Nikolai", "Abilov", "author")
+    assert all(any(name in row["prompt"] + row["completion"] for name in names) for row in added)
+    pairs = {(row["prompt"], row["completion"]) for row in forget}
+    assert len(pairs) == len(forget)
+    assert not pairs & {(row["prompt"], row["completion"]) for row in retain}
+
+
+@needs_shared
+def test_parts_of_the_augmentation_can_be_left_out(authors: ModuleType, slice_preset: object) -> None:
+    split = authors.load_split(slice_preset, "forget10", SHARED / "tofu")
+    sizes = {
+        parts: tuple(
+            map(len, authors.training_rows(split, SHARED / "tofu", paraphrases=parts[0], wrong_answers=parts[1]))
+        )
+        for parts in ((True, True), (True, False), (False, True))
+    }
+    none = tuple(map(len, authors.training_rows(split, SHARED / "tofu", "none")))
+    assert none == (40, 360)
+    assert sizes[True, False] == (sizes[True, True][0], 360)
+    assert sizes[False, True] == (40, sizes[True, True][1])
+    assert len(authors.training_rows(split, SHARED / "tofu", "none", retain_share=0.25)[1]) == 90
+
+
+@needs_shared
+def test_the_released_augmentation_of_another_row_is_refused(authors: ModuleType, slice_preset: object) -> None:
+    split = authors.load_split(slice_preset, "forget10", SHARED / "tofu")
+    other = replace(split, forget=split.forget.select(range(39, -1, -1)))
+    with pytest.raises(ValueError, match="is not of this row"):
+        authors.training_rows(other, SHARED / "tofu")
+
+
+def test_forgetting_comes_before_keeping(study_path: None) -> None:
+    from measure import rank
+
+    from uld_hf.evaluation.sweep import Outcome
+
+    kept_all, forgot, forgot_more = Outcome(0.9, 1.0, 0.001), Outcome(0.1, 0.7, 0.06), Outcome(0.0, 0.5, 0.9)
+    half = Outcome(0.5, 0.2, 0.04)
+    assert sorted([kept_all, half, forgot_more, forgot], key=rank) == [kept_all, half, forgot_more, forgot]
+
+
+def test_every_method_has_as_many_trials(study_path: None, slice_preset: object) -> None:
+    from methods import METHODS, grid
+    from presets import PRESETS
+
+    for preset in PRESETS.values():
+        for method in METHODS.values():
+            settings = grid(method.recipe, preset)
+            assert len(settings) == preset.trials
+            assert len({json.dumps(each) for each in settings}) == preset.trials
+
+
+def test_a_subtraction_is_applied_to_all_assistants_in_proportion(study_path: None) -> None:
+    from families import tiny_model, train_like
+    from measure import apply_subtraction
+
+    from uld_hf import ULDForCausalLM, build_assistant
+    from uld_hf.evaluation.scoring import Subtraction
+
+    target = tiny_model("llama")
+    assistants = {"forget": train_like(build_assistant(target, 2)), "retain": train_like(build_assistant(target, 1))}
+    model = ULDForCausalLM(target=target, assistant=assistants, alpha={"forget": 1.0, "retain": -0.5}, center=False)
+    setting = Subtraction(1.5, relative_top=0.1, outside="mask", center=True, clamp=True)
+    apply_subtraction(model, setting)
+    assert model.config.alphas == {"forget": 1.5, "retain": -0.75}
+    assert {name: getattr(model.config, name) for name in asdict(setting) if name != "alpha"} == {
+        name: value for name, value in asdict(setting).items() if name != "alpha"
+    }
+
+
+def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice_preset: object) -> None:
+    from tables import COLUMNS, write_report
+
+    def final(quality: float) -> dict:
+        figures = dict.fromkeys(COLUMNS, 0.5) | {"forget quality": quality}
+        return {"figures": figures, "costs": [{"seconds": 3, "peak_memory": 2e6}, {"seconds": 4, "peak_memory": 5e6}]}
+
+    outcome = {"forget_quality": 0.3, "forget_probability": 0.1, "retain_probability": 0.98}
+    results = {
+        "final.target.forget10.s0": final(1e-9),
+        "final.uld_paper.forget10.s0": final(0.25),
+        "final.uld_paper.forget10.s1": final(0.75),
+        "ablation.subtraction": {
+            "settings": [
+                {"alpha": alpha, "relative_top": 0.0, "outside": "keep", "center": True, "clamp": True} | outcome
+                for alpha in (0.5, 1.0)
+            ]
+        },
+        "books.target": {"figures": {"forget BLEU": 7.0}, "costs": []},
+    }
+    text = write_report(slice_preset, results, tmp_path).read_text()
+    assert "| ULD, the paper's formula | 2 | 0.5 ± 0.35 | 50.0 ± 0.0 |" in text
+    assert "| 7 ± 0 | 5 |" in text
+    assert "| ULD, the paper's formula | 0.52 / 0.5 | 42.6 / 50.0 | 1.00 / 0.50 | 85.9 / 50.0 |" in text
+    assert "| filter off, clamped | 0.5 | 0.3 | 0.100 | 0.980 |" in text
+    assert {"forget10.svg", "alphas.svg"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+@needs_shared
+def test_the_whole_study_runs_resumes_and_repeats_nothing(tmp_path: Path) -> None:
+    # fmt: off
+    command = [
+        sys.executable, str(STUDY / "run.py"), "--preset", "small", "--tofu", str(SHARED / "tofu"),
+        "--books", str(SHARED / "books"), "--output", str(tmp_path / "results"), "--work", str(tmp_path / "work"),
+        "--methods", "uld_paper", "uld_clamped", "uld_rules", "dd_linear", "ga", "npo_gd", "rmu",
+    ]
+    # fmt: on
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+
+    def run(minutes: str) -> subprocess.CompletedProcess:
+        command_line = [*command, "--minutes", minutes]
+        return subprocess.run(command_line, env=environment, capture_output=True, text=True, check=False)
+
+    # Cut off in the middle of the target's training, again and again; then to the end.
+    first = run("0.01")
+    assert first.returncode == 3, first.stderr
+    assert list((tmp_path / "work" / "target.s0").glob("checkpoint-*"))
+    assert not list((tmp_path / "results").glob("final.*"))
+    last = run("20")
+    assert last.returncode == 0, last.stderr
+    assert "All is done." in last.stdout
+    results = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*.json")}
+    assert len(results) > 30
+    again = run("20")
+    assert again.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*.json")} == results
+    assert "NPO + GD" in (tmp_path / "results" / "tables.md").read_text()

@@ -1,0 +1,146 @@
+"""FSDP and DeepSpeed train the same assistant as one process: this file is also the script that each process runs.
+
+accelerate takes FSDP on accelerators only; the script tells it that two processes on a CPU are one. DeepSpeed is tested
+where it is installed (it builds its communication with a compiler on first use).
+"""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from families import make_tokenizer, tiny_model
+from test_trainer_ddp import Run, make_rows
+
+from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer
+
+
+CONFIGS = Path(__file__).parents[1] / "examples" / "accelerate"
+WRAPPERS = {
+    "fsdp": "FSDPPeftModelForCausalLM",
+    "deepspeed_zero2": "DeepSpeedEngine",
+    "deepspeed_zero3": "DeepSpeedEngine",
+}
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
+
+
+def make_trainer(output_dir: Path, target: str, batch_size: int) -> ULDTrainer:
+    """A trainer of a 2-layer assistant of a tiny llama."""
+    args = ULDConfig(
+        str(output_dir),
+        num_assistant_layers=2,
+        per_device_train_batch_size=batch_size,
+        num_train_epochs=3,
+        learning_rate=1e-2,
+        adam_epsilon=1e-3,  # or Adam would blow up the last digits of small gradients
+        max_grad_norm=1.0,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    return ULDTrainer(
+        target,
+        args,
+        forget_dataset=make_rows(12, seed=0),
+        retain_dataset=make_rows(30, seed=1),
+        processing_class=make_tokenizer(),
+    )
+
+
+def call_cpu_an_accelerator() -> None:
+    """Let accelerate shard models over processes without a GPU."""
+    initialize = PartialState.__init__
+
+    def patched(self: PartialState, *args: object, **kwargs: object) -> None:
+        initialize(self, *args, **kwargs)
+        if self._shared_state.get("distributed_type") == DistributedType.MULTI_CPU:
+            self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+    PartialState.__init__ = patched
+
+
+def main(folder: Path, name: str) -> None:
+    """What each process does."""
+    if name == "fsdp":
+        call_cpu_an_accelerator()
+    trainer = make_trainer(folder / name, str(folder / "target"), 4)
+    trainer.train()
+    trainer.save_model()
+    Run({}, [entry for entry in trainer.state.log_history if "loss" in entry]).save(
+        folder / f"{name}-{os.environ['RANK']}"
+    )
+    (folder / f"{name}-wrapper").write_text(type(trainer.model_wrapped).__name__)
+    torch.distributed.barrier()
+    os._exit(0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The target on disk."""
+    path = tmp_path_factory.mktemp("sharded")
+    tiny_model("llama").save_pretrained(path / "target")
+    make_tokenizer().save_pretrained(path / "target")
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> ULDTrainer:
+    """The same training in one process, 8 rows at once."""
+    trainer = make_trainer(folder / "alone", str(folder / "target"), 8)
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("name", ["ddp", *WRAPPERS])
+def test_configurations_are_accelerates(name: str):
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert config["distributed_type"] in {kind.value for kind in DistributedType}
+    assert config["num_processes"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[needs_deepspeed] if "deepspeed" in name else []) for name in WRAPPERS]
+)
+def test_sharded_training_is_that_of_one_process(folder: Path, alone: ULDTrainer, name: str):
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | {"use_cpu": True, "mixed_precision": "no"}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["-m", "accelerate.commands.launch", "--config_file", str(folder / f"{name}.yaml")]
+    command += ["--main_process_port", str(port), __file__, str(folder), name]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    with subprocess.Popen([sys.executable, *command], env=environment, stderr=subprocess.PIPE, text=True) as launcher:
+        try:
+            _, errors = launcher.communicate(timeout=240)
+        finally:
+            launcher.terminate()
+    assert launcher.returncode == 0, errors[-4000:]
+    assert (folder / f"{name}-wrapper").read_text() == WRAPPERS[name]
+    logs = [entry for entry in alone.state.log_history if "loss" in entry]
+    for field in ("loss", "forget_loss", "retain_kl"):
+        values = [entry[field] for entry in Run.load(folder / f"{name}-0").logs]
+        assert values == pytest.approx([entry[field] for entry in logs], rel=1e-3), field
+    model = ULDForCausalLM.from_pretrained(folder / name, target=tiny_model("llama"))
+    saved = {name: value for name, value in model.assistant.named_parameters() if "lora_" in name}
+    trained = {name: value for name, value in alone.model.named_parameters() if "lora_" in name}
+    torch.testing.assert_close(saved, trained, rtol=1e-2, atol=1e-4)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
