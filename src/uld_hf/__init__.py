@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
-    "ULDBakeConfig": ".bake.bake_config",
-    "ULDBakeTrainer": ".bake.bake_trainer",
     "OffsetConfig": ".baselines.offset_trainer",
     "OffsetTrainer": ".baselines.offset_trainer",
+    "ULDBakeConfig": ".bake.bake_config",
+    "ULDBakeTrainer": ".bake.bake_trainer",
     "ULDConfig": ".training.uld_config",
     "ULDForCausalLM": ".modeling_uld",
     "ULDLogitsProcessor": ".logits_process",
