@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .data.tofu import load_tofu
     from .logits_process import ULDLogitsProcessor
     from .modeling_uld import ULDForCausalLM
+    from .training.estimate import estimate_training
     from .training.uld_config import ULDConfig
     from .training.uld_trainer import ULDTrainer
 
@@ -51,6 +52,7 @@ _LAZY = {
     "UnlearnConfig": ".baselines.unlearn_config",
     "UnlearnTrainer": ".baselines.unlearn_trainer",
     "build_assistant": ".assistant",
+    "estimate_training": ".training.estimate",
     "fictitious_dataset": ".data.fictitious",
     "invent_people": ".data.fictitious",
     "load_tofu": ".data.tofu",
@@ -71,6 +73,7 @@ __all__ = [
     "UnlearnConfig",
     "UnlearnTrainer",
     "build_assistant",
+    "estimate_training",
     "fictitious_dataset",
     "invent_people",
     "load_tofu",
