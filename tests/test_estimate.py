@@ -207,3 +207,54 @@ def test_estimated_time_of_one_shape_tells_that_of_another():
         rows_per_step = 2 * int(report["settings"]["batch_size"])
         found[shape] = estimate.flops * report["results"]["ULD"]["rows_per_second"] / rows_per_step
     assert found["small_1b"] == pytest.approx(found["small_7b"], rel=0.25)
+
+
+# The table in docs/training.md
+
+MODELS = {  # layers, width, width of the MLP, heads, key-value heads, vocabulary, tied head
+    "Llama 3.2 1B": (16, 2048, 8192, 32, 8, 128256, True),
+    "Llama 3.2 3B": (28, 3072, 8192, 24, 8, 128256, True),
+    "Llama 2 7B": (32, 4096, 11008, 32, 32, 32000, False),
+    "Llama 3.1 8B": (32, 4096, 14336, 32, 8, 128256, False),
+    "Llama 2 13B": (40, 5120, 13824, 40, 40, 32000, False),
+    "Llama 3.1 70B": (80, 8192, 28672, 64, 8, 128256, False),
+}
+
+
+def docs_row(name: str) -> str:
+    """A row of the table: 200 documents of 300 tokens and as many to keep, a quarter of the layers."""
+    layers, width, mlp, heads, key_value_heads, vocab_size, tied = MODELS[name]
+    config = LlamaConfig(
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        vocab_size=vocab_size,
+        tie_word_embeddings=tied,
+    )
+    plain, quantized = (
+        estimate_training(
+            config,
+            layers // 4,
+            300,
+            rows_per_batch=8,
+            gradient_accumulation_steps=4,
+            num_rows=400,
+            num_epochs=10,
+            quantization=quantization,
+        )
+        for quantization in (None, "4bit")
+    )
+    return (
+        f"| {name} | {layers // 4} of {layers} | {plain.target_bytes / 1e9:.1f} | {plain.weight_bytes / 1e9:.1f} "
+        f"| {plain.bytes_above_weights / 1e9:.1f} | {plain.total_bytes / 1e9:.1f} "
+        f"| {quantized.total_bytes / 1e9:.1f} | {plain.seconds(100) / 60:.0f} |"
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_table_in_the_docs_is_what_the_estimate_says(name: str):
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    table = page.split("<!-- estimates: begin -->")[1].split("<!-- estimates: end -->")[0]
+    assert docs_row(name) in table.splitlines()

@@ -216,7 +216,7 @@ def test_losses_in_bfloat16_are_those_of_float32(float32: ULDTrainer, folder: Pa
 def test_weights_trained_in_bfloat16_are_near_those_of_float32(float32: ULDTrainer, folder: Path, tmp_path: Path):
     expected = lora_weights(float32)
     for name, weight in lora_weights(descend(tmp_path, str(folder), bf16=True)).items():
-        assert (weight - expected[name]).norm() < 0.05 * expected[name].norm()
+        assert (weight - expected[name]).norm() < 0.15 * expected[name].norm()
 
 
 def test_accumulation_and_checkpointing_in_bfloat16_leave_the_losses_alone(

@@ -232,6 +232,7 @@ class ULDTrainer(ForgetRetainTrainer):
         base = assistant.get_base_model()
         keep_gradients(base)
         check_head(base)
+        self._num_embeddings = base.get_input_embeddings().weight.shape[0]  # sharding will hide it
         settings = {name: vars(args)[name] for name in ("alpha", *SHARED_SETTINGS)}
         remember_settings(assistant, settings)
         self.model_config = ULDModelConfig(
@@ -338,8 +339,7 @@ class ULDTrainer(ForgetRetainTrainer):
             metrics[f"{self._first_set}_accuracy"].append(correct / num_forget)
         if num_retain:
             # Cross-entropy to the uniform distribution, less its entropy: how far from knowing nothing.
-            vocab_size = self.model.get_base_model().get_input_embeddings().weight.shape[0]
-            metrics["retain_kl"].append(retain_loss / num_retain - math.log(vocab_size))
+            metrics["retain_kl"].append(retain_loss / num_retain - math.log(self._num_embeddings))
         if mode == "train":
             self._total_train_tokens += int(num_tokens)
         metrics["num_tokens"] = [self._total_train_tokens]
