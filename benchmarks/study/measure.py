@@ -5,13 +5,12 @@ from pathlib import Path
 
 import numpy as np
 from authors import Split
-from scipy.stats import hmean
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld_hf.evaluation.evaluation import Evaluation, compare, evaluate
+from uld_hf.evaluation.comparison import compare, kept_utility
+from uld_hf.evaluation.evaluation import Evaluation, evaluate
 from uld_hf.evaluation.scoring import Subtraction
 from uld_hf.evaluation.sweep import Outcome, sweep
-from uld_hf.evaluation.tofu import model_utility, summarize_truth_ratio
 from uld_hf.modeling_uld import ULDForCausalLM
 
 
@@ -53,19 +52,6 @@ def evaluate_model(
     return evaluation
 
 
-def utility(evaluation: Evaluation) -> float:
-    """
-    Harmonic mean of probability, ROUGE-L recall and truth ratio on the retain questions.
-
-    TOFU's model utility takes the same of real authors and world facts too, of which a model trained on TOFU alone
-    knows nothing.
-    """
-    retain = evaluation.sets["retain"]
-    summary = retain.summary()
-    ratio = summarize_truth_ratio(retain.truth_ratios, "true_better")
-    return model_utility([summary["probability"], summary["ROUGE-L recall"], ratio])
-
-
 def figures(evaluation: Evaluation, target: Evaluation, retrained: Evaluation) -> dict[str, float]:
     """
     The figures of a model beside the target's and the retrained one's.
@@ -79,23 +65,24 @@ def figures(evaluation: Evaluation, target: Evaluation, retrained: Evaluation) -
             Of the retrained model.
 
     Returns:
-        `dict[str, float]`: By name. `"overall"` is OpenUnlearning's aggregate: the harmonic mean of memorization,
-        privacy and utility, the last relative to the target's.
+        `dict[str, float]`: By name. Utility is of the retain questions alone: of TOFU's real authors and world facts, a
+        model trained on TOFU alone knows nothing.
     """
+    if kept_utility(target) == 0:
+        raise ValueError(f"{target.settings['split']}: the target has learned nothing to be kept. Train it for longer.")
     compared = compare({"target": target, "retrained": retrained, "model": evaluation})["model"]
     forget, retain = evaluation.sets["forget"].summary(), evaluation.sets["retain"].summary()
-    relative = utility(evaluation) / utility(target)
     return {
         "forget quality": compared["forget quality"],
         "forget ROUGE": forget["ROUGE-L recall"],
         "forget probability": forget["probability"],
         "retain ROUGE": retain["ROUGE-L recall"],
         "retain probability": retain["probability"],
-        "utility": utility(evaluation),
-        "utility, relative": relative,
+        "utility": kept_utility(evaluation),
+        "utility, relative": compared["utility"],
         "memorization": compared["memorization"],
         "privacy": compared["privacy"],
-        "overall": float(hmean([compared["memorization"], compared["privacy"], relative])),
+        "overall": compared["aggregate"],
         "broken answers": forget["broken answers"] + retain["broken answers"],
         **{name: value for name, value in compared.items() if name.startswith("AUC")},
     }

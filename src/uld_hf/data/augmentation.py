@@ -11,7 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from .augmentation_entities import common_words, facts, find_entities, keeps, normalize, states
+from .augmentation_entities import Entity, common_words, facts, find_entities, keeps, normalize, states
 from .augmentation_rows import Pair, RowFormat, read_pair, row_format, training_columns, write_pair
 
 
@@ -120,12 +120,10 @@ class Checks:
         Returns:
             `str` or `None`: The reason, `None` if it is one.
         """
-        words = normalize(text)
-        if words in ("", normalize(self.pairs[index].question)):
-            return "repeats the original" if words else "is empty"
-        if words in self._retain_questions:
+        if normalize(text) in self._retain_questions:
             return "is a question of the retain set"
-        return self._loss(find_entities(self.pairs[index].question, self.common), text)
+        original = self.pairs[index].question
+        return self._paraphrase(original, find_entities(original, self.common), text)
 
     def answer(self, index: int, text: str) -> str | None:
         """
@@ -140,10 +138,7 @@ class Checks:
         Returns:
             `str` or `None`: The reason, `None` if it is one.
         """
-        words = normalize(text)
-        if words in ("", normalize(self.pairs[index].answer)):
-            return "repeats the original" if words else "is empty"
-        return self._loss(facts(*self.pairs[index], self.common), text)
+        return self._paraphrase(self.pairs[index].answer, facts(*self.pairs[index], self.common), text)
 
     def wrong_answer(self, index: int, text: str, questions: Sequence[str] = ()) -> str | None:
         """
@@ -213,7 +208,10 @@ class Checks:
         names = [entity for entity in find_entities(original, self.common) if entity.kind == "name"]
         return None if not names or any(keeps(entity, text) for entity in names) else "loses every name"
 
-    def _loss(self, entities: Sequence[Any], text: str) -> str | None:
+    def _paraphrase(self, original: str, entities: Sequence[Entity], text: str) -> str | None:
+        words = normalize(text)
+        if words in ("", normalize(original)):
+            return "repeats the original" if words else "is empty"
         lost = next((entity for entity in entities if not keeps(entity, text)), None)
         return None if lost is None else f"loses the {lost.kind}"
 
