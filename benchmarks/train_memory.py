@@ -6,9 +6,10 @@
     python benchmarks/train_memory.py --tofu ... --shape llama-2-7b --dtype bfloat16 --batch_size 16 \\
         --methods ULD "ULD, rows padded to 256" "released recipe" "NPO, LoRA"
 
-What the methods are: training_methods.py. Two steps of each in a process of its own: peaks are never given back. On a
-GPU, memory is what torch allocates; on a CPU, the resident set. Gradients and the optimizer's state count, as they are
-needed; the models' weights do not.
+What the methods are: training_methods.py. Two steps of each in a process of its own: peaks are never given back. Memory
+is what torch allocates: on a GPU by its own count, on a CPU by the profiler's, of a third step. There the resident set
+is noted too; it holds what the C library does not give back and what the libraries need for themselves. Gradients and
+the optimizer's state count; the models' weights do not.
 """
 
 import argparse
@@ -16,9 +17,12 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from training_methods import METHODS, add_arguments, batches_of, describe, make_rows, make_step
 
 
@@ -28,8 +32,17 @@ def resident(field: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def measure(method: str, args: argparse.Namespace) -> tuple[int, int]:
-    """Bytes before, and peak of two steps above that."""
+def allocated(step: Callable[[], None]) -> int:
+    """Highest sum of bytes that torch allocates on a CPU during a step, above what there was before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes))
+
+
+def measure(method: str, args: argparse.Namespace) -> dict[str, int]:
+    """Peaks of two steps above what there was before, in bytes."""
     step = make_step(method, args)
     batches = batches_of(make_rows(args), args.batch_size)[:2]
     gc.collect()
@@ -38,12 +51,24 @@ def measure(method: str, args: argparse.Namespace) -> tuple[int, int]:
         before = torch.cuda.memory_allocated()
         for batch in batches:
             step(*batch)
-        return before, torch.cuda.max_memory_allocated() - before
+        return {"peak_bytes_above_weights": torch.cuda.max_memory_allocated() - before}
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model
     before = resident("VmRSS")
     for batch in batches:
         step(*batch)
-    return before, resident("VmHWM") - before
+    peak = resident("VmHWM") - before
+    # The optimizer's state was made in the first step, and is there when the third begins.
+    state = sum(
+        value.nbytes
+        for optimizer in gc.get_objects()
+        if isinstance(optimizer, torch.optim.Optimizer)
+        for entry in optimizer.state.values()
+        for value in entry.values()
+    )
+    return {
+        "peak_bytes_above_weights": state + max(allocated(lambda batch=batch: step(*batch)) for batch in batches),
+        "peak_resident_bytes_above_weights": peak,
+    }
 
 
 def main() -> None:
@@ -62,9 +87,10 @@ def main() -> None:
         found[method] = json.loads(run.stdout.splitlines()[-1])
     print(f"{'':<26}{'peak MB above the weights':>27}{'of that ULD needs':>20}")
     results = {}
-    for method, (before, peak) in found.items():
-        share = round(found["ULD"][1] / peak, 3)
-        results[method] = {"bytes_before": before, "peak_bytes_above_weights": peak, "uld_needs_of_that": share}
+    for method, peaks in found.items():
+        peak = peaks["peak_bytes_above_weights"]
+        share = round(found["ULD"]["peak_bytes_above_weights"] / peak, 3)
+        results[method] = {**peaks, "uld_needs_of_that": share}
         print(f"{method:<26}{peak / 1e6:>27.0f}{share:>20}")
     report = {**describe(args, sys.argv), "results": results}
     name = args.shape.replace("-", "_").replace(".", "_")

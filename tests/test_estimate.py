@@ -16,9 +16,11 @@ from uld_hf.training.estimate import (
     TrainingEstimate,
     build_without_memory,
     estimate_training,
+    flat_inputs,
     trace_layers,
     weight_bytes,
 )
+from uld_hf.training.padding_free import attention_by_row
 
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -46,9 +48,13 @@ def test_traced_bytes_are_those_of_a_real_forward_pass(family: str, dtype: torch
             kept[storage.data_ptr()] = storage
         return tensor
 
-    input_ids = torch.arange(36).view(3, 12) + 3
-    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", enabled=dtype != torch.float32):
-        hidden = assistant.get_base_model().base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    base = assistant.get_base_model()
+    with (
+        attention_by_row(base),
+        saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32),
+    ):
+        hidden = base.base_model(**flat_inputs(3, 12), use_cache=False).last_hidden_state
     expected = sum(storage.nbytes() for storage in kept.values())
     assert hidden.requires_grad
     traced = add_lora(build_without_memory(truncate_config(config, 2), dtype)).train()

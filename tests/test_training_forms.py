@@ -11,7 +11,8 @@ from families import make_tokenizer, tiny_model
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_trainer import PLAIN, assert_same_weights, descend, logged, lora_weights, make_trainer
+from test_trainer import PLAIN, assert_same_weights, logged, lora_weights, make_trainer
+from test_trainer import descend as descend_fast
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
@@ -24,11 +25,19 @@ needs_bitsandbytes = pytest.mark.skipif(not is_bitsandbytes_available(), reason=
 FOUR_BITS = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32, "bnb_4bit_quant_type": "nf4"}
 
 
+def descend(*args: Any, **settings: Any) -> ULDTrainer:
+    """Plain gradient descent in steps so small that rounding does not send it elsewhere."""
+    return descend_fast(*args, **settings, learning_rate=0.01)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama of 6 layers in many shards, and its tokenizer."""
     path = tmp_path_factory.mktemp("target")
-    tiny_model("llama", num_layers=6, hidden_size=64).save_pretrained(path, max_shard_size="20KB")
+    # bitsandbytes wants multiples of 64
+    tiny_model("llama", num_layers=6, hidden_size=64, head_dim=16, num_key_value_heads=4).save_pretrained(
+        path, max_shard_size="20KB"
+    )
     make_tokenizer().save_pretrained(path)
     return path
 

@@ -154,9 +154,9 @@ def best_subtraction(
 
 
 def apply_subtraction(model: ULDForCausalLM, subtraction: Subtraction) -> None:
-    """Set a model to the settings of a subtraction; several assistants keep their proportions."""
+    """Set a model to the settings of a subtraction; several assistants keep signs and proportions, as in a sweep."""
     alphas = model.config.alphas
-    first = next(iter(alphas.values()))
+    first = abs(next(iter(alphas.values())))
     for name, value in alphas.items():
         model.set_alpha(name, value / first * subtraction.alpha)
     for name, value in asdict(subtraction).items():

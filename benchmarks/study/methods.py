@@ -13,7 +13,15 @@ from targets import load_model
 from training import common_options, is_trained, loading_options, train_within
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer, UnlearnConfig, UnlearnTrainer
+from uld_hf import (
+    OffsetConfig,
+    OffsetTrainer,
+    ULDConfig,
+    ULDForCausalLM,
+    ULDTrainer,
+    UnlearnConfig,
+    UnlearnTrainer,
+)
 from uld_hf.evaluation.scoring import Subtraction
 
 
@@ -131,6 +139,9 @@ METHODS: dict[str, Method] = {
         "divergence",
         tuple(Subtraction(1.0, relative_top=0.0, center=False, remove_top_k=top) for top in (1, 2, 5, 10, 20, 50, 100)),
     ),
+    "offset_ga_kl": Method("Offset, GA + KL", "Offset-GA+KL", "offset ga kl"),
+    "offset_npo_kl": Method("Offset, NPO + KL", "Offset-NPO+KL", "offset npo kl"),
+    "offset_dpo_kl": Method("Offset, DPO + KL", "Offset-DPO+KL", "offset dpo kl"),
     "ga": Method("GA", "GA", "ga none"),
     "ga_gd": Method("GA + GD (gradient difference)", "GA+GD", "ga nll"),
     "ga_kl": Method("GA + KL", "GA+KL", "ga kl"),
@@ -162,6 +173,10 @@ DIVERGENCE_GRID = tuple(
 WEIGHTS_GRID = tuple(
     {"learning_rate": rate, "retain_weight": weight} for weight in (1.0, 5.0) for rate in (3e-4, 1e-4, 1e-3, 3e-5)
 )
+# LoRA wants a higher rate than all weights.
+OFFSET_GRID = tuple(
+    {"learning_rate": rate, "retain_weight": weight} for weight in (1.0, 5.0) for rate in (1e-3, 3e-4, 3e-3, 1e-4)
+)
 # What activations are steered to must be longer than they are, and that differs between models.
 RMU_GRID = tuple(
     {"learning_rate": rate, "steering_coefficient": length}
@@ -180,7 +195,8 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
 
     Args:
         recipe (`str`):
-            One of [`RECIPES`], or `"{loss} {retain loss}"` of a method that changes the weights.
+            One of [`RECIPES`], or `"{loss} {retain loss}"` of a method that changes the weights; with `"offset "`
+            before it, one that changes an assistant.
         preset ([`Preset`]):
             The study's size: how many, K, and, if it is fewer than a setting asks for, the epochs.
 
@@ -191,6 +207,8 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in ULD_GRID]
     elif recipe == "divergence":
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in DIVERGENCE_GRID]
+    elif recipe.startswith("offset "):
+        settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in OFFSET_GRID]
     elif recipe.startswith("rmu "):
         settings = [dict(each) for each in RMU_GRID]
     else:
@@ -226,6 +244,15 @@ def train_auxiliaries(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
     model = ULDForCausalLM.from_pretrained(job.folder / "forget", **loading_options())
     model.add_assistant(str(job.folder / "retain"))
     return model
+
+
+def train_offset(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
+    """Offset unlearning: what an assistant has changed in itself is added to the target's logits."""
+    if not is_trained(job.folder):
+        args = OffsetConfig(**job.options(job.folder, setting))
+        rows = {"forget_dataset": job.forget, "retain_dataset": job.retain}
+        train_within(OffsetTrainer(str(job.target), args, **rows, processing_class=job.tokenizer), job.deadline)
+    return ULDForCausalLM.from_pretrained(job.folder, **loading_options())
 
 
 def train_weights(job: Job, setting: dict[str, Any]) -> PreTrainedModel:
@@ -267,8 +294,9 @@ def train(recipe: str, job: Job, setting: dict[str, Any]) -> PreTrainedModel:
     """
     if recipe in RECIPES:
         return RECIPES[recipe](job, setting)
-    loss_type, retain_loss_type = recipe.split()
-    return train_weights(job, {"loss_type": loss_type, "retain_loss_type": retain_loss_type, **setting})
+    *offset, loss_type, retain_loss_type = recipe.split()
+    options = {"loss_type": loss_type, "retain_loss_type": retain_loss_type, **setting}
+    return train_offset(job, options) if offset else train_weights(job, options)
 
 
 def costs(folder: Path) -> list[Path]:

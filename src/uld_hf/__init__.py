@@ -34,16 +34,17 @@ if TYPE_CHECKING:
     from .data.tofu import load_tofu
     from .logits_process import ULDLogitsProcessor
     from .modeling_uld import ULDForCausalLM
+    from .training.estimate import estimate_training
     from .training.uld_config import ULDConfig
     from .training.uld_trainer import ULDTrainer
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "ULDBakeConfig": ".bake.bake_config",
-    "ULDBakeTrainer": ".bake.bake_trainer",
     "OffsetConfig": ".baselines.offset_trainer",
     "OffsetTrainer": ".baselines.offset_trainer",
+    "ULDBakeConfig": ".bake.bake_config",
+    "ULDBakeTrainer": ".bake.bake_trainer",
     "ULDConfig": ".training.uld_config",
     "ULDForCausalLM": ".modeling_uld",
     "ULDLogitsProcessor": ".logits_process",
@@ -51,6 +52,7 @@ _LAZY = {
     "UnlearnConfig": ".baselines.unlearn_config",
     "UnlearnTrainer": ".baselines.unlearn_trainer",
     "build_assistant": ".assistant",
+    "estimate_training": ".training.estimate",
     "fictitious_dataset": ".data.fictitious",
     "invent_people": ".data.fictitious",
     "load_tofu": ".data.tofu",
@@ -71,6 +73,7 @@ __all__ = [
     "UnlearnConfig",
     "UnlearnTrainer",
     "build_assistant",
+    "estimate_training",
     "fictitious_dataset",
     "invent_people",
     "load_tofu",

@@ -13,15 +13,26 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..assistant import add_lora, truncate_config
 from .losses import tile_tokens
+from .padding_free import attention_by_row
 
 
 # bitsandbytes: 4-bit weights have a float32 scale for each 64 of them, 8-bit ones a float32 for each output.
 _BLOCK = 64
+
+# torch counts the attention of GPUs only.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+        query, key, value
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, query, key, value, *_, **__: (
+        sdpa_backward_flop_count(grad, query, key, value)
+    ),
+}
 
 
 @dataclass
@@ -120,9 +131,9 @@ def weight_bytes(model: PreTrainedModel, quantization: str | None) -> int:
 
 
 @contextmanager
-def _fake_weights(model: nn.Module) -> Iterator[None]:
+def _fake_weights(model: nn.Module) -> Iterator[FakeTensorMode]:
     """Inside, a model's weights and all new tensors have shapes only, but are otherwise like those on a CPU."""
-    with FakeTensorMode(), torch.device("cpu"):
+    with FakeTensorMode() as mode, torch.device("cpu"):
         made: dict[int, torch.Tensor] = {}
         for module in model.modules():
             for tensors in (module._parameters, module._buffers):
@@ -134,7 +145,7 @@ def _fake_weights(model: nn.Module) -> Iterator[None]:
                         is_weight = isinstance(tensor, nn.Parameter)
                         made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
                     tensors[name] = made[id(tensor)]
-        yield
+        yield mode
 
 
 def trace_layers(assistant: PeftModel, rows: int, tokens_per_row: int, dtype: torch.dtype) -> tuple[int, int]:
@@ -156,7 +167,41 @@ def trace_layers(assistant: PeftModel, rows: int, tokens_per_row: int, dtype: to
     """
     base = assistant.get_base_model()
     assistant.train()
-    with _fake_weights(assistant):
+    flat = flat_inputs(rows, tokens_per_row)
+    try:
+        with attention_by_row(base):
+            return _trace(assistant, flat, dtype)
+    except (NotImplementedError, TypeError):  # it is padded in training
+        return _trace(assistant, {"input_ids": flat["input_ids"].view(rows, tokens_per_row)}, dtype)
+
+
+def flat_inputs(rows: int, tokens_per_row: int) -> dict[str, torch.Tensor | int]:
+    """
+    Arguments of a forward pass on rows without padding.
+
+    Args:
+        rows (`int`):
+            Rows of a batch.
+        tokens_per_row (`int`):
+            Tokens of each.
+
+    Returns:
+        `dict[str, torch.Tensor | int]`: What the collator makes of such rows.
+    """
+    ends = torch.arange(0, rows * tokens_per_row + 1, tokens_per_row, dtype=torch.int32)
+    return {
+        "input_ids": torch.zeros(1, rows * tokens_per_row, dtype=torch.long),
+        "position_ids": torch.arange(tokens_per_row).repeat(rows)[None],
+        "cu_seq_lens_q": ends,
+        "cu_seq_lens_k": ends,
+        "max_length_q": tokens_per_row,
+        "max_length_k": tokens_per_row,
+    }
+
+
+def _trace(assistant: PeftModel, inputs: dict[str, torch.Tensor | int], dtype: torch.dtype) -> tuple[int, int]:
+    base = assistant.get_base_model()
+    with _fake_weights(assistant) as mode:
         own = {weight.untyped_storage()._cdata for weight in (*assistant.parameters(), *assistant.buffers())}
         kept: dict[int, torch.UntypedStorage] = {}
 
@@ -166,13 +211,16 @@ def trace_layers(assistant: PeftModel, rows: int, tokens_per_row: int, dtype: to
                 kept[storage._cdata] = storage
             return tensor
 
-        input_ids = torch.zeros(rows, tokens_per_row, dtype=torch.long)
+        inputs = {
+            name: mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
+            for name, value in inputs.items()
+        }
         with (
-            FlopCounterMode(display=False) as counter,
+            FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter,
             torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
         ):
             with saved_tensors_hooks(keep, lambda tensor: tensor):
-                hidden = base.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+                hidden = base.base_model(**inputs, use_cache=False).last_hidden_state
             hidden.sum().backward()
         return sum(storage.nbytes() for storage in kept.values()), counter.get_total_flops()
 

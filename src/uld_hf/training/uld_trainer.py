@@ -3,9 +3,10 @@
 import copy
 import math
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import trl
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig
+from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -23,6 +25,7 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy, TrainOutput
 from transformers.utils import ModelOutput, PushInProgress, logging
 
@@ -55,6 +58,10 @@ from .uld_config import ULDConfig
 # Shares and nats per token beyond which train() warns that the assistant is not done.
 _KNOWS_THE_FORGET_SET = 0.95
 _SILENT_ON_THE_RETAIN_SET = 0.5
+
+
+# Bytes of free space below which a checkpoint that failed has failed for want of it. What was written of it stays.
+_FULL_DISK = 2**24
 
 
 logger = logging.get_logger(__name__)
@@ -109,6 +116,27 @@ def check_finite(terms: Mapping[str, float], step: int, learning_rate: float) ->
                 f"The {term} loss is {value} at step {step}. Lower learning_rate (now {learning_rate}), or train in "
                 "bf16 or fp32 instead of fp16."
             )
+
+
+@contextmanager
+def whole_weights(args: ULDConfig) -> Iterator[None]:
+    """
+    Load weights whole under DeepSpeed ZeRO-3, which would have transformers give each process a part of them.
+
+    The K layers are checked against the target before training, and divided when it begins.
+
+    Args:
+        args ([`ULDConfig`]):
+            Configuration of the training.
+    """
+    if args.deepspeed_plugin is None:
+        yield
+        return
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(args.hf_deepspeed_config if args.deepspeed else args.deepspeed_plugin.dschf)
 
 
 class ULDTrainer(ForgetRetainTrainer):
@@ -193,8 +221,9 @@ class ULDTrainer(ForgetRetainTrainer):
 
         set_seed(args.seed)  # LoRA is initialized at random
         if isinstance(model, str):
-            truncated = load_truncated_model(name, args.num_assistant_layers, **model_init_kwargs)
-            assistant = add_lora(truncated, peft_config)
+            with whole_weights(args):
+                truncated = load_truncated_model(name, args.num_assistant_layers, **model_init_kwargs)
+                assistant = add_lora(truncated, peft_config)
         else:
             # Trainer moves the assistant, and with it the tensors that it shares: the target goes along as a whole.
             if args.place_model_on_device and model.device != args.device and "hf_device_map" not in vars(model):
@@ -346,6 +375,19 @@ class ULDTrainer(ForgetRetainTrainer):
             os.makedirs(self.args.output_dir, exist_ok=True)
             self.model_config.training = {ADAPTER_NAME: self._describe_training()}
             model_card(self.model_config).save(os.path.join(self.args.output_dir, "README.md"))
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            free = shutil.disk_usage(self.args.output_dir).free
+            if free > _FULL_DISK:
+                raise
+            raise OSError(
+                f"The disk of {self.args.output_dir} is full ({free} bytes are left): the checkpoint of step "
+                f"{self.state.global_step} could not be written. Those before it are whole: make room, and go on with "
+                "resume_from_checkpoint=True. save_total_limit keeps the last few only."
+            ) from error
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         # A checkpoint is a saved unlearned model, and never has an adapter_config.json at its root. Nor is there the
