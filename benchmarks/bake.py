@@ -334,6 +334,8 @@ def gather(folders: Sequence[Path]) -> dict[str, Any]:
         utility = {}
         for name in names:
             figures = json.loads((folder / "bake" / f"{name}.json").read_text())
+            if "training" in figures:  # every tenth test is enough to draw it
+                figures["training"]["curve"] = figures["training"]["curve"][::10]
             wanted = ("forget quality", "memorization", "privacy", "utility", "aggregate")
             figures["figures"] = {key: compared[name][key] for key in wanted if key in compared[name]}
             for part in ("forget", "retain"):
@@ -382,6 +384,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demos", type=Path, nargs="+", required=True, help="output folders of `uld demo`")
     parser.add_argument("--only", help="make and measure this one alone, in this process; nothing is gathered")
+    parser.add_argument("--gather_only", action="store_true", help="of what is there already; nothing is made")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -393,7 +396,7 @@ def main() -> None:
                 cost = {"training": train(scenario, args.only)} if args.only in METHODS else {}
                 file.write_text(json.dumps(cost | measure(scenario, args.only), indent=1) + "\n")
         return
-    for folder in args.demos:
+    for folder in () if args.gather_only else args.demos:
         for name in (*REFERENCES, *METHODS):
             if not (folder / "bake" / f"{name}.json").exists():
                 command = [sys.executable, __file__, "--demos", str(folder), "--only", name]
