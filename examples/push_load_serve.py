@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, pipeline
 
 from uld_hf import ULDForCausalLM
 from uld_hf.cli.main import main as uld
-from uld_hf.cli.serve import build_parser, start_server
+from uld_hf.cli.serve import ServeArguments, start_server
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -43,8 +43,7 @@ for name, speaking in (("target", model.target), ("unlearned", model)):
 
 # 3. Serve; in a shell: uld serve NAME --port 8000. Every request is answered by this model and no other: one that names
 # the target is refused. For many clients at once, add --continuous_batching.
-serving = build_parser().parse_args([saved, "--port", str(args.port)])
-server = start_server(serving, non_blocking=True)
+server = start_server(ServeArguments(saved, port=args.port), non_blocking=True)
 
 # 4. Ask, as any client of OpenAI's API would.
 client = openai.OpenAI(base_url=f"http://localhost:{args.port}/v1", api_key="none", max_retries=8)
