@@ -58,10 +58,8 @@ class OffsetTrainer(UnlearnTrainer):
     ULD's is. The target's and the untrained assistant's logits are computed at every step, without gradients. What is
     saved is an unlearned model with two assistants, `"trained"` and `"untrained"`: load it with [`ULDForCausalLM`].
 
-    Args:
-        model, args, forget_dataset, retain_dataset, processing_class, peft_config, callbacks, optimizers:
-            As in [`UnlearnTrainer`], with an [`OffsetConfig`]. `peft_config` is the assistant's LoRA and defaults to
-            rank 32, alpha 32, all linear layers but the head. `model` is not changed.
+    It takes what [`UnlearnTrainer`] takes, with an [`OffsetConfig`]. `peft_config` is the assistant's LoRA and defaults
+    to rank 32, alpha 32, all linear layers but the head. `model` is not changed.
 
     Raises:
         TypeError: As in [`UnlearnTrainer`].
