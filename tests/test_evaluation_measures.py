@@ -28,6 +28,7 @@ from uld_hf.evaluation.privacy import (
     zlib_attack,
 )
 from uld_hf.evaluation.scoring import TokenScores
+from uld_hf.evaluation.tofu import truth_ratio
 from uld_hf.evaluation.verbatim import longest_common_run, score_continuations, split_passages, word_perplexity
 
 
@@ -152,6 +153,21 @@ def test_auc_is_one_where_every_forget_row_looks_trained_on():
     assert attack_auc([0.1, 0.2], [0.3, 0.4]) == 1.0
     assert attack_auc([0.3, 0.4], [0.1, 0.2]) == 0.0
     assert attack_auc([0.1, 0.4], [0.2, 0.3]) == 0.5
+
+
+def test_auc_takes_rows_with_a_token_that_was_ruled_out():
+    assert attack_auc([np.inf, 0.1], [0.2, 0.3]) == 0.5
+    assert attack_auc([np.inf, np.inf], [np.inf, np.inf]) == 0.5
+    assert attack_auc([0.1, -np.inf], [0.2, np.inf]) == 1.0
+    with pytest.raises(ValueError, match="nan"):
+        attack_auc([np.nan, 0.1], [0.2, 0.3])
+
+
+@pytest.mark.parametrize("mean", ["geometric", "arithmetic"])
+def test_truth_ratio_is_one_where_right_and_wrong_answers_are_impossible(mean):
+    right = np.array([np.inf, np.inf, 1.0])
+    wrong = np.array([[np.inf, np.inf], [1.0, 1.0], [np.inf, np.inf]])
+    np.testing.assert_array_equal(truth_ratio(right, wrong, mean), [1.0, np.inf, 0.0])
 
 
 def test_privacy_leakage_is_negative_while_the_set_still_shows():

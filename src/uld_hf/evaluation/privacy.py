@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import hmean
+from scipy.stats import hmean, rankdata
 from sklearn.metrics import roc_auc_score
 
 from .scoring import TokenScores
@@ -116,9 +116,14 @@ def attack_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
 
     Returns:
         `float`: Area under the ROC curve: 1 if every forget row looks trained on, 0.5 at chance.
+
+    Raises:
+        ValueError: If a number is NaN.
     """
     members = np.concatenate([np.ones(len(forget)), np.zeros(len(holdout))])
-    return float(roc_auc_score(members, -np.concatenate([forget, holdout])))
+    # The order is all that counts. Where a token was ruled out the numbers are infinite, which scikit-learn refuses.
+    ranks = rankdata(np.concatenate([forget, holdout]), nan_policy="raise")
+    return float(roc_auc_score(members, -ranks))
 
 
 def privacy_leakage(auc: float, retrained_auc: float) -> float:

@@ -117,15 +117,20 @@ def truth_ratio(
             is what the benchmark's code and OpenUnlearning compute, and what published figures come from.
 
     Returns:
-        `numpy.ndarray` of shape `(num_rows,)`: Near 0 if the model knows the fact, about 1 if it does not.
+        `numpy.ndarray` of shape `(num_rows,)`: Near 0 if the model knows the fact, about 1 if it does not; 1 where
+        right and wrong answers are impossible alike, because tokens of both were ruled out.
 
     Raises:
         ValueError: If `mean` is another word.
     """
     if mean == "geometric":
-        return np.exp(paraphrased_losses - perturbed_losses.mean(axis=-1))
+        wrong = perturbed_losses.mean(axis=-1)
+        impossible = np.isinf(paraphrased_losses) & np.isinf(wrong)
+        return np.exp(np.where(impossible, 0.0, paraphrased_losses) - np.where(impossible, 0.0, wrong))
     if mean == "arithmetic":
-        return np.exp(paraphrased_losses) * np.exp(-perturbed_losses).mean(axis=-1)
+        wrong = np.exp(-perturbed_losses).mean(axis=-1)
+        impossible = np.isinf(paraphrased_losses) & (wrong == 0)
+        return np.where(impossible, 1.0, np.exp(np.where(impossible, 0.0, paraphrased_losses)) * wrong)
     raise ValueError(f"mean={mean!r} must be 'geometric' or 'arithmetic'.")
 
 
