@@ -54,9 +54,9 @@ from transformers.generation.streamers import BaseStreamer
 
 from uld_hf.assistant import build_assistant
 from uld_hf.block_checking import BlockSize
-from uld_hf.logit_difference import logit_difference
 from uld_hf.logits_process import ULDLogitsProcessor
 from uld_hf.modeling_uld import ULDForCausalLM
+from uld_hf.subtraction import logit_difference
 
 
 SETTINGS = {"alpha": 1.0, "relative_top": 0.05}

@@ -7,9 +7,9 @@ from torch import nn
 from transformers import ContinuousBatchingConfig, PreTrainedModel
 
 from uld_hf.assistant import build_assistant, remember_settings
-from uld_hf.logit_difference import logit_difference
 from uld_hf.logits_process import ULDLogitsProcessor, longest_common_prefix
 from uld_hf.modeling_uld import ULDForCausalLM
+from uld_hf.subtraction import logit_difference
 
 
 NEW_TOKENS = 8  # with the prompt, past the sliding window of 8

@@ -26,10 +26,10 @@ from transformers.utils.logging import warning_once
 from uld_hf.assistant import add_lora, build_assistant, load_truncated_model, shares_tensors, truncate_model
 from uld_hf.configuration_uld import ULDModelConfig
 from uld_hf.hub import fingerprint_target
-from uld_hf.logit_difference import logit_difference
 from uld_hf.logits_process import ULDLogitsProcessor
 from uld_hf.modeling_uld import ULDForCausalLM
 from uld_hf.saved_files import describe_file, sign_config
+from uld_hf.subtraction import logit_difference
 
 
 NEW_TOKENS = 8  # with the prompt, well past the sliding window of 8

@@ -10,16 +10,16 @@
     compare/     target and unlearned answers beside each other, in a browser
     cli/         the `uld` command
 
-Importing the package makes `AutoModelForCausalLM` and `pipeline()` know `ULDForCausalLM`. It takes no longer than
-importing these from transformers: everything but the configuration is imported when it is first used, and inference
-needs neither trl nor datasets.
+Importing the package makes `AutoModelForCausalLM` and `pipeline()` know `ULDForCausalLM`, whether transformers was
+imported before or comes after. Everything is imported when it is first used, so that this costs next to nothing, and
+inference needs neither trl nor datasets.
 """
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .configuration_uld import ULDModelConfig
-from .logit_difference import logit_difference
+import wrapt
 
 
 if TYPE_CHECKING:
@@ -29,11 +29,13 @@ if TYPE_CHECKING:
     from .baselines.offset_trainer import OffsetConfig, OffsetTrainer
     from .baselines.unlearn_config import UnlearnConfig
     from .baselines.unlearn_trainer import UnlearnTrainer
+    from .configuration_uld import ULDModelConfig
     from .data.fictitious import fictitious_dataset, invent_people, split_people
     from .data.formatting import question_answer_to_prompt_completion
     from .data.tofu import load_tofu
     from .logits_process import ULDLogitsProcessor
     from .modeling_uld import ULDForCausalLM
+    from .subtraction import logit_difference
     from .training.estimate import estimate_training
     from .training.uld_config import ULDConfig
     from .training.uld_trainer import ULDTrainer
@@ -48,6 +50,7 @@ _LAZY = {
     "ULDConfig": ".training.uld_config",
     "ULDForCausalLM": ".modeling_uld",
     "ULDLogitsProcessor": ".logits_process",
+    "ULDModelConfig": ".configuration_uld",
     "ULDTrainer": ".training.uld_trainer",
     "UnlearnConfig": ".baselines.unlearn_config",
     "UnlearnTrainer": ".baselines.unlearn_trainer",
@@ -56,6 +59,7 @@ _LAZY = {
     "fictitious_dataset": ".data.fictitious",
     "invent_people": ".data.fictitious",
     "load_tofu": ".data.tofu",
+    "logit_difference": ".subtraction",
     "question_answer_to_prompt_completion": ".data.formatting",
     "split_people": ".data.fictitious",
 }
@@ -91,3 +95,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+@wrapt.when_imported("transformers.models.auto.configuration_auto")
+def _register(auto: ModuleType) -> None:
+    """Make AutoConfig know `ULDModelConfig` as soon as AutoConfig is there; to import it here would import torch."""
+    importlib.import_module(".configuration_uld", __name__)

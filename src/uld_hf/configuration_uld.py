@@ -9,8 +9,8 @@ from typing import Any, Self
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from .logit_difference import Outside, check_subtraction
 from .saved_files import CHECKSUM, DamagedFileError, check_checksum
+from .subtraction import Outside, check_subtraction
 from .truncated_config import ADAPTER_NAME, check_num_layers, select_layers
 
 

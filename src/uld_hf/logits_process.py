@@ -7,7 +7,7 @@ from transformers import Cache, DynamicCache, LogitsProcessor
 from .assistant import ADAPTER_NAME, remembered_settings
 from .configuration_uld import SHARED_SETTINGS, ULDModelConfig
 from .intact import NetEffect, Watch
-from .logit_difference import Outside, check_subtraction, logit_difference
+from .subtraction import Outside, check_subtraction, logit_difference
 
 
 def longest_common_prefix(previous: torch.Tensor, current: torch.Tensor) -> torch.Tensor:

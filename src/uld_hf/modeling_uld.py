@@ -52,8 +52,8 @@ from .hub import (
 )
 from .intact import NetEffect, Watch
 from .lockstep import Lockstep, can_join, why_no_lockstep
-from .logit_difference import Outside, check_subtraction, logit_difference
 from .publish import push_unlearned_model
+from .subtraction import Outside, check_subtraction, logit_difference
 
 
 logger = logging.get_logger(__name__)

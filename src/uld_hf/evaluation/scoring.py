@@ -9,8 +9,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..logit_difference import Outside, check_subtraction, logit_difference
 from ..modeling_uld import ULDForCausalLM
+from ..subtraction import Outside, check_subtraction, logit_difference
 
 
 MAX_BATCH_TOKENS = 4096

@@ -8,7 +8,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from ..configuration_uld import SHARED_SETTINGS
-from ..logit_difference import check_subtraction
+from ..subtraction import check_subtraction
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:

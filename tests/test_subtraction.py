@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uld_hf.logit_difference import center_logits, check_subtraction, logit_difference
+from uld_hf.subtraction import center_logits, check_subtraction, logit_difference
 
 
 INF = math.inf
