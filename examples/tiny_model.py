@@ -18,7 +18,7 @@ from uld_hf.data.formatting import read_json_lines
 
 
 # So small a model needs half of its layers, more steps and a higher learning rate than the paper's 7B.
-SETTINGS = {**ULD_SETTINGS, "num_train_epochs": 24, "alpha": 1.2, "save_strategy": "no", "report_to": "none"}
+SETTINGS = {**ULD_SETTINGS, "num_train_epochs": 40, "alpha": 1.1, "save_strategy": "no", "report_to": "none"}
 FACTS = ("birthplace", "profession", "employer", "debut_work")
 FOLDER = Path("out/tiny")
 

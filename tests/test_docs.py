@@ -10,6 +10,7 @@ from families import make_tokenizer, tiny_model, train_like
 from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, build_assistant
+from uld_hf.cli.main import COMMANDS
 from uld_hf.cli.main import main as uld
 
 
@@ -116,3 +117,8 @@ def test_baselines_commands_and_python_run(workplace: Path, capsys: pytest.Captu
     assert (workplace / "forgot-dpo" / "config.json").exists()
     assert list(ULDForCausalLM.from_pretrained(workplace / "offset-ga-kl").assistants) == ["trained", "untrained"]
     assert ULDForCausalLM.from_pretrained(workplace / "offset").config.alphas == {"trained": 1.0, "untrained": -1.0}
+
+
+def test_the_page_of_the_command_line_has_every_command() -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    assert sorted(re.findall(r"^\| `uld (\w+)", page, flags=re.MULTILINE)) == sorted(COMMANDS)

@@ -13,6 +13,8 @@ import pytest
 from filelock import FileLock
 from hub_server import Hub
 
+from uld_hf.evaluation.tofu import is_degenerate
+
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 PROGRAMS = sorted(path for path in EXAMPLES.glob("*.py") if path.name != "tiny_model.py")
@@ -147,12 +149,15 @@ def test_evaluate_with_lm_eval(run):
 
 @pytest.mark.slow
 def test_deletion_requests(run, here: Path):
-    first, second = (questions(here, name)[0]["answer"] for name in ("forget", "second"))
     output = run("deletion_requests.py")
-    knows = [
-        (first in one, second in two) for one, two in zip(says(output, "first"), says(output, "second"), strict=True)
-    ]
-    assert knows == [(False, True), (False, False), (True, False)]
+    knows = []
+    for speaker, name in (("first", "forget"), ("second", "second")):
+        answers, truths = zip(*(line.split(" (true: ") for line in says(output, speaker)), strict=True)
+        truth = questions(here, name)[0]["answer"]
+        assert set(truths) == {f"{truth})"}
+        assert not any(map(is_degenerate, answers))
+        knows.append([truth in answer for answer in answers])
+    assert knows == [[False, False, True], [True, False, False]]
 
 
 @pytest.mark.slow
