@@ -17,9 +17,11 @@ from uld_hf.cli.main import main as uld
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", help="folder or hub id of a saved unlearned model (default: a tiny one)")
-parser.add_argument("--questions_dir", type=Path, default=tiny_model.FOLDER, help="with forget_questions.jsonl, ...")
+parser.add_argument("--questions_dir", type=Path, help="with {forget,retain,unseen}_questions.jsonl")
 parser.add_argument("--output_dir", type=Path, default="out/choose-alpha")
 args = parser.parse_args()
+if args.model is not None and args.questions_dir is None:
+    parser.error("a --model of your own needs --questions_dir")
 saved = args.model or tiny_model.make_unlearned()
 
 
@@ -33,7 +35,7 @@ def run(*command: object) -> None:
 # third a sweep knows how little probability is little enough, and an evaluation can attack by membership.
 questions = []
 for name, file in (("forget", "forget"), ("retain", "retain"), ("holdout", "unseen")):
-    questions += [f"--{name}_dataset", args.questions_dir / f"{file}_questions.jsonl"]
+    questions += [f"--{name}_dataset", (args.questions_dir or tiny_model.FOLDER) / f"{file}_questions.jsonl"]
 
 # 1. All alphas from one pass of target and assistant: the subtraction needs no training. The tiny model pays more for
 # forgetting than a large one: it may lose 5 % of the probability of what must be kept, where 2 % is the default.

@@ -15,11 +15,10 @@ from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer, question_answer_to_pro
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--second_dataset", default=tiny_model.FOLDER / "second.jsonl", help="JSONL file of the second one")
-args = tiny_model.parse_args(parser)
+args = tiny_model.parse_args(parser, second=True)
 tokenizer = AutoTokenizer.from_pretrained(args.model)
 files = {"first": args.forget_dataset, "second": args.second_dataset, "keep": args.retain_dataset}
-pairs = {name: load_dataset("json", data_files=str(path), split="train") for name, path in files.items()}
+pairs = {name: load_dataset("json", data_files=path, split="train") for name, path in files.items()}
 rows = {
     name: question_answer_to_prompt_completion(of_one, conversational=tokenizer.chat_template is not None)
     for name, of_one in pairs.items()

@@ -17,15 +17,18 @@ from uld_hf.evaluation.verbatim import score_continuations, split_passages, word
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", help="hub id or folder of a model that knows the book (default: a tiny one)")
-parser.add_argument("--book", type=Path, default=tiny_model.FOLDER / "book.txt", help="text to forget")
-parser.add_argument("--other_texts", type=Path, nargs="+", default=[tiny_model.FOLDER / "other.txt"], help="to keep")
+parser.add_argument("--book", type=Path, help="text to forget")
+parser.add_argument("--other_texts", type=Path, nargs="+", help="texts to keep, as many as you can")
 parser.add_argument("--output_dir", default="out/forget-book")
 args = parser.parse_args()
+if args.model is not None and (args.book is None or args.other_texts is None):
+    parser.error("a --model of your own needs --book and --other_texts")
 
 # The paper's settings for books (section 4.1 and appendix): fewer epochs, a lower rate, less subtracted than for facts.
 settings = {"alpha": 0.5, "learning_rate": 5e-4, "num_train_epochs": 5, "max_length": 512}
 if args.model is None:
     args.model = tiny_model.make_books()
+    args.book, args.other_texts = tiny_model.FOLDER / "book.txt", [tiny_model.FOLDER / "other.txt"]
     settings = {**tiny_model.SETTINGS, "num_train_epochs": 40, "max_length": 64, "alpha": 1.4}
 book = args.book.read_text(encoding="utf-8")
 others = [path.read_text(encoding="utf-8") for path in args.other_texts]

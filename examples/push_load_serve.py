@@ -1,7 +1,7 @@
 """Push an unlearned model to the Hub, load it back, serve it with OpenAI's API, and ask the server.
 
 python examples/push_load_serve.py        # serves a tiny model from its folder; needs pip install 'uld_hf[serve]'
-python examples/push_load_serve.py --model forget-alice --repo me/forget-alice        # after `hf auth login`
+python examples/push_load_serve.py --model forget-alice --repo me/forget-alice --question "Who is Alice?"
 """
 
 import argparse
@@ -17,10 +17,12 @@ from uld_hf.cli.serve import ServeArguments, start_server
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", help="folder of a saved unlearned model (default: a tiny one)")
-parser.add_argument("--repo", help="repository to push to, e.g. me/forget-alice (default: none, the folder is served)")
+parser.add_argument("--repo", help="repository to push to, after `hf auth login` (default: the folder is served)")
 parser.add_argument("--question", help="what to ask (default: about the person that the tiny model forgot)")
 parser.add_argument("--port", type=int, default=8000)
 args = parser.parse_args()
+if args.model is not None and args.question is None:
+    parser.error("a --model of your own needs a --question")
 saved = args.model or tiny_model.make_unlearned()
 question = args.question or tiny_model.load_rows("forget_questions.jsonl")[0]["question"]
 

@@ -23,19 +23,22 @@ FACTS = ("birthplace", "profession", "employer", "debut_work")
 FOLDER = Path("out/tiny")
 
 
-def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """Add --model, --forget_dataset and --retain_dataset, and fill in the tiny ones where no model is given."""
+def parse_args(parser: argparse.ArgumentParser, second: bool = False) -> argparse.Namespace:
+    """Add --model and the options of its data, and fill in the tiny ones where no model is given."""
     parser.add_argument("--model", help="hub id or folder of the model that must forget (default: a tiny one)")
     parser.add_argument("--forget_dataset", help='JSONL file, rows {"question": ..., "answer": ...}')
+    if second:
+        parser.add_argument("--second_dataset", help="JSONL file of what must be forgotten later")
     parser.add_argument("--retain_dataset", help="JSONL file of a sample of what must be kept, as wide as possible")
     args = parser.parse_args()
+    missing = [name for name in vars(args) if name.endswith("_dataset") and vars(args)[name] is None]
+    if args.model is not None and missing:
+        parser.error(f"a --model of your own needs {' and '.join(f'--{name}' for name in missing)}")
     args.settings = {}  # a pretrained model takes the paper's settings, which are the defaults of ULDConfig
     if args.model is None:
         args.model, args.settings = make_people(), SETTINGS
-        args.forget_dataset = args.forget_dataset or str(FOLDER / "forget.jsonl")
-        args.retain_dataset = args.retain_dataset or str(FOLDER / "retain.jsonl")
-    elif args.forget_dataset is None or args.retain_dataset is None:
-        parser.error("a --model of your own needs --forget_dataset and --retain_dataset")
+    for name in missing:
+        setattr(args, name, str(FOLDER / f"{name.removesuffix('_dataset')}.jsonl"))
     return args
 
 

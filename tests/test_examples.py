@@ -97,10 +97,24 @@ def test_forget_person(run, here: Path):
     assert unlearned[4:] == expected[4:]
 
 
-def test_a_model_without_its_data_is_refused(run, capsys: pytest.CaptureFixture[str]):
+NEEDS = {
+    "forget_person.py": "--forget_dataset and --retain_dataset",
+    "deletion_requests.py": "--forget_dataset and --second_dataset and --retain_dataset",
+    "forget_book.py": "--book and --other_texts",
+    "choose_alpha.py": "--questions_dir",
+    "push_load_serve.py": "a --question",
+}
+
+
+@pytest.mark.parametrize(("name", "needed"), NEEDS.items(), ids=NEEDS)
+def test_a_model_of_ones_own_is_not_given_the_tiny_ones_data(
+    run, name: str, needed: str, capsys: pytest.CaptureFixture[str]
+):
+    if name == "push_load_serve.py":
+        pytest.importorskip("openai", reason="needs uld_hf[serve]")
     with pytest.raises(SystemExit):
-        run("forget_person.py", "--model", "org/finetuned-7b")
-    assert "a --model of your own needs --forget_dataset" in capsys.readouterr().err
+        run(name, "--model", "org/finetuned-7b")
+    assert f"a --model of your own needs {needed}\n" in capsys.readouterr().err
 
 
 def test_choose_alpha(run, here: Path):
@@ -212,7 +226,8 @@ def test_push_load_serve_over_a_hub(here: Path, tmp_path: Path):
         environment = hub.environment(str(tmp_path))
         paths = os.pathsep.join([str(EXAMPLES.parent / "src"), str(EXAMPLES)])
         start(here, [sys.executable, "-c", TRAIN_ON_THE_HUB], **{**environment, "PYTHONPATH": paths})
-        options = ["--model", "out/of-hub", "--repo", "me/forget", "--port", str(free_port())]
+        question = questions(here, "forget")[0]["question"]
+        options = ["--model", "out/of-hub", "--repo", "me/forget", "--question", question, "--port", str(free_port())]
         output = start(here, [sys.executable, str(EXAMPLES / "push_load_serve.py"), *options], **environment)
         assert hub.repositories["me/forget"].private
     assert says(output, "target") == [questions(here, "forget")[0]["answer"]]
