@@ -28,7 +28,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerB
 from uld_hf import ULDForCausalLM, __version__, build_assistant, load_tofu
 from uld_hf.cli.demo import train_tokenizer
 from uld_hf.data.formatting import PROMPT_TEMPLATE
-from uld_hf.evaluation.scoring import Subtraction, encode, score_completions, score_subtractions
+from uld_hf.evaluation.encoding import encode
+from uld_hf.evaluation.scoring import Subtraction, score_completions, score_subtractions
 
 
 NUM_SETTINGS = 20

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .encoding import check_lengths, context_length, encode
 from .memorization import (
     begin_answer,
     exact_memorization,
@@ -20,7 +21,7 @@ from .memorization import (
     sample_completions,
 )
 from .privacy import attack
-from .scoring import MAX_BATCH_TOKENS, TokenScores, check_lengths, context_length, encode, score_completions
+from .scoring import MAX_BATCH_TOKENS, TokenScores, score_completions
 from .tofu import (
     generate_completions,
     is_degenerate,

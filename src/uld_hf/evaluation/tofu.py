@@ -16,7 +16,8 @@ from scipy.stats import hmean, ks_2samp
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .scoring import MAX_BATCH_TOKENS, check_lengths, score_completions
+from .encoding import check_lengths
+from .scoring import MAX_BATCH_TOKENS, score_completions
 
 
 # The same phrase of one to four words three times in a row.
