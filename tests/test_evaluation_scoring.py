@@ -75,9 +75,9 @@ def test_the_head_is_not_run_on_prompts_alone(unlearned):
     hook = unlearned.target.get_output_embeddings().register_forward_hook(
         lambda module, args, output: widths.append(args[0].shape[-2])
     )
-    score_completions(unlearned.target, make_tokenizer(), ["w1 " * 30] * 2, [" w2 w3", " w4"])
+    score_completions(unlearned.target, make_tokenizer(), ["w1 " * 30, "w5 " * 30], [" w2 w3", " w4"])
     hook.remove()
-    assert widths == [4]  # what predicts w2, w3 and the end, and the end itself
+    assert widths == [3]  # what predicts w2, w3 and the end
 
 
 def test_a_model_whose_adapter_is_disabled_is_not_scored(unlearned):
