@@ -128,6 +128,13 @@ def test_no_batch_holds_more_tokens_than_allowed(max_batch_tokens, passes_of_pro
     assert len(prompts) == passes_of_prompts
 
 
+def test_rows_of_unlike_length_are_not_padded_to_one():
+    model = tiny_model("llama")
+    sizes = count_tokens(model)
+    score_completions(model, make_tokenizer(), ["w1 w2", "w3 w4 w5", "w6"], [" w7" * 40, " w8" * 38, " w9"])
+    assert sizes == [2 * 42, 2]  # all but the last token of a row
+
+
 def test_groups_go_by_tokens_not_by_text():
     # The same tokens, of which the second row counts more as its answer's: another prompt.
     model = tiny_model("gpt2").double()

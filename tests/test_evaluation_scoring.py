@@ -138,17 +138,14 @@ def test_every_setting_is_scored_as_by_a_model_that_has_it(unlearned):
             np.testing.assert_allclose(first, second.log_probs, atol=1e-5)
 
 
-def test_settings_cost_no_further_pass(unlearned):
-    tokenizer = make_tokenizer()
+def test_settings_cost_no_further_pass(unlearned, monkeypatch):
     passes = []
-    unlearned._lockstep = None
-    model = unlearned._run
-    unlearned._run = lambda *args: passes.append(1) or model(*args)
-    try:
-        score_subtractions(unlearned, tokenizer, PROMPTS, COMPLETIONS, SETTINGS)
-    finally:
-        del unlearned._run
-    assert len(passes) == 1
+    run = unlearned._run
+    monkeypatch.setattr(unlearned, "_run", lambda *args: passes.append(1) or run(*args))
+    score_subtractions(unlearned, make_tokenizer(), PROMPTS, COMPLETIONS, SETTINGS[:1])
+    of_one = len(passes)
+    score_subtractions(unlearned, make_tokenizer(), PROMPTS, COMPLETIONS, SETTINGS)
+    assert len(passes) == 2 * of_one
 
 
 def test_rows_longer_than_the_context_are_refused(unlearned):

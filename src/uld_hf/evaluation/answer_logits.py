@@ -6,7 +6,7 @@ of them: it goes through the layers once, and the answers go on from its cache.
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
@@ -21,6 +21,7 @@ Batch = tuple[list[int], list[torch.Tensor]]
 
 # By exact type: a subclass may store what selecting rows does not reach.
 SELECTABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+LEAST_FILLED = 0.85  # length of a batch's shortest row, as a share of the longest: padding costs as much as tokens
 
 
 def answer_logits(model: PreTrainedModel, rows: Sequence[Row], max_batch_tokens: int) -> Iterator[Batch]:
@@ -106,11 +107,9 @@ def _in_order(rows: Sequence[Row], batches: Iterator[Batch]) -> torch.Tensor:
 def _whole_rows(
     model: PreTrainedModel, rows: Sequence[Row], indices: Sequence[int], max_batch_tokens: int
 ) -> Iterator[Batch]:
-    """Batches of rows of like length. The last token of a row predicts nothing, and is not run."""
-    order = sorted(indices, key=lambda index: -len(rows[index][0]))
-    while order:
-        size = max(1, max_batch_tokens // (len(rows[order[0]][0]) - 1))
-        batch, order = order[:size], order[size:]
+    """Batches of rows. The last token of a row predicts nothing, and is not run."""
+    lengths = {index: len(rows[index][0]) - 1 for index in indices}
+    for batch in _of_like_length(lengths, lambda longest: max_batch_tokens // longest):
         input_ids, attention_mask = _pad([rows[index][0][:-1] for index in batch])
         starts = torch.tensor([rows[index][1] for index in batch]) - 1
         predicts = attention_mask.bool() & (torch.arange(input_ids.shape[1]) >= starts[:, None])
@@ -122,32 +121,43 @@ def _shared_prompts(
     model: PreTrainedModel, rows: Sequence[Row], groups: Mapping[tuple[int, ...], list[int]], max_batch_tokens: int
 ) -> Iterator[Batch]:
     """
-    Batches of answers of like length, behind the cache of their prompts, which are run before them, many at once.
+    Batches of answers, behind the cache of their prompts, which are run before them, many at once.
 
     A prompt's last token is run with every answer, whose first token it predicts: all logits then come from one pass.
     """
     widths = {prompt: max(len(rows[index][0]) - len(prompt) for index in groups[prompt]) for prompt in groups}
+    context = context_length(model)
     waiting = sorted(groups, key=len, reverse=True)
     while waiting:
         # A quarter of the tokens for the prompts leaves room for batches of answers.
         size = max(1, max_batch_tokens // 4 // (len(waiting[0]) - 1))
-        longest = context_length(model)
-        if longest is not None and len(waiting[0]) + max(widths[prompt] for prompt in waiting[:size]) > longest:
-            size = 1  # padding would not fit into the context
+        if context is not None and len(waiting[0]) + max(widths[prompt] for prompt in waiting[:size]) > context:
+            size = 1  # padding would not fit
         prompts, waiting = waiting[:size], waiting[size:]
         prompt_ids, prompt_mask = _pad([prompt[:-1] for prompt in prompts], left=True)
         cache = DynamicCache(config=model.config)
         _logits_at(torch.zeros(len(prompts), 1, dtype=torch.bool), model, prompt_ids, prompt_mask, cache)
         prompt_of = {index: number for number, prompt in enumerate(prompts) for index in groups[prompt]}
-        order = sorted(prompt_of, key=lambda index: rows[index][1] - len(rows[index][0]))
-        while order:
-            width = prompt_ids.shape[1] + len(rows[order[0]][0]) - rows[order[0]][1]
-            size = max(1, (max_batch_tokens - prompt_ids.numel()) // width)
-            batch, order = order[:size], order[size:]
+        lengths = {index: len(rows[index][0]) - rows[index][1] for index in prompt_of}
+        room, behind = max_batch_tokens - prompt_ids.numel(), prompt_ids.shape[1]
+        for batch in _of_like_length(lengths, lambda longest, room=room, behind=behind: room // (behind + longest)):
             input_ids, own_mask = _pad([rows[index][0][rows[index][1] - 1 : -1] for index in batch])
             chosen = torch.tensor([prompt_of[index] for index in batch])
             attention_mask = torch.cat([prompt_mask[chosen], own_mask], dim=1)
             yield batch, _logits_at(own_mask.bool(), model, input_ids, attention_mask, _select(cache, chosen))
+
+
+def _of_like_length(lengths: Mapping[int, int], most: Callable[[int], int]) -> Iterator[list[int]]:
+    """Rows in batches, of at most `most(longest)` rows (but one) and so that little is padding."""
+    batch: list[int] = []
+    for index in sorted(lengths, key=lengths.__getitem__, reverse=True):
+        longest = lengths[batch[0]] if batch else 0
+        if batch and (len(batch) >= most(longest) or lengths[index] < LEAST_FILLED * longest):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 def _pad(rows: Sequence[Sequence[int]], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -279,23 +279,19 @@ def score_answers(
         [`AnswerScores`]: The measures, row by row.
     """
 
-    def losses(of_prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        completions = [f" {answer}" for answer in answers]
-        scores = score_completions(model, tokenizer, of_prompts, completions, max_batch_tokens)
-        return np.array([row.loss for row in scores])
-
+    with_ratio = {"paraphrased_answer", "perturbed_answer"} <= set(rows.column_names)
+    # Right, paraphrased and wrong answers in one pass: all go on from the same prompt.
+    answers = [[answer] for answer in rows["answer"]]
+    if with_ratio:
+        others = zip(rows["paraphrased_answer"], rows["perturbed_answer"], strict=True)
+        answers = [[*right, paraphrased, *wrong] for right, (paraphrased, wrong) in zip(answers, others, strict=True)]
+    pairs = [(prompt, f" {answer}") for prompt, each in zip(prompts, answers, strict=True) for answer in each]
+    scores = score_completions(model, tokenizer, *zip(*pairs, strict=True), max_batch_tokens)
+    losses = np.array([row.loss for row in scores]).reshape(len(answers), -1)
     completions = generate_completions(model, tokenizer, prompts, max_new_tokens, batch_size)
-    ratios = None
-    if {"paraphrased_answer", "perturbed_answer"} <= set(rows.column_names):
-        per_row = len(rows["perturbed_answer"][0])
-        perturbed = losses(
-            [prompt for prompt in prompts for _ in range(per_row)],
-            [wrong for answers in rows["perturbed_answer"] for wrong in answers],
-        )
-        ratios = truth_ratio(losses(prompts, rows["paraphrased_answer"]), perturbed.reshape(-1, per_row))
     return AnswerScores(
         completions=completions,
         rouge_l_recall=rouge_l_recall(completions, rows["answer"]),
-        probability=np.exp(-losses(prompts, rows["answer"])),
-        truth_ratio=ratios,
+        probability=np.exp(-losses[:, 0]),
+        truth_ratio=truth_ratio(losses[:, 1], losses[:, 2:]) if with_ratio else None,
     )
