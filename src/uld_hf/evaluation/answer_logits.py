@@ -13,7 +13,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..modeling_uld import ULDForCausalLM
-from .encoding import context_length
+from .encoding import context_length, pad
 
 
 Row = tuple[Sequence[int], int]
@@ -110,7 +110,7 @@ def _whole_rows(
     """Batches of rows. The last token of a row predicts nothing, and is not run."""
     lengths = {index: len(rows[index][0]) - 1 for index in indices}
     for batch in _of_like_length(lengths, lambda longest: max_batch_tokens // longest):
-        input_ids, attention_mask = _pad([rows[index][0][:-1] for index in batch])
+        input_ids, attention_mask = pad([rows[index][0][:-1] for index in batch])
         starts = torch.tensor([rows[index][1] for index in batch]) - 1
         predicts = attention_mask.bool() & (torch.arange(input_ids.shape[1]) >= starts[:, None])
         # The head is not run on what only prompts have.
@@ -134,14 +134,14 @@ def _shared_prompts(
         if context is not None and len(waiting[0]) + max(widths[prompt] for prompt in waiting[:size]) > context:
             size = 1  # padding would not fit
         prompts, waiting = waiting[:size], waiting[size:]
-        prompt_ids, prompt_mask = _pad([prompt[:-1] for prompt in prompts], left=True)
+        prompt_ids, prompt_mask = pad([prompt[:-1] for prompt in prompts], left=True)
         cache = DynamicCache(config=model.config)
         _logits_at(torch.zeros(len(prompts), 1, dtype=torch.bool), model, prompt_ids, prompt_mask, cache)
         prompt_of = {index: number for number, prompt in enumerate(prompts) for index in groups[prompt]}
         lengths = {index: len(rows[index][0]) - rows[index][1] for index in prompt_of}
         room, behind = max_batch_tokens - prompt_ids.numel(), prompt_ids.shape[1]
         for batch in _of_like_length(lengths, lambda longest, room=room, behind=behind: room // (behind + longest)):
-            input_ids, own_mask = _pad([rows[index][0][rows[index][1] - 1 : -1] for index in batch])
+            input_ids, own_mask = pad([rows[index][0][rows[index][1] - 1 : -1] for index in batch])
             chosen = torch.tensor([prompt_of[index] for index in batch])
             attention_mask = torch.cat([prompt_mask[chosen], own_mask], dim=1)
             yield batch, _logits_at(own_mask.bool(), model, input_ids, attention_mask, _select(cache, chosen))
@@ -158,18 +158,6 @@ def _of_like_length(lengths: Mapping[int, int], most: Callable[[int], int]) -> I
         batch.append(index)
     if batch:
         yield batch
-
-
-def _pad(rows: Sequence[Sequence[int]], left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows as one tensor, and its attention mask."""
-    longest = max(map(len, rows))
-    input_ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for number, ids in enumerate(rows):
-        place = slice(longest - len(ids), None) if left else slice(len(ids))
-        input_ids[number, place] = torch.tensor(ids)
-        attention_mask[number, place] = 1
-    return input_ids, attention_mask
 
 
 def _select(cache: Cache, rows: torch.Tensor) -> Cache:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -30,6 +31,60 @@ def encode(
         input_ids = [*input_ids, tokenizer.eos_token_id]
     same = [first == second for first, second in zip(prompt_ids, input_ids, strict=False)]
     return input_ids, same.index(False) if False in same else len(same)
+
+
+def encode_prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int
+) -> tuple[list[list[int]], int]:
+    """
+    Tokens of prompts that a model is to go on from.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompts (`Sequence[str]`):
+            The prompts.
+        max_new_tokens (`int`):
+            Most tokens to generate.
+
+    Returns:
+        `tuple[list[list[int]], int]`: Tokens of each, and the token to pad with: many tokenizers have none of their
+        own, and which one it is does not matter.
+
+    Raises:
+        ValueError: If a prompt and what follows it would be longer than the model's context.
+    """
+    encoded = tokenizer(list(prompts))["input_ids"]
+    lengths = [len(ids) + max_new_tokens for ids in encoded]
+    check_lengths(model, lengths, f"with max_new_tokens={max_new_tokens} ")
+    return encoded, tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def pad(rows: Sequence[Sequence[int]], pad_token_id: int = 0, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Rows of tokens as one tensor.
+
+    Args:
+        rows (`Sequence[Sequence[int]]`):
+            Tokens.
+        pad_token_id (`int`, *optional*, defaults to `0`):
+            What to put in the place of tokens that shorter rows lack.
+        left (`bool`, *optional*, defaults to `False`):
+            Whether padding is on the left, to generate; or on the right.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Tokens and attention mask, both of shape `(num_rows, longest)`.
+    """
+    longest = max(map(len, rows))
+    input_ids = torch.full((len(rows), longest), pad_token_id)
+    attention_mask = torch.zeros_like(input_ids)
+    for number, ids in enumerate(rows):
+        place = slice(longest - len(ids), None) if left else slice(len(ids))
+        input_ids[number, place] = torch.tensor(ids)
+        attention_mask[number, place] = 1
+    return input_ids, attention_mask
 
 
 def context_length(model: PreTrainedModel) -> int | None:
