@@ -1,7 +1,7 @@
 """Scoring TOFU's seven answers to each question: row by row, in batches, in batches with prompts run once, and a sweep
 beside one evaluation. How many rows a second, how many tokens go through layers and head for it, and how much memory.
 
-    python benchmarks/eval.py --tofu ../shared/data/tofu --rows 4 --turns 1      # CPU: 16 layers of width 512
+    python benchmarks/eval.py --tofu ../shared/data/tofu      # CPU, minutes: 16 layers of width 512
     python benchmarks/eval.py --tofu ../shared/data/tofu --rows 400 --hidden_size 2048 --heads 32 --vocab_size 128256 \\
         --dtype bfloat16 --device cuda --max_batch_tokens 4096 16384 --output benchmarks/results/eval_gpu.json
 
@@ -118,13 +118,13 @@ def main() -> None:
     """Measure, print, write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tofu", help="folder of TOFU's JSONL files; from the Hub if left out")
-    parser.add_argument("--rows", type=int, default=20, help="questions, each with seven answers")
+    parser.add_argument("--rows", type=int, default=4, help="questions, each with seven answers")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--vocab_size", type=int, default=32000, help="of the head; the tokenizer knows 4000")
     parser.add_argument("--max_batch_tokens", type=int, nargs="+", default=[512, 4096])
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/eval_cpu.json"))
