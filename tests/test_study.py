@@ -125,14 +125,19 @@ def test_the_released_augmentation_of_another_row_is_refused(authors: ModuleType
         authors.training_rows(other, SHARED / "tofu")
 
 
-def test_forgetting_comes_before_keeping(study_path: None) -> None:
+def test_settings_that_forget_and_keep_come_first_by_how_well_they_forget(study_path: None) -> None:
     from measure import rank
 
     from uld_hf.evaluation.sweep import Outcome
 
-    kept_all, forgot, forgot_more = Outcome(0.9, 1.0, 0.001), Outcome(0.1, 0.7, 0.06), Outcome(0.0, 0.5, 0.9)
-    half = Outcome(0.5, 0.2, 0.04)
-    assert sorted([kept_all, half, forgot_more, forgot], key=rank) == [kept_all, half, forgot_more, forgot]
+    target = Outcome(1.0, 0.9, 0.0)
+    kept_all, half = Outcome(0.9, 0.9, 0.001), Outcome(0.5, 0.2, 0.04)
+    forgot_more, forgot = Outcome(0.0, 0.5, 0.9), Outcome(0.1, 0.7, 0.06)
+    by_chance, best = Outcome(0.1, 0.9, 0.06), Outcome(0.0, 0.89, 0.6)
+    ordered = [kept_all, half, forgot_more, forgot, by_chance, best]
+    assert (
+        sorted([best, half, forgot, kept_all, forgot_more, by_chance], key=lambda each: rank(each, target)) == ordered
+    )
 
 
 def test_every_method_has_as_many_trials(study_path: None, slice_preset: object) -> None:

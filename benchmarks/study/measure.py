@@ -17,6 +17,8 @@ from uld_hf.modeling_uld import ULDForCausalLM
 MAX_NEW_TOKENS = 96
 # TOFU's threshold: above it unlearned and retrained model cannot be told apart.
 FORGOTTEN = 0.05
+# What a setting must keep of the target's probability of answers to questions about what is kept.
+KEPT = 0.98
 
 
 def evaluate_model(
@@ -93,14 +95,28 @@ def outcome_of(found: dict[str, float]) -> Outcome:
     return Outcome(found["forget probability"], found["retain probability"], found["forget quality"])
 
 
-def rank(outcome: Outcome) -> tuple[bool, float]:
+def rank(outcome: Outcome, target: Outcome) -> tuple[int, float]:
     """
-    The order of settings, for every method alike: those that forget come first, by what they keep.
+    The order of settings, for every method alike.
 
-    Among those that do not forget, the one with the highest forget quality comes first.
+    First come those that forget and keep, by their forget quality; then those that forget only, by what they keep; then
+    the others, by their forget quality. A rule that asks for no more than the threshold would choose what passes it by
+    chance, on the rows that it was chosen on.
+
+    Args:
+        outcome (`Outcome`):
+            What a setting does.
+        target (`Outcome`):
+            What the target does.
+
+    Returns:
+        `tuple[int, float]`: The higher the better.
     """
-    forgotten = outcome.forget_quality > FORGOTTEN
-    return forgotten, outcome.retain_probability if forgotten else outcome.forget_quality
+    if outcome.forget_quality <= FORGOTTEN:
+        return 0, outcome.forget_quality
+    if outcome.retain_probability < KEPT * target.retain_probability:
+        return 1, outcome.retain_probability
+    return 2, outcome.forget_quality
 
 
 def best_subtraction(
@@ -128,7 +144,7 @@ def best_subtraction(
     Returns:
         `tuple[Subtraction, Outcome]`: The best by [`rank`], and what it does.
     """
-    _, outcomes = sweep(
+    target, outcomes = sweep(
         model,
         tokenizer,
         split.forget_questions,
@@ -136,7 +152,7 @@ def best_subtraction(
         subtractions,
         np.asarray(retrained.sets["forget"].truth_ratios),
     )
-    best = max(range(len(outcomes)), key=lambda index: rank(outcomes[index]))
+    best = max(range(len(outcomes)), key=lambda index: rank(outcomes[index], target))
     return subtractions[best], outcomes[best]
 
 

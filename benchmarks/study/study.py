@@ -131,7 +131,9 @@ class Study:
     def chosen(self, key: str) -> tuple[int, dict[str, Any]]:
         """Number and result of a method's best trial."""
         results = [self.trial(key, number) for number in range(len(grid(METHODS[key].recipe, self.preset)))]
-        number = max(range(len(results)), key=lambda index: rank(Outcome(**results[index]["outcome"])))
+        references = self.references(self.preset.tune_on, self.preset.seeds[0])
+        target = outcome_of(figures(references[0], *references))
+        number = max(range(len(results)), key=lambda index: rank(Outcome(**results[index]["outcome"]), target))
         return number, results[number]
 
     def final(self, key: str, split_name: str, seed: int) -> dict[str, Any]:
