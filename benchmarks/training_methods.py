@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from uld_hf import __version__, build_assistant, load_tofu
 from uld_hf.cli.demo import train_tokenizer
 from uld_hf.data.formatting import PROMPT_TEMPLATE
-from uld_hf.evaluation.scoring import encode
+from uld_hf.evaluation.encoding import encode
 from uld_hf.training.collator import DataCollatorForULD
 from uld_hf.training.losses import add_uld_loss
 from uld_hf.training.padding_free import attention_by_row

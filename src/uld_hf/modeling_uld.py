@@ -529,8 +529,6 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 subtraction is out of range.
         """
         self._check()
-        if "adapter_names" in kwargs:
-            raise ValueError("adapter_names is not supported: with it, PEFT would leave the assistant's adapter out.")
         refused = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
         if refused:
             raise ValueError(
@@ -590,6 +588,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _run(self, cache: Cache | None, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits of the target and of each assistant, in lockstep where that is possible."""
+        if "adapter_names" in inputs:
+            raise ValueError("adapter_names is not supported: with it, PEFT would leave the assistant's adapter out.")
         caches = [None] * (1 + len(self.assistants)) if cache is None else self.split_cache(cache)
         if (
             self._execution != "two passes"
@@ -632,7 +632,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         return super()._sample(*arguments, synced_gpus=synced_gpus, streamer=streamer, **model_kwargs)
 
     def component_logits(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """
         What the subtraction works on, to try several settings of it on one pass.
@@ -641,7 +645,10 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 Tokens.
             attention_mask (`torch.Tensor`, *optional*):
-                Mask of the padding.
+                Mask of the padding, of what is in the cache too.
+            past_key_values ([`~transformers.Cache`], *optional*):
+                Cache of N + K layers to go on from, `DynamicCache(config=model.config)` at first. It grows by the
+                tokens.
             **kwargs:
                 Passed to target and assistants alike.
 
@@ -651,10 +658,16 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             RuntimeError: If an assistant was disabled, merged or taken apart.
+            ValueError: If the cache does not fit, or a setting of the subtraction is out of range.
         """
         self._check()
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": None, "use_cache": False}
-        return self._run(None, {**inputs, **kwargs})
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "inputs_embeds": None,
+            "use_cache": past_key_values is not None,
+        }
+        return self._run(past_key_values, {**inputs, **kwargs})
 
     def subtract(self, target_logits: torch.Tensor, assistant_logits: Sequence[torch.Tensor]) -> torch.Tensor:
         """
