@@ -16,7 +16,7 @@ import os
 import platform
 import random
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -145,8 +145,7 @@ def make_step(method: str, args: argparse.Namespace) -> Callable[[list[dict], li
         counted = batch["labels"][:, 1:] != -100
         retained = batch["retain_mask"][:, 1:]
         num_items = torch.stack([(counted & ~retained).sum(), (counted & retained).sum()])
-        with attention_by_row(model.get_base_model()) if fixed is None else nullcontext():
-            return model(**batch, num_items=num_items).loss
+        return model(**batch, num_items=num_items).loss
 
     def released(forget: list[dict], retain: list[dict]) -> torch.Tensor:
         batches = [collate(rows, args.device, fixed) for rows in (forget, retain)]
@@ -174,11 +173,16 @@ def make_step(method: str, args: argparse.Namespace) -> Callable[[list[dict], li
     kinds = {"ULD": uld, "rel": released, "NPO": npo, "GA ": ga_kl}
     loss_of = kinds[method[:3]]
 
+    def attention() -> AbstractContextManager[None]:
+        by_row = method.startswith("ULD") and fixed is None
+        return attention_by_row(model.get_base_model()) if by_row else nullcontext()
+
     def step(forget: list[dict], retain: list[dict]) -> None:
-        # As transformers' bf16=True does it.
-        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            loss = loss_of(forget, retain)
-        loss.backward()
+        with attention():
+            # As transformers' bf16=True does it.
+            with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.dtype == "bfloat16"):
+                loss = loss_of(forget, retain)
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

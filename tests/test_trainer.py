@@ -339,10 +339,13 @@ def test_logged_loss_is_the_weighted_sum_of_its_terms(one_step: tuple[dict[str, 
 # The same training in other ways
 
 
+# Plain gradient descent: unlike Adam, it does not blow up the last digits of a gradient.
+DESCENT = {"optim": "sgd", "warmup_steps": 0, "max_grad_norm": 0.0}
+
+
 def descend(*args: Any, **settings: Any) -> ULDTrainer:
-    """Plain gradient descent: unlike Adam, it does not blow up the last digits of a gradient."""
-    plain = {"optim": "sgd", "learning_rate": 0.1, "warmup_steps": 0, "max_grad_norm": 0.0}
-    return train(*args, **(plain | settings))
+    """A trainer that has trained by plain gradient descent."""
+    return train(*args, **({"learning_rate": 0.1} | DESCENT | settings))
 
 
 @pytest.fixture(scope="module")
