@@ -17,11 +17,12 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import create_model_from_path
 
-from ..assistant import check_no_adapter, find_decoder_layers, put_adapter, truncate_model
+from ..assistant import find_decoder_layers, put_adapter, truncate_model
 from ..model_card import find_license
 from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
 from ..training.preparation import to_trainable_rows
 from ..training.target import check_tokenizer, read_target_config, select_source
+from .checks import check_output_dir, check_steering_layer, check_trainable, default_steering_layer
 from .collator import FORGET, REFUSAL, RETAIN, DataCollatorForUnlearning
 from .losses import (
     dpo_loss,
@@ -34,34 +35,13 @@ from .losses import (
     undial_loss,
 )
 from .refusals import REFUSALS, refuse_each
+from .scores import Scores, log_likelihoods, sum_rows
 from .unlearn_card import unlearn_card
 from .unlearn_config import UnlearnConfig
 
 
 # Methods whose forget term is a mean over rows, not over tokens.
 _BY_ROW = ("npo", "simnpo", "dpo")
-
-
-@dataclass
-class Scores:
-    """
-    What a model makes of the tokens of a batch that count.
-
-    Args:
-        rows (`torch.LongTensor` of shape `(num_tokens,)`):
-            Row of each token.
-        log_probs (`torch.Tensor` of shape `(num_tokens,)`, *optional*):
-            Log-probability of each token, in nats.
-        logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`, *optional*):
-            Logits that predict each token.
-        activations (`torch.Tensor` of shape `(num_tokens, hidden_size)`, *optional*):
-            Activations at each token, after the steering layer.
-    """
-
-    rows: torch.LongTensor
-    log_probs: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    activations: torch.Tensor | None = None
 
 
 @dataclass
@@ -83,71 +63,6 @@ class UnlearnLossOutput:
     scores: Scores
 
 
-def default_steering_layer(num_layers: int) -> int:
-    """Layer 7 of 32 as in the paper (arXiv 2403.03218, section 4), at the same relative depth of other models."""
-    return min(max(0, num_layers - 2), round(7 / 32 * num_layers))
-
-
-def check_steering_layer(layer: int, num_layers: int) -> None:
-    """
-    Refuse a layer whose activations cannot be steered.
-
-    Args:
-        layer (`int`):
-            Index of the decoder layer.
-        num_layers (`int`):
-            Number of decoder layers of the model.
-
-    Raises:
-        ValueError: If there is no such layer, or none above it.
-    """
-    if not 0 <= layer <= num_layers - 2:
-        raise ValueError(
-            f"steering_layer={layer} must lie between 0 and {num_layers - 2}: the model has {num_layers} layers, and "
-            f"there must be one above. Use e.g. {default_steering_layer(num_layers)}."
-        )
-
-
-def check_trainable(model: PreTrainedModel) -> None:
-    """
-    Refuse a model whose weights cannot be unlearned.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The target.
-
-    Raises:
-        TypeError: If it is a PEFT model, or not a transformers model.
-        ValueError: If it has an adapter, or is an encoder-decoder model.
-    """
-    if isinstance(model, PeftModel):
-        raise TypeError(
-            "The model is a PEFT model: pass its merged base (model.merge_and_unload()), and a peft_config for LoRA."
-        )
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"The model must be a transformers PreTrainedModel, got {type(model).__name__}.")
-    if model.config.is_encoder_decoder:
-        raise ValueError(f"{type(model).__name__} is an encoder-decoder: only decoder-only models are supported.")
-    check_no_adapter(model)
-
-
-def check_output_dir(output_dir: str | None, name: str) -> None:
-    """
-    Refuse to write over the target.
-
-    Args:
-        output_dir (`str`, *optional*):
-            Folder to save to.
-        name (`str`):
-            Hub id or folder of the target.
-
-    Raises:
-        ValueError: If both are one folder.
-    """
-    if output_dir is not None and os.path.isdir(name) and os.path.realpath(output_dir) == os.path.realpath(name):
-        raise ValueError(f"output_dir={output_dir!r} is the target's own folder: give another one.")
-
-
 def count_units(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """
     What the terms of the loss are averaged over.
@@ -162,40 +77,6 @@ def count_units(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     tokens = (batch["labels"][:, 1:] != -100).sum(dim=1)
     is_forget = batch["kinds"] == FORGET
     return torch.stack([tokens[is_forget].sum(), is_forget.sum(), tokens[batch["kinds"] == RETAIN].sum()])
-
-
-def log_likelihoods(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
-    """
-    Log-probabilities of tokens.
-
-    Args:
-        logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
-            Logits that predict each token.
-        labels (`torch.LongTensor` of shape `(num_tokens,)`):
-            The tokens.
-
-    Returns:
-        `torch.Tensor` of shape `(num_tokens,)`: In nats.
-    """
-    return logits.log_softmax(dim=-1).gather(-1, labels[:, None]).squeeze(-1)
-
-
-def sum_rows(values: torch.Tensor, rows: torch.LongTensor, wanted: torch.BoolTensor) -> torch.Tensor:
-    """
-    Sums over the tokens of each wanted row.
-
-    Args:
-        values (`torch.Tensor` of shape `(num_tokens,)`):
-            A value for each token.
-        rows (`torch.LongTensor` of shape `(num_tokens,)`):
-            Row of each token.
-        wanted (`torch.BoolTensor` of shape `(num_rows,)`):
-            Rows to sum over.
-
-    Returns:
-        `torch.Tensor`: A sum for each wanted row, in their order.
-    """
-    return values.new_zeros(len(wanted)).index_add(0, rows, values)[wanted]
 
 
 class UnlearnTrainer(ForgetRetainTrainer):
