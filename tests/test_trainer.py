@@ -382,6 +382,20 @@ def test_activation_checkpointing_changes_nothing(reference: ULDTrainer, tmp_pat
     assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("every_n_layers", [1, 2])
+def test_activations_computed_again_are_the_same_to_the_last_bit(tmp_path: Path, every_n_layers: int):
+    again = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": every_n_layers}}
+    trainers = [descend(tmp_path, **settings) for settings in ({}, again)]
+    checkpointed = [
+        sum(vars(module).get("gradient_checkpointing", False) for module in trainer.model.get_base_model().model.layers)
+        for trainer in trainers
+    ]
+    assert checkpointed == [0, 2 // every_n_layers]
+    losses, expected = (logged(trainer, "loss") for trainer in trainers)
+    assert losses == expected
+    assert_same_weights(*(lora_weights(trainer) for trainer in trainers))
+
+
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
 def test_rows_without_padding_give_the_same_assistant(
     reference: ULDTrainer, tmp_path: Path, activation_checkpointing: bool
