@@ -22,7 +22,6 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.generation.candidate_generator import CandidateGenerator
-from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -39,6 +38,7 @@ from .assistant import (
     truncate_model,
 )
 from .block_checking import can_check_blocks, generate_in_blocks
+from .cache_views import PagedView, view_layers
 from .configuration_uld import SHARED_SETTINGS, ULDModelConfig, check_assistants, check_name
 from .hub import (
     adopt_assistant,
@@ -59,45 +59,6 @@ from .publish import push_unlearned_model
 logger = logging.get_logger(__name__)
 
 EXECUTIONS = ("two passes", "lockstep", "blocks")
-
-
-class _PagedView(PagedAttentionCache):
-    """The paged cache of continuous batching, for a model whose layers begin at `first` in it."""
-
-    def __init__(self, cache: PagedAttentionCache, first: int):
-        # Not super().__init__(), which would allocate a cache.
-        self._cache = cache
-        self._first = first
-        self.updated = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, kwargs: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.updated = True
-        return self._cache.update(
-            key_states=key_states, value_states=value_states, layer_idx=layer_idx + self._first, kwargs=kwargs
-        )
-
-
-def _view(cache: Cache, first: int, end: int) -> Cache:
-    """Layers `first` to `end` of a cache, offloaded where the cache is."""
-    layers = cache.layers[first:end]
-    if not cache.offloading:
-        return Cache(layers=layers)
-    # Of a view that offloads nothing, transformers would look in vain for the layer to fetch back first.
-    stays = [
-        linear or dummy or (sliding and cache.only_non_sliding)
-        for linear, sliding, dummy in list(zip(cache.is_linear, cache.is_sliding, cache.is_dummy, strict=True))[
-            first:end
-        ]
-    ]
-    view = Cache(layers=layers, offloading=not all(stays), offload_only_non_sliding=cache.only_non_sliding)
-    if view.offloading:
-        view.prefetch_stream = cache.prefetch_stream
-    return view
 
 
 def check_known(name: str, assistants: Iterable[str]) -> str:
@@ -470,7 +431,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{' + '.join(map(str, sizes))}. Build it from the unlearned model: DynamicCache(config=model.config)."
             )
         ends = list(accumulate(sizes))
-        views = [_view(cache, end - size, end) for size, end in zip(sizes, ends, strict=True)]
+        views = [view_layers(cache, end - size, end) for size, end in zip(sizes, ends, strict=True)]
         # A compiled step must not branch on a length, and generate() fills a compileable cache by itself.
         lengths = [0] if cache.is_compileable else [view.get_seq_length() for view in views]
         if len(set(lengths)) != 1:
@@ -604,7 +565,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         paged = inputs.pop("cache", None)  # of continuous batching
         logits, first = [], 0
         for module, cache in zip((self.target, *self.assistants.values()), caches, strict=True):
-            of_module = {} if paged is None else {"cache": _PagedView(paged, first)}
+            of_module = {} if paged is None else {"cache": PagedView(paged, first)}
             logits.append(module(past_key_values=cache, **of_module, **inputs).logits)
             if paged is not None and not of_module["cache"].updated:
                 raise NotImplementedError(
