@@ -1,11 +1,13 @@
-"""Scoring answers in batches of like length, beside scoring them row by row, and a sweep beside one evaluation: how
-many rows a second, and how much memory at the most for each setting of `max_batch_tokens`.
+"""Scoring TOFU's seven answers to each question: row by row, in batches, in batches with prompts run once, and a sweep
+beside one evaluation. How many rows a second, how many tokens go through layers and head for it, and how much memory.
 
-    python benchmarks/eval.py --tofu ../shared/data/tofu      # two CPU cores: 16 layers of width 512
-    python benchmarks/eval.py --tofu ../shared/data/tofu --layers 16 --hidden_size 2048 --heads 32 --device cuda
+    python benchmarks/eval.py --tofu ../shared/data/tofu      # CPU, minutes: 16 layers of width 512
+    python benchmarks/eval.py --tofu ../shared/data/tofu --rows 400 --hidden_size 2048 --heads 32 --vocab_size 128256 \\
+        --dtype bfloat16 --device cuda --max_batch_tokens 4096 16384 --output benchmarks/results/eval_gpu.json
 
-Texts are TOFU's, weights are random. Modes take turns; figures are medians over the turns. Memory is what a pass takes
-besides the model: on a GPU what torch allocated, on a CPU how much the process grew, in a turn of its own.
+Texts are TOFU's, weights are random; the smaller shape has the 1B's ratio of head to layers. Modes take turns; figures
+are medians over the turns. CPU time of the process is given too: it does not count what else the machine does. Memory
+is what a pass takes besides the model: on a GPU what torch allocated, on a CPU how much the process grew.
 """
 
 import argparse
@@ -20,15 +22,18 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, Cache, LlamaConfig, PreTrainedTokenizerBase
 
 from uld_hf import ULDForCausalLM, __version__, build_assistant, load_tofu
 from uld_hf.cli.demo import train_tokenizer
 from uld_hf.data.formatting import PROMPT_TEMPLATE
-from uld_hf.evaluation.scoring import Subtraction, encode, score_completions, score_subtractions
+from uld_hf.evaluation import answer_logits
+from uld_hf.evaluation.encoding import encode
+from uld_hf.evaluation.scoring import Subtraction, score_completions, score_subtractions
 
 
 NUM_SETTINGS = 20
@@ -46,6 +51,31 @@ def row_by_row(
         log_probs = model(tokens, use_cache=False).logits[0, start - 1 : -1].float().log_softmax(-1)
         losses.append(-log_probs.gather(-1, tokens[0, start:, None]).mean().item())
     return losses
+
+
+def without_sharing(score: Callable[[], object]) -> None:
+    """Score as if the model could not go on from the cache of a prompt."""
+    can_share = answer_logits.can_share_prompts
+    answer_logits.can_share_prompts = lambda model: False
+    try:
+        score()
+    finally:
+        answer_logits.can_share_prompts = can_share
+
+
+class Work:
+    """Counts the tokens that go through layers and head of a model."""
+
+    def __init__(self, model: ULDForCausalLM):
+        self._run = model._run
+        model._run = self._count
+        self.layers = self.head = 0
+
+    def _count(self, cache: Cache | None, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        rows, length = inputs["input_ids"].shape
+        self.layers += rows * length
+        self.head += rows * (inputs["logits_to_keep"] or length)
+        return self._run(cache, inputs)
 
 
 class Memory:
@@ -88,16 +118,16 @@ def main() -> None:
     """Measure, print, write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tofu", help="folder of TOFU's JSONL files; from the Hub if left out")
-    parser.add_argument("--rows", type=int, default=20, help="questions, each with seven answers")
+    parser.add_argument("--rows", type=int, default=4, help="questions, each with seven answers")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--vocab_size", type=int, default=32000, help="of the head; the tokenizer knows 4000")
-    parser.add_argument("--max_batch_tokens", type=int, nargs="+", default=[512, 1024, 4096])
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--max_batch_tokens", type=int, nargs="+", default=[512, 4096])
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/eval.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/eval_cpu.json"))
     args = parser.parse_args()
 
     rows = load_tofu("forget10_perturbed", args.tofu).select(range(args.rows))
@@ -123,44 +153,66 @@ def main() -> None:
     model = ULDForCausalLM(target=target, assistant=assistant, alpha=0.75)
     settings = [Subtraction(0.1 * (1 + index)) for index in range(NUM_SETTINGS)]
 
-    modes: dict[str, Callable[[], object]] = {"row by row": lambda: row_by_row(model, tokenizer, prompts, completions)}
-    for size in args.max_batch_tokens:
-        modes[f"batches of {size} tokens"] = lambda size=size: score_completions(
-            model, tokenizer, prompts, completions, size
-        )
-    modes[f"sweep of {NUM_SETTINGS} settings"] = lambda: score_subtractions(
-        model, tokenizer, prompts, completions, settings, args.max_batch_tokens[-1]
-    )
-    seconds: dict[str, list[float]] = {name: [] for name in modes}
-    peaks: dict[str, int] = {}
-    for name, run in modes.items():  # the first turn warms up, and shows the memory
-        with Memory(args.device) as memory:
-            run()
-        peaks[name] = memory.bytes
+    def batches(size: int) -> Callable[[], object]:
+        return lambda: score_completions(model, tokenizer, prompts, completions, size)
+
+    largest = args.max_batch_tokens[-1]
+    sweep = f"sweep of {NUM_SETTINGS} settings"
+    modes: dict[str, Callable[[], object]] = {
+        "row by row": lambda: row_by_row(model, tokenizer, prompts, completions),
+        "prompts for every answer": lambda: without_sharing(batches(largest)),
+        **{f"batches of {size} tokens": batches(size) for size in args.max_batch_tokens},
+        sweep: lambda: score_subtractions(model, tokenizer, prompts, completions, settings, largest),
+    }
+    score_completions(model, tokenizer, prompts[:2], completions[:2])  # warms up
+    work = Work(model)
+    # Multiplications for each token, of target and assistant together.
+    layer = sum(weight.numel() for weight in target.model.layers[0].parameters())
+    of_layers, of_head = layer * (args.layers + args.layers // 4), 2 * args.hidden_size * args.vocab_size
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in modes}
     for _ in range(args.turns):
         for name, run in modes.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+            work.layers = work.head = 0
+            with Memory(args.device) as memory:
+                start, cpu_start = time.perf_counter(), time.process_time()
+                run()
+                seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+            measured[name].append(
+                {
+                    "seconds": seconds,
+                    "cpu_seconds": cpu_seconds,
+                    "tokens_through_the_layers": work.layers,
+                    "tokens_through_the_head": work.head,
+                    "multiplications": work.layers * of_layers + work.head * of_head,
+                    "peak_MiB_besides_the_model": memory.bytes / 2**20,
+                }
+            )
+            print(f"{name}: {seconds:.1f} s, {cpu_seconds:.1f} s of CPU time", flush=True)
+    medians = {
+        name: {what: statistics.median(turn[what] for turn in turns) for what in turns[0]}
+        for name, turns in measured.items()
+    }
+    alone = medians["row by row"]
     results = {
         name: {
-            "seconds": round(median, 2),
-            "rows_per_second": round(len(pairs) / median, 1),
-            "times_row_by_row": round(medians["row by row"] / median, 2),
-            "spread_seconds": [round(min(seconds[name]), 2), round(max(seconds[name]), 2)],
-            "peak_MiB_besides_the_model": round(peaks[name] / 2**20),
+            **{what: round(value, 2) for what, value in median.items()},
+            "spread_seconds": [round(pick(turn["seconds"] for turn in measured[name]), 2) for pick in (min, max)],
+            "rows_per_second": round(len(pairs) / median["seconds"], 2),
+            "times_row_by_row": round(alone["seconds"] / median["seconds"], 2),
+            "times_row_by_row_in_cpu_time": round(alone["cpu_seconds"] / median["cpu_seconds"], 2),
+            "times_row_by_row_in_multiplications": round(alone["multiplications"] / median["multiplications"], 2),
         }
         for name, median in medians.items()
     }
     for name, row in results.items():
         print(
-            f"{name:<24}{row['rows_per_second']:>10} rows/s{row['times_row_by_row']:>8} times row by row"
-            f"{row['peak_MiB_besides_the_model']:>8} MiB"
+            f"{name:<26}{row['rows_per_second']:>8} rows/s{row['times_row_by_row']:>7} times row by row "
+            f"({row['times_row_by_row_in_cpu_time']} in CPU time, {row['times_row_by_row_in_multiplications']} in "
+            f"multiplications){row['peak_MiB_besides_the_model']:>9} MiB"
         )
-    one = medians[f"batches of {args.max_batch_tokens[-1]} tokens"]
-    ratio = round(medians[f"sweep of {NUM_SETTINGS} settings"] / one, 2)
-    print(f"a sweep of {NUM_SETTINGS} settings takes {ratio} times one evaluation of as many rows")
+    one = medians[f"batches of {largest} tokens"]
+    ratios = {what: round(medians[sweep][what] / one[what], 2) for what in ("seconds", "cpu_seconds")}
+    print(f"a {sweep} takes {ratios['seconds']} times one evaluation of as many rows")
     report = {
         "command": f"python {' '.join(sys.argv)}",
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
@@ -168,8 +220,9 @@ def main() -> None:
         "versions": {"uld_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "settings": {name: str(value) for name, value in vars(args).items()},
         "rows": len(pairs),
+        "multiplications_per_token": {"layers": of_layers, "head": of_head},
         "results": results,
-        "sweep_times_one_evaluation": ratio,
+        "sweep_times_one_evaluation": ratios,
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(report, indent=1) + "\n")

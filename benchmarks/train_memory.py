@@ -85,13 +85,13 @@ def main() -> None:
         command = [sys.executable, *sys.argv, "--memory_of", method]
         run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[method] = json.loads(run.stdout.splitlines()[-1])
-    print(f"{'':<26}{'peak MB above the weights':>27}{'of that ULD needs':>20}")
+    print(f"{'':<32}{'peak MB above the weights':>27}{'of that ULD needs':>20}")
     results = {}
     for method, peaks in found.items():
         peak = peaks["peak_bytes_above_weights"]
         share = round(found["ULD"]["peak_bytes_above_weights"] / peak, 3)
         results[method] = {**peaks, "uld_needs_of_that": share}
-        print(f"{method:<26}{peak / 1e6:>27.0f}{share:>20}")
+        print(f"{method:<32}{peak / 1e6:>27.0f}{share:>20}")
     report = {**describe(args, sys.argv), "results": results}
     name = args.shape.replace("-", "_").replace(".", "_")
     output = args.output or Path(f"benchmarks/results/train_memory_{name}_{args.device}.json")

@@ -1,11 +1,12 @@
 """The methods that train_step.py and train_memory.py compare, on the same target and rows.
 
 `ULD` is this package's trainer step. `released recipe` is what ULD's released code does, re-expressed: two forward
-passes, rows padded to 256 tokens, the uniform term over every position through a full softmax, copied layers. `NPO`
-(with a retain term) and `GA + KL` train all layers, or LoRA on all of them, beside a frozen reference model. Every
-method gets the same rows in every step, as many to forget as to retain; those of the rivals are padded to the longest
-of their batch, which is kinder than the 256 or more of their code, and their
-cross-entropy is the fastest that torch has. All use torch's fused AdamW, the trainer's default.
+passes, rows padded to 256 tokens, the uniform term over every position through a full softmax, copied layers.
+Activation checkpointing is transformers' own, of all K layers or of every second one. `NPO` (with a retain term) and
+`GA + KL` train all layers, or LoRA on all of them, beside a frozen reference model. Every method gets the same rows in
+every step, as many to forget as to retain; those of the rivals are padded to the longest of their batch, which is
+kinder than the 256 or more of their code, and their cross-entropy is the fastest that torch has. All use torch's fused
+AdamW, the trainer's default.
 
 Weights are random. Rows are TOFU's questions and answers.
 """
@@ -16,7 +17,7 @@ import os
 import platform
 import random
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -28,7 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from uld_hf import __version__, build_assistant, load_tofu
 from uld_hf.cli.demo import train_tokenizer
 from uld_hf.data.formatting import PROMPT_TEMPLATE
-from uld_hf.evaluation.scoring import encode
+from uld_hf.evaluation.encoding import encode
 from uld_hf.training.collator import DataCollatorForULD
 from uld_hf.training.losses import add_uld_loss
 from uld_hf.training.padding_free import attention_by_row
@@ -55,6 +56,8 @@ SHAPES = {
 }
 METHODS = (
     "ULD",
+    "ULD, activation checkpointing",
+    "ULD, every 2nd layer's",
     "ULD, rows padded to 256",
     "released recipe",
     "NPO, full",
@@ -62,6 +65,7 @@ METHODS = (
     "GA + KL, full",
     "GA + KL, LoRA",
 )
+CHECKPOINTED = {"ULD, activation checkpointing": 1, "ULD, every 2nd layer's": 2}
 Batch = dict[str, torch.Tensor]
 
 
@@ -134,6 +138,11 @@ def make_step(method: str, args: argparse.Namespace) -> Callable[[list[dict], li
         if method.endswith("LoRA"):
             lora = LoraConfig(task_type="CAUSAL_LM", r=32, lora_alpha=32, target_modules="all-linear")
             model = get_peft_model(target, lora)
+    if method in CHECKPOINTED:
+        model.enable_input_require_grads()  # as trl does
+        model.get_base_model().activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False}, every_n_layers=CHECKPOINTED[method]
+        )
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
     fixed = 256 if method in ("ULD, rows padded to 256", "released recipe") else None
@@ -145,8 +154,7 @@ def make_step(method: str, args: argparse.Namespace) -> Callable[[list[dict], li
         counted = batch["labels"][:, 1:] != -100
         retained = batch["retain_mask"][:, 1:]
         num_items = torch.stack([(counted & ~retained).sum(), (counted & retained).sum()])
-        with attention_by_row(model.get_base_model()) if fixed is None else nullcontext():
-            return model(**batch, num_items=num_items).loss
+        return model(**batch, num_items=num_items).loss
 
     def released(forget: list[dict], retain: list[dict]) -> torch.Tensor:
         batches = [collate(rows, args.device, fixed) for rows in (forget, retain)]
@@ -174,11 +182,16 @@ def make_step(method: str, args: argparse.Namespace) -> Callable[[list[dict], li
     kinds = {"ULD": uld, "rel": released, "NPO": npo, "GA ": ga_kl}
     loss_of = kinds[method[:3]]
 
+    def attention() -> AbstractContextManager[None]:
+        by_row = method.startswith("ULD") and fixed is None
+        return attention_by_row(model.get_base_model()) if by_row else nullcontext()
+
     def step(forget: list[dict], retain: list[dict]) -> None:
-        # As transformers' bf16=True does it.
-        with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            loss = loss_of(forget, retain)
-        loss.backward()
+        with attention():
+            # As transformers' bf16=True does it.
+            with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.dtype == "bfloat16"):
+                loss = loss_of(forget, retain)
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -1,8 +1,6 @@
 """Two processes bake the same student as one: this file is also the script that each of them runs."""
 
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model, train_like
 from peft import LoraConfig
+from processes import launch_two
 from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDBakeConfig, ULDBakeTrainer, ULDForCausalLM, build_assistant
@@ -71,17 +70,7 @@ def main(folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left."""
     path = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", __file__, str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, *command], env=environment, stderr=subprocess.PIPE, text=True) as launcher:
-        try:
-            _, errors = launcher.communicate(timeout=240)
-        finally:
-            launcher.terminate()  # the launcher ends its processes
-    assert launcher.returncode == 0, errors[-4000:]
+    launch_two(__file__, path)
     return path
 
 

@@ -17,6 +17,7 @@ from uld_hf.training.estimate import (
     build_without_memory,
     estimate_training,
     flat_inputs,
+    recompute_layers,
     trace_layers,
     weight_bytes,
 )
@@ -34,11 +35,16 @@ LLAMA_2_7B = {
 }
 
 
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
-def test_traced_bytes_are_those_of_a_real_forward_pass(family: str, dtype: torch.dtype):
+def test_traced_bytes_are_those_of_a_real_forward_pass(family: str, dtype: torch.dtype, checkpointing: bool):
     config = tiny_config(family)
     assistant = build_assistant(AutoModelForCausalLM.from_config(config, dtype=dtype), 2).train()
+    traced = add_lora(build_without_memory(truncate_config(config, 2), dtype)).train()
+    if checkpointing:
+        recompute_layers(assistant)
+        recompute_layers(traced)
     own = {weight.untyped_storage().data_ptr() for weight in (*assistant.parameters(), *assistant.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -57,11 +63,11 @@ def test_traced_bytes_are_those_of_a_real_forward_pass(family: str, dtype: torch
         hidden = base.base_model(**flat_inputs(3, 12), use_cache=False).last_hidden_state
     expected = sum(storage.nbytes() for storage in kept.values())
     assert hidden.requires_grad
-    traced = add_lora(build_without_memory(truncate_config(config, 2), dtype)).train()
     assert trace_layers(traced, 3, 12, dtype)[0] == expected
 
 
-def test_operations_are_those_of_arithmetic_by_hand():
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_operations_are_those_of_arithmetic_by_hand(checkpointing: bool):
     config = LlamaConfig(
         hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4, vocab_size=500
     )
@@ -70,11 +76,32 @@ def test_operations_are_those_of_arithmetic_by_hand():
     lora = rank * (4 * 2 * 128 + 3 * (128 + 256))
     # Forward, and the gradient of the input; LoRA's own gradients besides. Of the first layer's three projections of
     # the input nothing flows on.
-    linear = 2 * rows * tokens * (2 * 2 * layer + 3 * 2 * lora - 3 * (128 * 128 + rank * 128))
-    attention = (2 + 5) * 2 * 2 * rows * 128 * tokens * tokens  # two products, and five backward
+    of_input = 3 * (128 * 128 + rank * 128)
+    linear = 2 * rows * tokens * (2 * 2 * layer + 3 * 2 * lora - of_input)
+    product = 2 * 2 * rows * 128 * tokens * tokens  # of all heads, in both layers
+    attention = (2 + 5) * product  # two products, and five backward
     head = 4 * rows * answers * 500 * 128
-    actual = estimate_training(config, 2, tokens, answers, rows_per_batch=rows, dtype=torch.float32).flops
+    if checkpointing:
+        # The forward pass again, but for each layer's last product, whose result nothing needs; and trl has gradients
+        # flow to the embeddings.
+        linear += 2 * rows * tokens * (2 * layer + 2 * (lora - rank * 128) + of_input)
+        attention += 2 * product
+    actual = estimate_training(
+        config, 2, tokens, answers, rows_per_batch=rows, dtype=torch.float32, activation_checkpointing=checkpointing
+    ).flops
     assert actual == pytest.approx(linear + attention + head, rel=0.01)
+
+
+def test_recomputed_layers_are_kept_one_at_a_time():
+    few, many = (
+        estimate_training(LlamaConfig(**LLAMA_2_7B), layers, 64, activation_checkpointing=True) for layers in (4, 8)
+    )
+    assert many.recomputed_bytes == pytest.approx(few.recomputed_bytes, rel=0.02)
+    kept = estimate_training(LlamaConfig(**LLAMA_2_7B), 8, 64)
+    assert kept.recomputed_bytes == 0
+    assert many.activation_bytes + 8 * many.recomputed_bytes == pytest.approx(kept.activation_bytes, rel=1e-6)
+    # The states between layers, and what the final norm keeps.
+    assert many.activation_bytes < 0.1 * kept.activation_bytes
 
 
 def test_loaded_weights_are_those_of_the_first_layers():
@@ -151,9 +178,19 @@ def test_command_prints_the_estimate(folder: Path, capsys: pytest.CaptureFixture
     assert uld(["estimate", "--model", str(folder), *arguments]) == 0
     expected = estimate_training(LlamaConfig(**LLAMA_2_7B), 8, 64, 40, num_rows=200, num_epochs=10)
     printed = capsys.readouterr().out
+    assert "computed again" not in printed
     assert f"{expected.total_bytes / 1e9:.2f} GB" in printed
     assert f"{expected.num_steps}\n" in printed
     assert f"{expected.seconds(100) / 60:.1f} min" in printed
+
+
+def test_command_prints_what_recomputing_saves(folder: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--tokens_per_row", "64", "--activation_checkpointing"]
+    assert uld(["estimate", "--model", str(folder), *arguments]) == 0
+    expected = estimate_training(LlamaConfig(**LLAMA_2_7B), 8, 64, num_rows=400, activation_checkpointing=True)
+    printed = capsys.readouterr().out
+    assert f"{expected.total_bytes / 1e9:.2f} GB" in printed
+    assert f"{expected.recomputed_bytes / 1e9:.2f} GB" in printed
 
 
 @pytest.mark.parametrize(
@@ -176,7 +213,7 @@ def test_command_refuses_what_makes_no_sense(
 # The benchmark
 
 
-def benchmark(name: str) -> tuple[dict, TrainingEstimate]:
+def benchmark(name: str, activation_checkpointing: bool = False) -> tuple[dict, TrainingEstimate]:
     """A committed result, and the estimate for the same training."""
     report = json.loads((RESULTS / name).read_text())
     config: PreTrainedConfig = LlamaConfig(**report["shape"])
@@ -187,14 +224,16 @@ def benchmark(name: str) -> tuple[dict, TrainingEstimate]:
         round(report["rows"]["mean_answer"]),
         rows_per_batch=2 * int(report["settings"]["batch_size"]),
         dtype=getattr(torch, report["settings"]["dtype"]),
+        activation_checkpointing=activation_checkpointing,
     )
     return report, estimate
 
 
+@pytest.mark.parametrize("method", ["ULD", "ULD, activation checkpointing"])
 @pytest.mark.parametrize("shape", ["small_1b", "small_7b"])
-def test_estimated_memory_is_that_of_the_benchmark(shape: str):
-    report, estimate = benchmark(f"train_memory_{shape}_cpu.json")
-    measured = report["results"]["ULD"]["peak_bytes_above_weights"]
+def test_estimated_memory_is_that_of_the_benchmark(shape: str, method: str):
+    report, estimate = benchmark(f"train_memory_{shape}_cpu.json", method.endswith("checkpointing"))
+    measured = report["results"][method]["peak_bytes_above_weights"]
     # LoRA was loaded before the measurement began.
     assert estimate.bytes_above_weights - estimate.lora_bytes == pytest.approx(measured, rel=0.25)
 
@@ -233,7 +272,7 @@ def docs_row(name: str) -> str:
         vocab_size=vocab_size,
         tie_word_embeddings=tied,
     )
-    plain, quantized = (
+    plain, quantized, checkpointed = (
         estimate_training(
             config,
             layers // 4,
@@ -242,13 +281,14 @@ def docs_row(name: str) -> str:
             gradient_accumulation_steps=4,
             num_rows=400,
             num_epochs=10,
-            quantization=quantization,
+            **more,
         )
-        for quantization in (None, "4bit")
+        for more in ({}, {"quantization": "4bit"}, {"activation_checkpointing": True})
     )
     return (
         f"| {name} | {layers // 4} of {layers} | {plain.target_bytes / 1e9:.1f} | {plain.weight_bytes / 1e9:.1f} "
-        f"| {plain.bytes_above_weights / 1e9:.1f} | {plain.total_bytes / 1e9:.1f} "
+        f"| {plain.bytes_above_weights / 1e9:.1f} | {checkpointed.bytes_above_weights / 1e9:.1f} "
+        f"| {plain.total_bytes / 1e9:.1f} "
         f"| {quantized.total_bytes / 1e9:.1f} | {plain.seconds(100) / 60:.0f} |"
     )
 

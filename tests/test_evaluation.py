@@ -16,7 +16,8 @@ from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.main import main as uld
 from uld_hf.cli.questions import read_questions
 from uld_hf.evaluation.comparison import compare, kept_utility
-from uld_hf.evaluation.evaluation import Evaluation, Question, SetResults, evaluate
+from uld_hf.evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
+from uld_hf.evaluation.memorization import sample_completions
 from uld_hf.evaluation.scoring import Subtraction, score_completions
 from uld_hf.evaluation.sweep import Outcome, choose, sweep
 from uld_hf.evaluation.tofu import forget_quality, generate_completions, rouge_l_recall, truth_ratio
@@ -202,6 +203,24 @@ def test_an_answer_that_would_run_over_the_context_is_refused(unlearned):
     questions = [Question("w1 " * 100, " w2"), Question("w1", " w2")]
     with pytest.raises(ValueError, match=r"1 of 2 rows with max_new_tokens=64 are longer than .* 128 tokens \(row 0"):
         evaluate(unlearned, make_tokenizer(), questions)
+
+
+def test_draws_that_would_run_over_the_context_are_refused(unlearned):
+    with pytest.raises(ValueError, match=r"1 of 2 rows with max_new_tokens=64 are longer than .* 128 tokens \(row 1"):
+        sample_completions(unlearned, make_tokenizer(), ["w1", "w1 " * 100])
+
+
+def test_a_passage_may_be_as_long_as_the_context(unlearned):
+    # It has no end to be scored: 128 tokens, where an answer has 129.
+    passage = Question("w1 " * 100, " w2" * 28, is_passage=True)
+    check_fit(unlearned, make_tokenizer(), [passage], max_new_tokens=1)
+    with pytest.raises(ValueError, match="row 0 has 129"):
+        check_fit(unlearned, make_tokenizer(), [replace(passage, is_passage=False)], max_new_tokens=1)
+
+
+def test_an_answer_without_a_token_to_score_is_refused_before_anything_is_measured(unlearned):
+    with pytest.raises(ValueError, match="Row 1 has no token of its prompt"):
+        check_fit(unlearned, make_tokenizer(), [Question("w1", " w2"), Question("", "w2")], max_new_tokens=4)
 
 
 # --- figures of several models or sets ---

@@ -75,9 +75,9 @@ def test_the_head_is_not_run_on_prompts_alone(unlearned):
     hook = unlearned.target.get_output_embeddings().register_forward_hook(
         lambda module, args, output: widths.append(args[0].shape[-2])
     )
-    score_completions(unlearned.target, make_tokenizer(), ["w1 " * 30] * 2, [" w2 w3", " w4"])
+    score_completions(unlearned.target, make_tokenizer(), ["w1 " * 30, "w5 " * 30], [" w2 w3", " w4"])
     hook.remove()
-    assert widths == [4]  # what predicts w2, w3 and the end, and the end itself
+    assert widths == [3]  # what predicts w2, w3 and the end
 
 
 def test_a_model_whose_adapter_is_disabled_is_not_scored(unlearned):
@@ -138,17 +138,14 @@ def test_every_setting_is_scored_as_by_a_model_that_has_it(unlearned):
             np.testing.assert_allclose(first, second.log_probs, atol=1e-5)
 
 
-def test_settings_cost_no_further_pass(unlearned):
-    tokenizer = make_tokenizer()
+def test_settings_cost_no_further_pass(unlearned, monkeypatch):
     passes = []
-    unlearned._lockstep = None
-    model = unlearned._run
-    unlearned._run = lambda *args: passes.append(1) or model(*args)
-    try:
-        score_subtractions(unlearned, tokenizer, PROMPTS, COMPLETIONS, SETTINGS)
-    finally:
-        del unlearned._run
-    assert len(passes) == 1
+    run = unlearned._run
+    monkeypatch.setattr(unlearned, "_run", lambda *args: passes.append(1) or run(*args))
+    score_subtractions(unlearned, make_tokenizer(), PROMPTS, COMPLETIONS, SETTINGS[:1])
+    of_one = len(passes)
+    score_subtractions(unlearned, make_tokenizer(), PROMPTS, COMPLETIONS, SETTINGS)
+    assert len(passes) == 2 * of_one
 
 
 def test_rows_longer_than_the_context_are_refused(unlearned):

@@ -78,6 +78,16 @@ def test_score_answers_takes_each_rows_own_wrong_answers(unlearned: ULDForCausal
     np.testing.assert_allclose(scores.truth_ratio, truth_ratio(right, np.stack(by_row)), rtol=1e-5)
 
 
+def test_rows_with_different_numbers_of_wrong_answers_are_refused(unlearned: ULDForCausalLM) -> None:
+    # Eight answers in all, as many as of two rows with two wrong ones each.
+    wrong = [["w30"], ["w33", "w34", "w35"]]
+    rows = Dataset.from_dict(
+        {"answer": ["w20", "w21"], "paraphrased_answer": ["w22", "w23"], "perturbed_answer": wrong}
+    )
+    with pytest.raises(ValueError, match="different numbers of wrong answers"):
+        score_answers(unlearned, make_tokenizer(), PROMPTS[:2], rows)
+
+
 @pytest.mark.parametrize("text", ["", "  ", "...", "so so so", "in the town in the town in the town"])
 def test_degenerate_answers(text: str) -> None:
     assert is_degenerate(text)

@@ -311,6 +311,10 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
         lambda model: model(IDS, adapter_names=["__base__"]),
         "adapter_names is not supported",
     ),
+    "model.component_logits(ids, adapter_names=['__base__'])": (
+        lambda model: model.component_logits(IDS, adapter_names=["__base__"]),
+        "adapter_names is not supported",
+    ),
     "model.generate(penalty_alpha=...)": (
         lambda model: model.generate(IDS, penalty_alpha=0.6, top_k=4),
         "requires `trust_remote_code=True`",

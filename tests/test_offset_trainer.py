@@ -80,9 +80,11 @@ def test_loss_is_the_methods_on_the_composed_logits(tmp_path: Path, loss_type: s
 def test_it_begins_as_the_target(tmp_path: Path):
     trainer = make_trainer(tmp_path, loss_type="npo", retain_loss_type="kl")
     batch = first_batch(trainer)
-    loss, scores = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
     target = tiny_model("llama")(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    torch.testing.assert_close(scores.logits, target[:, :-1][batch["labels"][:, 1:] != -100], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        outputs.scores.logits, target[:, :-1][batch["labels"][:, 1:] != -100], rtol=1e-4, atol=1e-4
+    )
     assert loss.item() == pytest.approx(2 / 0.1 * math.log(2), rel=1e-4)
 
 

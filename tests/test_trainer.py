@@ -339,10 +339,13 @@ def test_logged_loss_is_the_weighted_sum_of_its_terms(one_step: tuple[dict[str, 
 # The same training in other ways
 
 
+# Plain gradient descent: unlike Adam, it does not blow up the last digits of a gradient.
+DESCENT = {"optim": "sgd", "warmup_steps": 0, "max_grad_norm": 0.0}
+
+
 def descend(*args: Any, **settings: Any) -> ULDTrainer:
-    """Plain gradient descent: unlike Adam, it does not blow up the last digits of a gradient."""
-    plain = {"optim": "sgd", "learning_rate": 0.1, "warmup_steps": 0, "max_grad_norm": 0.0}
-    return train(*args, **(plain | settings))
+    """A trainer that has trained by plain gradient descent."""
+    return train(*args, **({"learning_rate": 0.1} | DESCENT | settings))
 
 
 @pytest.fixture(scope="module")
@@ -377,6 +380,20 @@ def test_activation_checkpointing_changes_nothing(reference: ULDTrainer, tmp_pat
     trainer = descend(tmp_path, **{name: True})
     assert any(getattr(module, "gradient_checkpointing", False) for module in trainer.model.modules())
     assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("every_n_layers", [1, 2])
+def test_activations_computed_again_are_the_same_to_the_last_bit(tmp_path: Path, every_n_layers: int):
+    again = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": every_n_layers}}
+    trainers = [descend(tmp_path, **settings) for settings in ({}, again)]
+    checkpointed = [
+        sum(vars(module).get("gradient_checkpointing", False) for module in trainer.model.get_base_model().model.layers)
+        for trainer in trainers
+    ]
+    assert checkpointed == [0, 2 // every_n_layers]
+    losses, expected = (logged(trainer, "loss") for trainer in trainers)
+    assert losses == expected
+    assert_same_weights(*(lora_weights(trainer) for trainer in trainers))
 
 
 @pytest.mark.parametrize("activation_checkpointing", [False, True])

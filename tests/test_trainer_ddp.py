@@ -2,8 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model
+from processes import launch_two
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer
@@ -116,17 +115,7 @@ def main(folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left."""
     path = tmp_path_factory.mktemp("ddp")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}", __file__, str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, *command], env=environment, stderr=subprocess.PIPE, text=True) as launcher:
-        try:
-            _, errors = launcher.communicate(timeout=240)
-        finally:
-            launcher.terminate()  # the launcher ends its processes
-    assert launcher.returncode == 0, errors[-4000:]
+    launch_two(__file__, path)
     return path
 
 

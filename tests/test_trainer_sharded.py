@@ -6,8 +6,6 @@ where it is installed (it builds its communication with a compiler on first use)
 
 import importlib.util
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import yaml
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from families import make_tokenizer, tiny_model
+from processes import free_port, launch
 from test_trainer_ddp import Run, make_rows
 
 from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer
@@ -114,23 +113,9 @@ def test_configurations_are_accelerates(name: str):
 def test_sharded_training_is_that_of_one_process(folder: Path, alone: ULDTrainer, name: str):
     config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | {"use_cpu": True, "mixed_precision": "no"}
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["-m", "accelerate.commands.launch", "--config_file", str(folder / f"{name}.yaml")]
-    command += ["--main_process_port", str(port), __file__, str(folder), name]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    with subprocess.Popen([sys.executable, *command], env=environment, stderr=subprocess.PIPE, text=True) as launcher:
-        try:
-            _, errors = launcher.communicate(timeout=240)
-        finally:
-            launcher.terminate()
-    assert launcher.returncode == 0, errors[-4000:]
+    config_file = ("--config_file", str(folder / f"{name}.yaml"))
+    port = ("--main_process_port", str(free_port()))
+    launch("accelerate.commands.launch", *config_file, *port, __file__, str(folder), name, DS_ACCELERATOR="cpu")
     assert (folder / f"{name}-wrapper").read_text() == WRAPPERS[name]
     logs = [entry for entry in alone.state.log_history if "loss" in entry]
     for field in ("loss", "forget_loss", "retain_kl"):

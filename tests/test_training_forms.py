@@ -7,15 +7,17 @@ from typing import Any
 import pytest
 import torch
 import transformers.modeling_utils
+from datasets import Dataset
 from families import make_tokenizer, tiny_model
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file
-from test_trainer import PLAIN, assert_same_weights, logged, lora_weights, make_trainer
+from test_trainer import DESCENT, FORGET, PLAIN, assert_same_weights, logged, lora_weights, make_trainer
 from test_trainer import descend as descend_fast
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import is_bitsandbytes_available
+from trl import pack_dataset
 
 from uld_hf import ULDForCausalLM, ULDTrainer
 from uld_hf.assistant import load_truncated_model
@@ -23,11 +25,12 @@ from uld_hf.assistant import load_truncated_model
 
 needs_bitsandbytes = pytest.mark.skipif(not is_bitsandbytes_available(), reason="needs uld_hf[quant]")
 FOUR_BITS = {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32, "bnb_4bit_quant_type": "nf4"}
+SMALL_STEPS = {"learning_rate": 0.01}  # so small that rounding does not send it elsewhere
 
 
 def descend(*args: Any, **settings: Any) -> ULDTrainer:
-    """Plain gradient descent in steps so small that rounding does not send it elsewhere."""
-    return descend_fast(*args, **settings, learning_rate=0.01)
+    """Plain gradient descent in small steps."""
+    return descend_fast(*args, **settings, **SMALL_STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +182,15 @@ def test_qlora_has_the_losses_of_the_weights_that_it_stands_for(qlora: ULDTraine
         assert logged(qlora, name) == pytest.approx(logged(plain, name), rel=2e-2, abs=2e-2)
 
 
+def assert_near(trainer: ULDTrainer, plain: ULDTrainer) -> None:
+    """The LoRA of a 4-bit base, which trl holds in bfloat16, is that of the weights that it stands for."""
+    expected = lora_weights(plain)
+    for name, weight in lora_weights(trainer).items():
+        assert (weight.float() - expected[name]).norm() < 0.05 * expected[name].norm()
+
+
 def test_qlora_ends_near_the_lora_of_the_weights_that_it_stands_for(qlora: ULDTrainer, folder: Path, tmp_path: Path):
-    plain = lora_weights(descend(tmp_path, dequantized(folder)))
-    for name, weight in lora_weights(qlora).items():
-        assert (weight.float() - plain[name]).norm() < 0.05 * plain[name].norm()  # trl holds this LoRA in bfloat16
+    assert_near(qlora, descend(tmp_path, dequantized(folder)))
 
 
 def test_assistant_of_a_4_bit_base_fits_the_4_bit_target(qlora: ULDTrainer, folder: Path):
@@ -192,6 +200,42 @@ def test_assistant_of_a_4_bit_base_fits_the_4_bit_target(qlora: ULDTrainer, fold
     input_ids = torch.arange(4, 14)[None]
     with torch.no_grad():
         assert not torch.allclose(model(input_ids).logits, target(input_ids).logits, atol=1e-2)
+
+
+def test_an_evaluation_pass_before_training_changes_nothing(qlora: ULDTrainer, folder: Path, tmp_path: Path):
+    # bitsandbytes would pack the weights of an evaluation pass in a form without gradients, on some CPUs.
+    quantization = {"quantization_config": BitsAndBytesConfig(**FOUR_BITS)}
+    trainer = make_trainer(tmp_path, str(folder), model_init_kwargs=quantization, **DESCENT, **SMALL_STEPS)
+    before = trainer.evaluate(FORGET)["eval_loss"]
+    trainer.train()
+    assert before == pytest.approx(logged(qlora, "loss")[0], rel=0.1)
+    assert_same_weights(lora_weights(trainer), lora_weights(qlora))
+    assert_near(trainer, descend(tmp_path, dequantized(folder)))
+
+
+@needs_bitsandbytes
+def test_a_4_bit_target_that_has_answered_is_refused_where_it_was_packed(folder: Path, tmp_path: Path):
+    quantization = BitsAndBytesConfig(**FOUR_BITS)
+    target = AutoModelForCausalLM.from_pretrained(folder, quantization_config=quantization)
+    with torch.no_grad():
+        target(input_ids=torch.arange(4, 14)[None])
+    layer = target.model.layers[0].self_attn.q_proj
+    if not vars(layer.weight.quant_state).get("packing_format_for_cpu", False):
+        pytest.skip("bitsandbytes packs weights on CPUs with AVX512-BF16 only")
+    with pytest.raises(ValueError, match="The target has answered already, and bitsandbytes then packed"):
+        make_trainer(tmp_path, target)
+
+
+# Packing
+
+
+@pytest.mark.parametrize("name", ["forget", "retain"])
+def test_a_packed_set_is_refused_with_the_reason(tmp_path: Path, name: str):
+    rows = Dataset.from_dict({"input_ids": [[4, 5, 6], [7, 8], [9, 10, 11]]})
+    packed = pack_dataset(rows, seq_length=8, strategy="bfd")
+    assert packed["seq_lengths"][0] == [3, 3, 2]
+    with pytest.raises(ValueError, match=f"{name}_dataset is packed .*a ratio that rows of many rows would not keep"):
+        make_trainer(tmp_path, **{name: packed})
 
 
 # bfloat16

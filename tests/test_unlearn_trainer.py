@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from uld_hf import ULDForCausalLM, UnlearnConfig, UnlearnTrainer, build_assistant
 from uld_hf.assistant import put_adapter
+from uld_hf.baselines.checks import default_steering_layer
 from uld_hf.baselines.collator import FORGET, REFUSAL, RETAIN
 from uld_hf.baselines.refusals import REFUSALS, refuse_each
 from uld_hf.baselines.unlearn_config import DEFAULT_BETAS
-from uld_hf.baselines.unlearn_trainer import count_units, default_steering_layer
+from uld_hf.baselines.unlearn_trainer import count_units
 
 
 FORGET_ROWS, RETAIN_ROWS = make_rows(8, seed=0), make_rows(12, seed=1)

@@ -96,8 +96,7 @@ class Method:
     augmented: bool = False
 
 
-ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
-PAPER_ALPHAS = (0.5, 0.75, 0.8, 1.0)
+ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0)
 
 
 def _subtractions(alphas: tuple[float, ...] = ALPHAS, **settings: Any) -> tuple[Subtraction, ...]:
@@ -124,6 +123,9 @@ METHODS: dict[str, Method] = {
     # Ours.
     "uld_clamped": Method(
         "ULD, no filter, clamped (ours)", "", "uld", _subtractions(relative_top=0.0, clamp=True), augmented=True
+    ),
+    "uld_clamped_filter": Method(
+        "ULD, filter, clamped (ours)", "", "uld", _subtractions(relative_top=0.01, clamp=True), augmented=True
     ),
     "uld_rules": Method(
         "ULD, clamped, augmented by rules (ours)",
@@ -168,7 +170,7 @@ ULD_GRID = (
     {"learning_rate": 5e-3, "retain_weight": 6.5, "retain_per_forget": 4.0},
 )
 DIVERGENCE_GRID = tuple(
-    {"learning_rate": rate, "num_train_epochs": epochs} for epochs in (10, 5) for rate in (1e-3, 3e-3, 3e-4, 5e-3)
+    {"learning_rate": rate, "num_train_epochs": epochs} for epochs in (10, 5) for rate in (5e-3, 3e-3, 1e-2, 1e-3)
 )
 WEIGHTS_GRID = tuple(
     {"learning_rate": rate, "retain_weight": weight} for weight in (1.0, 5.0) for rate in (3e-4, 1e-4, 1e-3, 3e-5)

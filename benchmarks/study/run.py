@@ -54,6 +54,9 @@ def run_methods(study: Study, methods: list[str], seeds: list[int]) -> None:
         for key in methods:
             for split in study.preset.splits:
                 study.final(key, split, seed)
+        if "uld_clamped" in methods:
+            for split in study.preset.splits:
+                study.alphas(split, seed)
 
 
 def main() -> int:

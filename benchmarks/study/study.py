@@ -226,6 +226,36 @@ class Study:
 
         return self.ledger.unit("ablation.subtraction", compute)
 
+    def alphas(self, split_name: str, seed: int) -> dict[str, Any]:
+        """How much alpha matters: every ULD line of the tables over alpha, on the chosen assistant of a final run."""
+
+        def compute() -> dict[str, Any]:
+            number, best = self.chosen("uld_clamped")
+            split = self.split(split_name)
+            _, retrained = self.references(split_name, seed)
+            tuned_here = split_name == self.preset.tune_on and seed == self.preset.seeds[0]
+            folder = f"trials/uld.{number}" if tuned_here else f"finals/uld.{number}.{split_name}.s{seed}"
+            model = train("uld", self.job(folder, split, seed, "uld", True), best["setting"])
+            lines = {key: method.subtractions for key, method in METHODS.items() if method.recipe == "uld"}
+            target, outcomes = sweep(
+                model,
+                self.tokenizer,
+                split.forget_questions,
+                split.retain_questions,
+                [setting for settings in lines.values() for setting in settings],
+                retrained.sets["forget"].truth_ratios,
+            )
+            left = iter(outcomes)
+            return {
+                "target": asdict(target),
+                "lines": {
+                    key: [{"alpha": setting.alpha} | asdict(next(left)) for setting in settings]
+                    for key, settings in lines.items()
+                },
+            }
+
+        return self.ledger.unit(f"alphas.{split_name}.s{seed}", compute)
+
     def ablations(self) -> None:
         """All ablations, one at a time."""
         self.ablate_subtraction()

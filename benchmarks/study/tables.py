@@ -1,13 +1,17 @@
 """Tables in Markdown and plots, written from the results alone."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from measure import rank
 from methods import METHODS
 from presets import Preset
+
+from uld_hf.evaluation.sweep import Outcome
 
 
 plt.switch_backend("svg")
@@ -175,12 +179,10 @@ def subtraction_curves(results: Results) -> dict[str, list[dict[str, Any]]]:
 
 
 def subtraction_table(results: Results) -> str:
-    """The best alpha of every composition: enough forgotten, and then the most kept."""
-    rows = []
+    """The best alpha of every composition, by the rule of the trials."""
+    rows, target = [], Outcome(**results["ablation.subtraction"]["target"])
     for name, curve in subtraction_curves(results).items():
-        best = max(curve, key=lambda each: (each["forget_quality"] > 0.05,
-                                            each["retain_probability" if each["forget_quality"] > 0.05
-                                                 else "forget_quality"]))  # fmt: skip
+        best = max(curve, key=lambda each: rank(_outcome(each), target))
         rows.append(
             [
                 name,
@@ -192,6 +194,25 @@ def subtraction_table(results: Results) -> str:
         )
     header = ["composition", "best alpha", "forget quality", "forget probability", "retain probability"]
     return markdown(header, rows)
+
+
+def _outcome(values: Mapping[str, Any]) -> Outcome:
+    return Outcome(**{field.name: values[field.name] for field in fields(Outcome)})
+
+
+def alphas_table(results: Results, split: str) -> str:
+    """Forget quality and what is kept by alpha, of every ULD line; means over the seeds."""
+    runs = [result["lines"] for name, result in results.items() if name.startswith(f"alphas.{split}.s")]
+    columns = [[f"{each['alpha']:g}" for each in curve] for curve in runs[0].values()]
+    rows = []
+    for key in runs[0]:
+        cells = []
+        for outcomes in zip(*(run[key] for run in runs), strict=True):
+            quality = float(np.mean([each["forget_quality"] for each in outcomes]))
+            kept = float(np.mean([each["retain_probability"] for each in outcomes]))
+            cells.append(f"{quality:.2g}; {kept:.3f}")
+        rows.append([LINES[key], *cells])
+    return markdown(["", *columns[0]], rows)
 
 
 def books_table(results: Results) -> str:
@@ -276,6 +297,12 @@ def write_report(preset: Preset, results: Results, folder: Path) -> Path:
     if "ablation.subtraction" in results:
         parts.append(f"## Settings of the subtraction\n\n{subtraction_table(results)}\n\n![alpha](alphas.svg)")
         plot_alphas(results, folder / "alphas.svg")
+    for split in preset.splits:
+        if any(name.startswith(f"alphas.{split}.s") for name in results):
+            parts.append(
+                f"## Alpha on {split}\n\nForget quality; retain probability. The assistant is the final runs'.\n\n"
+                + alphas_table(results, split)
+            )
     if any(name.startswith("books.") for name in results):
         parts.append(f"## Books\n\n{books_table(results)}")
     if any(name.startswith("trial.") for name in results):

@@ -22,7 +22,6 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.generation.candidate_generator import CandidateGenerator
-from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -39,6 +38,7 @@ from .assistant import (
     truncate_model,
 )
 from .block_checking import can_check_blocks, generate_in_blocks
+from .cache_views import PagedView, view_layers
 from .configuration_uld import SHARED_SETTINGS, ULDModelConfig, check_assistants, check_name
 from .hub import (
     adopt_assistant,
@@ -59,45 +59,6 @@ from .subtraction import Outside, check_subtraction, logit_difference
 logger = logging.get_logger(__name__)
 
 EXECUTIONS = ("two passes", "lockstep", "blocks")
-
-
-class _PagedView(PagedAttentionCache):
-    """The paged cache of continuous batching, for a model whose layers begin at `first` in it."""
-
-    def __init__(self, cache: PagedAttentionCache, first: int):
-        # Not super().__init__(), which would allocate a cache.
-        self._cache = cache
-        self._first = first
-        self.updated = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._cache, name)
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, kwargs: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.updated = True
-        return self._cache.update(
-            key_states=key_states, value_states=value_states, layer_idx=layer_idx + self._first, kwargs=kwargs
-        )
-
-
-def _view(cache: Cache, first: int, end: int) -> Cache:
-    """Layers `first` to `end` of a cache, offloaded where the cache is."""
-    layers = cache.layers[first:end]
-    if not cache.offloading:
-        return Cache(layers=layers)
-    # Of a view that offloads nothing, transformers would look in vain for the layer to fetch back first.
-    stays = [
-        linear or dummy or (sliding and cache.only_non_sliding)
-        for linear, sliding, dummy in list(zip(cache.is_linear, cache.is_sliding, cache.is_dummy, strict=True))[
-            first:end
-        ]
-    ]
-    view = Cache(layers=layers, offloading=not all(stays), offload_only_non_sliding=cache.only_non_sliding)
-    if view.offloading:
-        view.prefetch_stream = cache.prefetch_stream
-    return view
 
 
 def check_known(name: str, assistants: Iterable[str]) -> str:
@@ -470,7 +431,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{' + '.join(map(str, sizes))}. Build it from the unlearned model: DynamicCache(config=model.config)."
             )
         ends = list(accumulate(sizes))
-        views = [_view(cache, end - size, end) for size, end in zip(sizes, ends, strict=True)]
+        views = [view_layers(cache, end - size, end) for size, end in zip(sizes, ends, strict=True)]
         # A compiled step must not branch on a length, and generate() fills a compileable cache by itself.
         lengths = [0] if cache.is_compileable else [view.get_seq_length() for view in views]
         if len(set(lengths)) != 1:
@@ -529,8 +490,6 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 subtraction is out of range.
         """
         self._check()
-        if "adapter_names" in kwargs:
-            raise ValueError("adapter_names is not supported: with it, PEFT would leave the assistant's adapter out.")
         refused = [name for name in ("output_hidden_states", "output_attentions") if kwargs.get(name)]
         if refused:
             raise ValueError(
@@ -590,6 +549,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _run(self, cache: Cache | None, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits of the target and of each assistant, in lockstep where that is possible."""
+        if "adapter_names" in inputs:
+            raise ValueError("adapter_names is not supported: with it, PEFT would leave the assistant's adapter out.")
         caches = [None] * (1 + len(self.assistants)) if cache is None else self.split_cache(cache)
         if (
             self._execution != "two passes"
@@ -604,7 +565,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         paged = inputs.pop("cache", None)  # of continuous batching
         logits, first = [], 0
         for module, cache in zip((self.target, *self.assistants.values()), caches, strict=True):
-            of_module = {} if paged is None else {"cache": _PagedView(paged, first)}
+            of_module = {} if paged is None else {"cache": PagedView(paged, first)}
             logits.append(module(past_key_values=cache, **of_module, **inputs).logits)
             if paged is not None and not of_module["cache"].updated:
                 raise NotImplementedError(
@@ -632,7 +593,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         return super()._sample(*arguments, synced_gpus=synced_gpus, streamer=streamer, **model_kwargs)
 
     def component_logits(
-        self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """
         What the subtraction works on, to try several settings of it on one pass.
@@ -641,7 +606,10 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 Tokens.
             attention_mask (`torch.Tensor`, *optional*):
-                Mask of the padding.
+                Mask of the padding, of what is in the cache too.
+            past_key_values ([`~transformers.Cache`], *optional*):
+                Cache of N + K layers to go on from, `DynamicCache(config=model.config)` at first. It grows by the
+                tokens.
             **kwargs:
                 Passed to target and assistants alike.
 
@@ -651,10 +619,16 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             RuntimeError: If an assistant was disabled, merged or taken apart.
+            ValueError: If the cache does not fit, or a setting of the subtraction is out of range.
         """
         self._check()
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "inputs_embeds": None, "use_cache": False}
-        return self._run(None, {**inputs, **kwargs})
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "inputs_embeds": None,
+            "use_cache": past_key_values is not None,
+        }
+        return self._run(past_key_values, {**inputs, **kwargs})
 
     def subtract(self, target_logits: torch.Tensor, assistant_logits: Sequence[torch.Tensor]) -> torch.Tensor:
         """

@@ -27,13 +27,12 @@ import uld_hf
 from ..hub import load_config
 from ..model_card import find_license
 from ..modeling_uld import ULDForCausalLM
-from ..training.checkpoints import find_last_checkpoint, resolve_checkpoint
+from ..training.checkpoints import find_last_checkpoint
 from ..training.collator import DataCollatorForULD
-from ..training.forget_retain_trainer import ForgetRetainTrainer
+from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
 from ..training.losses import add_loss, check_head
-from ..training.preparation import check_dataset, check_disjoint, to_trainable_rows
-from ..training.target import check_processes, check_tokenizer
-from ..training.uld_trainer import check_finite
+from ..training.preparation import check_disjoint, to_trainable_rows
+from ..training.target import check_tokenizer
 from .bake_config import NO_SHARDING, ULDBakeConfig
 from .losses import BakeLossOutput, ComposedTargets, TopKTargets, bake_loss
 from .sampling import answer_row, draw_answers, prompt_of
@@ -148,14 +147,12 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             args = ULDBakeConfig(f"{os.path.basename(name) or 'model'}-baked")
         # What costs nothing to check is checked before anything is loaded.
         check_output_folder(Path(args.output_dir))
-        check_processes(args)
         if peft_config is not None and args.noise > 0:
             raise ValueError(f"noise={args.noise} needs all weights to be trained: leave out peft_config.")
         kept = {"retain": retain_dataset}
         if general_dataset is not None:
             kept["general"] = general_dataset
-        for dataset_name, dataset in {"forget": forget_dataset, **kept}.items():
-            check_dataset(dataset, dataset_name, args.dataset_text_field)
+        check_given(args, {"forget": forget_dataset, **kept})
         if isinstance(model, str):
             load_config(model)  # of a plain model: an error, before its weights are read
             name, model = model, ULDForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
@@ -332,6 +329,15 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         num_tokens = [sum(label != -100 for label in labels[1:]) for labels in rows["labels"]]
         return open_or_write(folder, fingerprint, args.teacher_top_k, num_tokens, log_probs)
 
+    def _before_training(self, checkpoint: str | None) -> None:
+        if checkpoint is None and find_last_checkpoint(self.args.output_dir) is not None:
+            raise ValueError(
+                f"{self.args.output_dir} holds the checkpoints of an unfinished bake: go on with "
+                "resume_from_checkpoint=True, or delete them."
+            )
+        check_teacher(self.teacher, self.args.divergence)
+        self.prepare_teacher()
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
         Distill the teacher into the student, and say so if the two still differ.
@@ -349,15 +355,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         Raises:
             ValueError: If there is no whole checkpoint to resume from, or there is one and training begins anew.
         """
-        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        if checkpoint is None and find_last_checkpoint(self.args.output_dir) is not None:
-            raise ValueError(
-                f"{self.args.output_dir} holds the checkpoints of an unfinished bake: go on with "
-                "resume_from_checkpoint=True, or delete them."
-            )
-        check_teacher(self.teacher, self.args.divergence)
-        self.prepare_teacher()
-        result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint, **kwargs)
         last = next((entry for entry in reversed(self.state.log_history) if "forget_divergence" in entry), {})
         for part in ("forget", "retain"):
             value = last.get(f"{part}_divergence", 0.0)

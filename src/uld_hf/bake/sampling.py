@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..evaluation.scoring import context_length
+from ..evaluation.encoding import context_length
 
 
 def prompt_of(input_ids: Sequence[int], labels: Sequence[int]) -> list[int]:

@@ -79,6 +79,10 @@ def simnpo_loss(log_probs: torch.Tensor, num_tokens: torch.Tensor, beta: float, 
     NPO without a reference, by length (SimNPO, arXiv 2410.07163, section 4):
     `-(2 / beta) log sigmoid(-(beta / |y|) log p(y | x) - margin)`.
 
+    The authors' code (OPTML-Group/Unlearn-Simple, TOFU/dataloader.py) subtracts its gamma before it multiplies by
+    beta, as does OpenUnlearning with its delta (src/trainer/unlearn/simnpo.py): `margin` is beta times theirs. Both are
+    0 in the published settings.
+
     Args:
         log_probs (`torch.Tensor` of shape `(num_rows,)`):
             Log-probability of each forget answer, summed over its tokens, in nats.
@@ -87,7 +91,7 @@ def simnpo_loss(log_probs: torch.Tensor, num_tokens: torch.Tensor, beta: float, 
         beta (`float`):
             Inverse temperature.
         margin (`float`, *optional*, defaults to `0.0`):
-            The paper's gamma.
+            Beta times the gamma of the authors' code.
 
     Returns:
         `torch.Tensor` of shape `(num_rows,)`: The loss of each row.

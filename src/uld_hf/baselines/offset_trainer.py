@@ -12,8 +12,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..assistant import build_assistant, check_num_layers, lora_weights, truncate_model
 from ..modeling_uld import ULDForCausalLM
+from .scores import Scores, log_likelihoods
 from .unlearn_config import UnlearnConfig
-from .unlearn_trainer import Scores, UnlearnTrainer, log_likelihoods
+from .unlearn_trainer import UnlearnTrainer
 
 
 @dataclass

@@ -12,7 +12,8 @@ from ..training.uld_config import check_choice, check_data_settings
 LOSS_TYPES = ("ga", "npo", "simnpo", "dpo", "undial", "rmu")
 RETAIN_LOSS_TYPES = ("none", "nll", "kl", "activations")
 
-# Each paper's own: NPO and DPO as in arXiv 2404.05868; SimNPO's for TOFU forget10; UNDIAL's middle one.
+# NPO and DPO: arXiv 2404.05868. SimNPO: the authors' for TOFU forget10 (OPTML-Group/Unlearn-Simple, TOFU/README.md:
+# beta=4.5, and 2.5 for forget05). UNDIAL: OpenUnlearning's (configs/trainer/UNDIAL.yaml).
 DEFAULT_BETAS = {"npo": 0.1, "dpo": 0.1, "simnpo": 4.5, "undial": 10.0}
 
 
@@ -34,7 +35,8 @@ class UnlearnConfig(SFTConfig):
             Term of the retain set: `"none"`, `"nll"` (gradient difference), `"kl"` (to the target) or, for `"rmu"`,
             `"activations"`. Defaults to the latter for `"rmu"`, else to `"nll"`.
         retain_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the retain term; the forget term's is 1.
+            Weight of the retain term; the forget term's is 1. SimNPO's authors weigh the forget term 0.125 on TOFU
+            forget10 and the retain term 1, which is 8 here (OPTML-Group/Unlearn-Simple, TOFU/README.md: `npo_coeff`).
 
         > Parameters of the methods
 
@@ -42,7 +44,7 @@ class UnlearnConfig(SFTConfig):
             Inverse temperature of `"npo"` (0.1), `"dpo"` (0.1) and `"simnpo"` (4.5), or how far `"undial"` lowers the
             memorized token's logit (10).
         margin (`float`, *optional*, defaults to `0.0`):
-            SimNPO's gamma.
+            SimNPO's margin: beta times the gamma of the authors' code, which is 0 there too.
         refusals (`list[str]`, *optional*):
             Answers that `"dpo"` prefers. Defaults to [`uld_hf.baselines.refusals.REFUSALS`], in English.
         steering_layer (`int`, *optional*):
@@ -98,7 +100,7 @@ class UnlearnConfig(SFTConfig):
         default=None,
         metadata={"help": "Inverse temperature of npo (0.1), dpo (0.1), simnpo (4.5); strength of undial (10)."},
     )
-    margin: float = field(default=0.0, metadata={"help": "Margin of simnpo, its gamma."})
+    margin: float = field(default=0.0, metadata={"help": "Margin of simnpo, beta times its gamma."})
     refusals: list[str] | None = field(
         default=None, metadata={"help": "Answers that dpo prefers. Default: twenty in English."}
     )

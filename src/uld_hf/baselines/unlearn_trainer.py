@@ -14,16 +14,15 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import create_model_from_path
 
-from ..assistant import check_no_adapter, find_decoder_layers, put_adapter, truncate_model
+from ..assistant import find_decoder_layers, put_adapter, truncate_model
 from ..model_card import find_license
-from ..training.checkpoints import resolve_checkpoint
-from ..training.forget_retain_trainer import ForgetRetainTrainer
-from ..training.preparation import check_dataset, to_trainable_rows
-from ..training.target import check_processes, check_tokenizer, read_target_config, select_source
-from ..training.uld_trainer import check_finite
+from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
+from ..training.preparation import to_trainable_rows
+from ..training.target import check_tokenizer, read_target_config, select_source
+from .checks import check_output_dir, check_steering_layer, check_trainable, default_steering_layer
 from .collator import FORGET, REFUSAL, RETAIN, DataCollatorForUnlearning
 from .losses import (
     dpo_loss,
@@ -36,6 +35,7 @@ from .losses import (
     undial_loss,
 )
 from .refusals import REFUSALS, refuse_each
+from .scores import Scores, log_likelihoods, sum_rows
 from .unlearn_card import unlearn_card
 from .unlearn_config import UnlearnConfig
 
@@ -45,90 +45,22 @@ _BY_ROW = ("npo", "simnpo", "dpo")
 
 
 @dataclass
-class Scores:
+class UnlearnLossOutput:
     """
-    What a model makes of the tokens of a batch that count.
+    The loss of a micro-batch, and what it is made of.
 
     Args:
-        rows (`torch.LongTensor` of shape `(num_tokens,)`):
-            Row of each token.
-        log_probs (`torch.Tensor` of shape `(num_tokens,)`, *optional*):
-            Log-probability of each token, in nats.
-        logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`, *optional*):
-            Logits that predict each token.
-        activations (`torch.Tensor` of shape `(num_tokens, hidden_size)`, *optional*):
-            Activations at each token, after the steering layer.
+        loss (`torch.Tensor`):
+            The forget term plus `retain_weight` times the retain term, each divided by what it is averaged over.
+        terms (`dict[str, torch.Tensor]`):
+            Sums over the micro-batch, of `"forget"` and, where there is one, `"retain"`.
+        scores ([`Scores`]):
+            What the model makes of the batch.
     """
 
-    rows: torch.LongTensor
-    log_probs: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    activations: torch.Tensor | None = None
-
-
-def default_steering_layer(num_layers: int) -> int:
-    """Layer 7 of 32 as in the paper (arXiv 2403.03218, section 4), at the same relative depth of other models."""
-    return min(max(0, num_layers - 2), round(7 / 32 * num_layers))
-
-
-def check_steering_layer(layer: int, num_layers: int) -> None:
-    """
-    Refuse a layer whose activations cannot be steered.
-
-    Args:
-        layer (`int`):
-            Index of the decoder layer.
-        num_layers (`int`):
-            Number of decoder layers of the model.
-
-    Raises:
-        ValueError: If there is no such layer, or none above it.
-    """
-    if not 0 <= layer <= num_layers - 2:
-        raise ValueError(
-            f"steering_layer={layer} must lie between 0 and {num_layers - 2}: the model has {num_layers} layers, and "
-            f"there must be one above. Use e.g. {default_steering_layer(num_layers)}."
-        )
-
-
-def check_trainable(model: PreTrainedModel) -> None:
-    """
-    Refuse a model whose weights cannot be unlearned.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The target.
-
-    Raises:
-        TypeError: If it is a PEFT model, or not a transformers model.
-        ValueError: If it has an adapter, or is an encoder-decoder model.
-    """
-    if isinstance(model, PeftModel):
-        raise TypeError(
-            "The model is a PEFT model: pass its merged base (model.merge_and_unload()), and a peft_config for LoRA."
-        )
-    if not isinstance(model, PreTrainedModel):
-        raise TypeError(f"The model must be a transformers PreTrainedModel, got {type(model).__name__}.")
-    if model.config.is_encoder_decoder:
-        raise ValueError(f"{type(model).__name__} is an encoder-decoder: only decoder-only models are supported.")
-    check_no_adapter(model)
-
-
-def check_output_dir(output_dir: str | None, name: str) -> None:
-    """
-    Refuse to write over the target.
-
-    Args:
-        output_dir (`str`, *optional*):
-            Folder to save to.
-        name (`str`):
-            Hub id or folder of the target.
-
-    Raises:
-        ValueError: If both are one folder.
-    """
-    if output_dir is not None and os.path.isdir(name) and os.path.realpath(output_dir) == os.path.realpath(name):
-        raise ValueError(f"output_dir={output_dir!r} is the target's own folder: give another one.")
+    loss: torch.Tensor
+    terms: dict[str, torch.Tensor]
+    scores: Scores
 
 
 def count_units(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -145,40 +77,6 @@ def count_units(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     tokens = (batch["labels"][:, 1:] != -100).sum(dim=1)
     is_forget = batch["kinds"] == FORGET
     return torch.stack([tokens[is_forget].sum(), is_forget.sum(), tokens[batch["kinds"] == RETAIN].sum()])
-
-
-def log_likelihoods(logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
-    """
-    Log-probabilities of tokens.
-
-    Args:
-        logits (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
-            Logits that predict each token.
-        labels (`torch.LongTensor` of shape `(num_tokens,)`):
-            The tokens.
-
-    Returns:
-        `torch.Tensor` of shape `(num_tokens,)`: In nats.
-    """
-    return logits.log_softmax(dim=-1).gather(-1, labels[:, None]).squeeze(-1)
-
-
-def sum_rows(values: torch.Tensor, rows: torch.LongTensor, wanted: torch.BoolTensor) -> torch.Tensor:
-    """
-    Sums over the tokens of each wanted row.
-
-    Args:
-        values (`torch.Tensor` of shape `(num_tokens,)`):
-            A value for each token.
-        rows (`torch.LongTensor` of shape `(num_tokens,)`):
-            Row of each token.
-        wanted (`torch.BoolTensor` of shape `(num_rows,)`):
-            Rows to sum over.
-
-    Returns:
-        `torch.Tensor`: A sum for each wanted row, in their order.
-    """
-    return values.new_zeros(len(wanted)).index_add(0, rows, values)[wanted]
 
 
 class UnlearnTrainer(ForgetRetainTrainer):
@@ -244,7 +142,6 @@ class UnlearnTrainer(ForgetRetainTrainer):
             args = UnlearnConfig(f"{os.path.basename(name) or 'model'}-unlearned")
         # What costs nothing to check is checked before anything is loaded.
         check_output_dir(args.output_dir, name)
-        check_processes(args)
         if args.merge_adapter and peft_config is None:
             raise ValueError("merge_adapter=True has nothing to merge: give a peft_config, or leave it out.")
         sets = {"forget": forget_dataset}
@@ -255,8 +152,7 @@ class UnlearnTrainer(ForgetRetainTrainer):
                     f"retain_dataset is missing: the retain term ({args.retain_loss_type!r}) needs it. Give one, or "
                     "say retain_loss_type='none'."
                 )
-        for dataset_name, dataset in sets.items():
-            check_dataset(dataset, dataset_name, args.dataset_text_field)
+        check_given(args, sets)
         model_init_kwargs = dict(args.model_init_kwargs or {})
         source = select_source(model_init_kwargs)
         target_config = read_target_config(model, source).get_text_config(decoder=True)
@@ -464,35 +360,9 @@ class UnlearnTrainer(ForgetRetainTrainer):
             return kl_loss(scores.logits[tokens], reference.logits)
         return steering_loss(scores.activations[tokens], reference.activations)
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, Scores]:
-        """
-        The loss of a micro-batch: its share of the optimizer step's loss.
-
-        Args:
-            model (`nn.Module`):
-                The model, possibly wrapped for distributed training.
-            inputs (`dict[str, torch.Tensor]`):
-                A batch of [`DataCollatorForUnlearning`].
-            return_outputs (`bool`, *optional*, defaults to `False`):
-                Whether to return the scores too.
-            num_items_in_batch (`torch.Tensor` of shape `(3,)`, *optional*):
-                Forget tokens, forget rows and retain tokens of the optimizer step. Defaults to those of this batch.
-
-        Returns:
-            `torch.Tensor`: The loss; with `return_outputs`, a tuple of it and the [`Scores`].
-
-        Raises:
-            FloatingPointError: If a term is NaN or infinite.
-        """
+    def _run(self, model: nn.Module, inputs: dict[str, torch.Tensor], num_items: torch.Tensor) -> UnlearnLossOutput:
         args = self.args
-        counts = count_units(inputs)
-        items = (counts if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
+        num_items = num_items.clamp(min=1)
         # Whole distributions; or likelihoods in a pass that activations are taken from.
         with_logits = (
             args.loss_type == "undial"
@@ -503,61 +373,32 @@ class UnlearnTrainer(ForgetRetainTrainer):
         of_forget = self._score_reference(inputs, FORGET) if args.loss_type == "undial" else None
         of_retain = self._score_reference(inputs, RETAIN) if args.retain_loss_type in ("kl", "activations") else None
         scores = self._score(model, inputs, with_logits, with_activations=args.loss_type == "rmu")
-        sums = {"forget": self._forget_losses(scores, of_forget, inputs).sum()}
-        loss = sums["forget"] / items[1 if args.loss_type in _BY_ROW else 0]
+        terms = {"forget": self._forget_losses(scores, of_forget, inputs).sum()}
+        loss = terms["forget"] / num_items[1 if args.loss_type in _BY_ROW else 0]
         if args.retain_loss_type != "none":
-            sums["retain"] = self._retain_losses(scores, of_retain, inputs).sum()
-            loss = loss + args.retain_weight * sums["retain"] / items[2]
-        self._record(sums, scores, counts, inputs)
-        if args.average_tokens_across_devices and num_items_in_batch is not None:
-            loss = loss * self.accelerator.num_processes  # DDP averages gradients; the counts are over all processes
-        return (loss, scores) if return_outputs else loss
+            terms["retain"] = self._retain_losses(scores, of_retain, inputs).sum()
+            loss = loss + args.retain_weight * terms["retain"] / num_items[2]
+        return UnlearnLossOutput(loss, terms, scores)
 
-    def _record(
-        self,
-        sums: dict[str, torch.Tensor],
-        scores: Scores,
-        counts: torch.Tensor,
-        inputs: dict[str, torch.Tensor],
-    ) -> None:
-        """Averages for the log, and a stop at the first loss that is not a number."""
-        known = torch.zeros_like(sums["forget"])
-        if scores.log_probs is not None:
-            known = scores.log_probs[(inputs["kinds"] == FORGET)[scores.rows]].sum()
-        values = torch.stack([*sums.values(), known]).detach().float()
+    def _record(self, outputs: UnlearnLossOutput, counts: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        log_probs = outputs.scores.log_probs
+        known = torch.zeros_like(outputs.loss)
+        if log_probs is not None:
+            known = log_probs[(inputs["kinds"] == FORGET)[outputs.scores.rows]].sum()
+        values = torch.stack([*outputs.terms.values(), known]).detach().float()
         row = torch.cat([values, counts.float(), inputs["attention_mask"].sum()[None].float()])
         *totals, known, tokens, rows, retain_tokens, num_tokens = self.accelerator.gather(row[None]).sum(dim=0).tolist()
-        terms = dict(zip(sums, totals, strict=True))
+        terms = dict(zip(outputs.terms, totals, strict=True))
         check_finite(terms, self.state.global_step + 1, self.args.learning_rate)
         metrics = self._metrics["train"]
         if rows:
             metrics["forget_loss"].append(terms["forget"] / (rows if self.args.loss_type in _BY_ROW else tokens))
-            if scores.log_probs is not None:
+            if log_probs is not None:
                 metrics["forget_log_prob"].append(known / tokens)
         if retain_tokens:
             metrics["retain_loss"].append(terms["retain"] / retain_tokens)
         self._total_train_tokens += int(num_tokens)
         metrics["num_tokens"] = [self._total_train_tokens]
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """
-        Change the model's weights.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint's folder; or `True` for the last one that was written to its end, whatever killed the
-                training.
-            **kwargs:
-                As in [`~transformers.Trainer.train`].
-
-        Returns:
-            [`~transformers.trainer_utils.TrainOutput`]: As in [`~transformers.Trainer.train`].
-
-        Raises:
-            ValueError: If there is no whole checkpoint to resume from.
-        """
-        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """

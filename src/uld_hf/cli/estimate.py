@@ -50,6 +50,8 @@ class EstimateArguments:
             Data type of weights and computation.
         quantization (`str`, *optional*):
             `4bit` or `8bit`: the target is loaded by bitsandbytes in that form.
+        activation_checkpointing (`bool`, *optional*, defaults to `False`):
+            Whether layers are computed again in the backward pass.
         lora_r (`int`, *optional*, defaults to `32`):
             Rank of the assistant's LoRA.
         tflops (`float`, *optional*):
@@ -76,6 +78,9 @@ class EstimateArguments:
     quantization: str | None = field(
         default=None, metadata={"help": "4bit or 8bit: how bitsandbytes holds the target's linear layers"}
     )
+    activation_checkpointing: bool = field(
+        default=False, metadata={"help": "compute layers again in the backward pass, instead of keeping activations"}
+    )
     lora_r: int = field(default=32, metadata={"help": "rank of the assistant's LoRA"})
     tflops: float | None = field(
         default=None, metadata={"help": "speed that the device reaches in training, in 10^12 operations per second"}
@@ -101,9 +106,12 @@ def format_estimate(estimate: TrainingEstimate, tflops: float | None) -> str:
         "their gradients": estimate.gradient_bytes,
         "AdamW's moments": estimate.optimizer_bytes,
         "activations": estimate.activation_bytes,
+        "activations of a layer that is computed again": estimate.recomputed_bytes,
         "logits of one tile": estimate.loss_bytes,
         "together": estimate.total_bytes,
     }
+    if not estimate.recomputed_bytes:
+        del sizes["activations of a layer that is computed again"]
     lines = [f"{name:<48}{size / 1e9:>9.2f} GB" for name, size in sizes.items()]
     lines.append(f"{'(the whole target, which is not loaded':<48}{estimate.target_bytes / 1e9:>9.2f} GB)")
     lines.append(f"{'steps':<48}{estimate.num_steps:>9}")
@@ -148,6 +156,7 @@ def main(argv: Sequence[str]) -> None:
         peft_config=LoraConfig(
             task_type="CAUSAL_LM", r=arguments.lora_r, lora_alpha=arguments.lora_r, target_modules="all-linear"
         ),
+        activation_checkpointing=arguments.activation_checkpointing,
     )
     seconds = None if arguments.tflops is None else estimate.seconds(arguments.tflops)
     output.result(format_estimate(estimate, arguments.tflops), {**asdict(estimate), "seconds": seconds})

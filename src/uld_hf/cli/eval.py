@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
 from ..configuration_uld import SHARED_SETTINGS
 from ..evaluation.comparison import compare, figure_table
+from ..evaluation.encoding import context_length, encode
 from ..evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
-from ..evaluation.scoring import MAX_BATCH_TOKENS, context_length, encode
+from ..evaluation.scoring import MAX_BATCH_TOKENS
 from ..evaluation.tofu_logs import SetLog, check_same_rows, load_tofu_log
 from ..evaluation.verbatim import word_perplexity
 from ..hub import fingerprint_tokenizer, record_evaluation

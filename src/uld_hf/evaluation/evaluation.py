@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .encoding import check_lengths, check_predictable, encode
 from .memorization import (
     begin_answer,
     exact_memorization,
@@ -20,7 +21,7 @@ from .memorization import (
     sample_completions,
 )
 from .privacy import attack
-from .scoring import MAX_BATCH_TOKENS, TokenScores, check_lengths, context_length, encode, score_completions
+from .scoring import MAX_BATCH_TOKENS, TokenScores, score_completions
 from .tofu import (
     generate_completions,
     is_degenerate,
@@ -316,7 +317,7 @@ def check_fit(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], max_new_tokens: int
 ) -> None:
     """
-    Refuse questions that, with an answer, do not fit into the model's context.
+    Refuse questions that, with an answer, do not fit into the model's context, and answers without a token to score.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -331,16 +332,16 @@ def check_fit(
     Raises:
         ValueError: If one does not.
     """
-    if context_length(model) is None:
-        return
-    scored, asked = [], []
+    rows, asked = [], []
     for question in questions:
         answers = (question.answer, question.paraphrased_answer, *question.perturbed_answers)
-        scored += [len(encode(tokenizer, question.prompt, answer)[0]) for answer in answers if answer is not None]
+        with_end = not question.is_passage
+        rows += [encode(tokenizer, question.prompt, answer, with_end) for answer in answers if answer is not None]
         begun = question.prompt + begin_answer(question.answer, question.fact)[0]
         prompts = [begun, *([] if question.paraphrased_prompt is None else [question.paraphrased_prompt])]
         asked.append(max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts) + max_new_tokens)
-    check_lengths(model, scored)
+    check_predictable(rows)
+    check_lengths(model, [len(ids) for ids, _ in rows])
     check_lengths(model, asked, f"with max_new_tokens={max_new_tokens} ")
 
 

@@ -11,6 +11,7 @@ from scipy.stats import hmean
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .encoding import encode_prompts
 from .scoring import TokenScores
 from .tofu import rouge_l_recall
 
@@ -206,15 +207,19 @@ def sample_completions(
 
     Returns:
         `list[list[str]]`: `num_samples` texts for each prompt.
+
+    Raises:
+        ValueError: If a prompt and its answer would be longer than the model's context.
     """
     drawn = []
-    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    encoded, pad_token_id = encode_prompts(model, tokenizer, prompts, max_new_tokens)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for prompt in tqdm(prompts, desc="Sampling answers", leave=False):
-            inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(model.device)
+        for ids in tqdm(encoded, desc="Sampling answers", leave=False):
+            input_ids = torch.tensor([ids], device=model.device)
             generated = model.generate(
-                **inputs,
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
                 do_sample=True,
                 top_k=0,
                 top_p=1.0,
@@ -223,7 +228,7 @@ def sample_completions(
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad_token_id,
             )
-            new = generated[:, inputs["input_ids"].shape[1] :]
+            new = generated[:, len(ids) :]
             drawn.append([text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)])
     return drawn
 

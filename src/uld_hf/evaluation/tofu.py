@@ -1,7 +1,4 @@
-"""TOFU's measures (arXiv 2401.06121, section 2.2): probability, ROUGE-L recall, truth ratio, forget quality.
-
-Every function takes any causal language model: the target, a retrained one, an `ULDForCausalLM`.
-"""
+"""TOFU's measures (arXiv 2401.06121, section 2.2): probability, ROUGE-L recall, truth ratio, forget quality."""
 
 import re
 from collections.abc import Sequence
@@ -9,24 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from datasets import Dataset
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import hmean, ks_2samp
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .scoring import MAX_BATCH_TOKENS, check_lengths, score_completions
+from .encoding import encode_prompts, pad
+from .scoring import MAX_BATCH_TOKENS, score_completions
 
 
 # The same phrase of one to four words three times in a row.
 _REPETITION = re.compile(r"\b(\w+(?:\W+\w+){0,3})(?:\W+\1\b){2,}")
-
-
-def _batches_by_length(lengths: Sequence[int], batch_size: int, description: str) -> tqdm:
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return tqdm(batches, desc=description, leave=False)
 
 
 def generate_completions(
@@ -58,18 +49,12 @@ def generate_completions(
         ValueError: If a prompt and its completion would be longer than the model's context.
     """
     completions = [""] * len(prompts)
-    encoded = tokenizer(list(prompts))["input_ids"]
-    lengths = [len(ids) for ids in encoded]
-    check_lengths(model, [length + max_new_tokens for length in lengths], f"with max_new_tokens={max_new_tokens} ")
-    # Padding by hand: many tokenizers have no padding token, and which one it is does not matter.
-    pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    for batch in _batches_by_length(lengths, batch_size, "Answering questions"):
-        longest = lengths[batch[0]]
-        input_ids = torch.full((len(batch), longest), pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        for row, index in enumerate(batch):
-            input_ids[row, longest - lengths[index] :] = torch.tensor(encoded[index])
-            attention_mask[row, longest - lengths[index] :] = 1
+    encoded, pad_token_id = encode_prompts(model, tokenizer, prompts, max_new_tokens)
+    order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    for batch in tqdm(batches, desc="Answering questions", leave=False):
+        longest = len(encoded[batch[0]])
+        input_ids, attention_mask = pad([encoded[index] for index in batch], pad_token_id, left=True)
         generated = model.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
@@ -276,25 +261,25 @@ def score_answers(
 
     Returns:
         [`AnswerScores`]: The measures, row by row.
+
+    Raises:
+        ValueError: If a row is longer than the model's context, or rows have different numbers of wrong answers.
     """
-
-    def losses(of_prompts: Sequence[str], answers: Sequence[str]) -> np.ndarray:
-        completions = [f" {answer}" for answer in answers]
-        scores = score_completions(model, tokenizer, of_prompts, completions, max_batch_tokens)
-        return np.array([row.loss for row in scores])
-
+    with_ratio = {"paraphrased_answer", "perturbed_answer"} <= set(rows.column_names)
+    # Right, paraphrased and wrong answers in one pass: all go on from the same prompt.
+    answers = [[answer] for answer in rows["answer"]]
+    if with_ratio:
+        others = zip(rows["paraphrased_answer"], rows["perturbed_answer"], strict=True)
+        answers = [[*right, paraphrased, *wrong] for right, (paraphrased, wrong) in zip(answers, others, strict=True)]
+    if len(set(map(len, answers))) > 1:
+        raise ValueError("Rows have different numbers of wrong answers: give all of them as many.")
+    pairs = [(prompt, f" {answer}") for prompt, each in zip(prompts, answers, strict=True) for answer in each]
+    scores = score_completions(model, tokenizer, *zip(*pairs, strict=True), max_batch_tokens)
+    losses = np.array([row.loss for row in scores]).reshape(len(answers), -1)
     completions = generate_completions(model, tokenizer, prompts, max_new_tokens, batch_size)
-    ratios = None
-    if {"paraphrased_answer", "perturbed_answer"} <= set(rows.column_names):
-        per_row = len(rows["perturbed_answer"][0])
-        perturbed = losses(
-            [prompt for prompt in prompts for _ in range(per_row)],
-            [wrong for answers in rows["perturbed_answer"] for wrong in answers],
-        )
-        ratios = truth_ratio(losses(prompts, rows["paraphrased_answer"]), perturbed.reshape(-1, per_row))
     return AnswerScores(
         completions=completions,
         rouge_l_recall=rouge_l_recall(completions, rows["answer"]),
-        probability=np.exp(-losses(prompts, rows["answer"])),
-        truth_ratio=ratios,
+        probability=np.exp(-losses[:, 0]),
+        truth_ratio=truth_ratio(losses[:, 1], losses[:, 2:]) if with_ratio else None,
     )

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .scoring import context_length
+from .encoding import context_length
 from .tofu import generate_completions, rouge_l_recall
 
 

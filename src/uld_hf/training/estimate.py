@@ -53,6 +53,8 @@ class TrainingEstimate:
             AdamW's two moments of them.
         activation_bytes (`int`):
             What the K layers keep for the backward pass.
+        recomputed_bytes (`int`):
+            With activation checkpointing, what one layer keeps while its backward pass runs; else 0.
         loss_bytes (`int`):
             A tile of logits with its gradient, and the hidden states of answer tokens with theirs.
         flops (`int`):
@@ -67,6 +69,7 @@ class TrainingEstimate:
     gradient_bytes: int
     optimizer_bytes: int
     activation_bytes: int
+    recomputed_bytes: int
     loss_bytes: int
     flops: int
     num_steps: int
@@ -74,7 +77,9 @@ class TrainingEstimate:
     @property
     def bytes_above_weights(self) -> int:
         """Peak memory above the loaded weights."""
-        return self.lora_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes + self.loss_bytes
+        trained = self.lora_bytes + self.gradient_bytes + self.optimizer_bytes
+        # The loss's gradients are made in the forward pass: its tile is gone when layers are computed again.
+        return trained + self.activation_bytes + max(self.loss_bytes, self.recomputed_bytes)
 
     @property
     def total_bytes(self) -> int:
@@ -146,6 +151,20 @@ def _fake_weights(model: nn.Module) -> Iterator[FakeTensorMode]:
                         made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
                     tensors[name] = made[id(tensor)]
         yield mode
+
+
+def recompute_layers(assistant: PeftModel) -> None:
+    """
+    Turn activation checkpointing on, as trl and transformers do it.
+
+    Args:
+        assistant ([`~peft.PeftModel`]):
+            The assistant.
+    """
+    assistant.enable_input_require_grads()
+    assistant.get_base_model().activation_checkpointing_enable(
+        activation_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
+    )
 
 
 def trace_layers(assistant: PeftModel, rows: int, tokens_per_row: int, dtype: torch.dtype) -> tuple[int, int]:
@@ -237,6 +256,7 @@ def estimate_training(
     dtype: torch.dtype = torch.bfloat16,
     quantization: str | None = None,
     peft_config: LoraConfig | None = None,
+    activation_checkpointing: bool = False,
 ) -> TrainingEstimate:
     """
     Memory and arithmetic of a training, from the target's configuration.
@@ -264,6 +284,8 @@ def estimate_training(
             `"4bit"` or `"8bit"`: linear layers are held by bitsandbytes in that form.
         peft_config ([`~peft.LoraConfig`], *optional*):
             The assistant's LoRA. Defaults to the paper's.
+        activation_checkpointing (`bool`, *optional*, defaults to `False`):
+            Whether layers are computed again in the backward pass.
 
     Returns:
         [`TrainingEstimate`]: Bytes and operations.
@@ -300,6 +322,12 @@ def estimate_training(
     # trl holds the LoRA of a quantized base in bfloat16.
     lora = sum(weight.numel() * (2 if quantization else weight.element_size()) for weight in trained)
     kept, flops = trace_layers(assistant, rows_per_batch, tokens_per_row, dtype)
+    recomputed = 0
+    if activation_checkpointing:
+        everything = kept
+        recompute_layers(assistant)
+        kept, flops = trace_layers(assistant, rows_per_batch, tokens_per_row, dtype)
+        recomputed = (everything - kept) // num_layers
 
     vocab_size, hidden_size = head.shape
     answers = rows_per_batch * answer_tokens_per_row
@@ -314,6 +342,7 @@ def estimate_training(
         gradient_bytes=lora,
         optimizer_bytes=2 * lora,
         activation_bytes=kept,
+        recomputed_bytes=recomputed,
         loss_bytes=tile + 2 * answers * hidden_size * dtype.itemsize,
         flops=gradient_accumulation_steps * (flops + 4 * answers * vocab_size * hidden_size),
         num_steps=-(-num_rows // rows_per_step) * round(num_epochs) if num_rows else 0,

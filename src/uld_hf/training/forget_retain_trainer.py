@@ -1,18 +1,65 @@
 """What trainers with a forget and a retain set have in common: how rows are prepared, drawn and counted."""
 
 import copy
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import ModelOutput
 from trl import SFTConfig, SFTTrainer
 
-from .preparation import ROW, check_disjoint, check_tokens, join_sets, split_long_rows
+from .checkpoints import resolve_checkpoint
+from .preparation import ROW, check_dataset, check_disjoint, check_tokens, join_sets, split_long_rows
 from .sampler import AlternatingSampler, EpochCallback
+from .target import check_processes
+
+
+def check_given(args: SFTConfig, sets: Mapping[str, Dataset | None]) -> None:
+    """
+    Refuse what cannot be trained on, before anything is loaded.
+
+    Args:
+        args ([`~trl.SFTConfig`]):
+            The trainer's configuration.
+        sets (`Mapping[str, Dataset | None]`):
+            The sets that it needs, as given, by their names.
+
+    Raises:
+        TypeError: If a set is missing, streamed, or not a dataset.
+        ValueError: If a set is empty, packed or in no known format, or there are several GPUs in this process.
+    """
+    check_processes(args)
+    for name, rows in sets.items():
+        check_dataset(rows, name, args.dataset_text_field)
+
+
+def check_finite(terms: Mapping[str, float], step: int, learning_rate: float) -> None:
+    """
+    Stop at the first loss that is not a number.
+
+    Args:
+        terms (`Mapping[str, float]`):
+            Terms of the loss by name.
+        step (`int`):
+            Step at which they were computed.
+        learning_rate (`float`):
+            Learning rate, for the message.
+
+    Raises:
+        FloatingPointError: If a term is NaN or infinite.
+    """
+    for term, value in terms.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"The {term} loss is {value} at step {step}. Lower learning_rate (now {learning_rate}), or train in "
+                "bf16 or fp32 instead of fp16."
+            )
 
 
 def count_tokens(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -100,6 +147,30 @@ class ForgetRetainTrainer(SFTTrainer):
         self.add_callback(EpochCallback(sampler))
         return sampler
 
+    def _before_training(self, checkpoint: str | None) -> None:
+        """What comes before the first step, from a checkpoint or anew."""
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
+        """
+        Train.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                A checkpoint's folder; or `True` for the last one that was written to its end, whatever killed the
+                training.
+            **kwargs:
+                As in [`~transformers.Trainer.train`].
+
+        Returns:
+            [`~transformers.trainer_utils.TrainOutput`]: As in [`~transformers.Trainer.train`].
+
+        Raises:
+            ValueError: If there is no whole checkpoint to resume from.
+        """
+        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        self._before_training(checkpoint)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
     def _count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the terms of the loss are averaged over."""
         return count_tokens(batch)
@@ -119,6 +190,10 @@ class ForgetRetainTrainer(SFTTrainer):
         """A forward pass that returns the `loss`: sums over this micro-batch, divided by the step's counts."""
         return model(**inputs, num_items=num_items)
 
+    def _record(self, outputs: Any, counts: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        """Averages for the log, and a stop at the first loss that is not a number."""
+        raise NotImplementedError
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -133,11 +208,12 @@ class ForgetRetainTrainer(SFTTrainer):
             model (`nn.Module`):
                 What is trained, possibly wrapped for distributed training.
             inputs (`dict[str, torch.Tensor]`):
-                A batch of [`DataCollatorForULD`].
+                A batch of the trainer's collator.
             return_outputs (`bool`, *optional*, defaults to `False`):
                 Whether to return the loss's parts too.
-            num_items_in_batch (`torch.Tensor` of shape `(2,)`, *optional*):
-                Forget and retain tokens of the optimizer step. Defaults to those of this batch.
+            num_items_in_batch (`torch.Tensor`, *optional*):
+                What the terms are averaged over, of the whole optimizer step: forget and retain tokens, or as
+                `UnlearnTrainer` counts. Defaults to the counts of this batch.
 
         Returns:
             `torch.Tensor`: The loss; with `return_outputs`, a tuple of it and its parts, e.g. [`ULDLossOutput`].

@@ -69,7 +69,7 @@ def sdpa_by_row(
 
     def split(states: torch.Tensor) -> torch.Tensor:
         rows = states.new_zeros(num_rows * max_length_q, states.shape[1], states.shape[3])
-        rows = rows.index_copy(0, places, states[0].transpose(0, 1))
+        rows[places] = states[0].transpose(0, 1)  # index_copy would keep the states for the backward pass
         return rows.view(num_rows, max_length_q, *rows.shape[1:]).transpose(1, 2)
 
     mask = None  # padding is on the right, where causal attention does not look

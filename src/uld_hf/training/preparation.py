@@ -30,7 +30,7 @@ def check_dataset(dataset: Dataset | IterableDataset | None, name: str, text_fie
 
     Raises:
         TypeError: If it is missing, streamed, or not a dataset.
-        ValueError: If it is empty or in no known format.
+        ValueError: If it is empty, packed, or in no known format.
     """
     if dataset is None:
         raise TypeError(
@@ -50,6 +50,12 @@ def check_dataset(dataset: Dataset | IterableDataset | None, name: str, text_fie
     if len(dataset) == 0:
         raise ValueError(f"{name}_dataset is empty.")
     columns = set(dataset.column_names)
+    if "seq_lengths" in columns:
+        raise ValueError(
+            f"{name}_dataset is packed (it has a column 'seq_lengths'): forget and retain rows are drawn one by one, "
+            "in a ratio that rows of many rows would not keep. Pass it as it was before packing; there is no padding "
+            "to save."
+        )
     formats = [{"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"}]
     if not any(required <= columns for required in formats):
         hint = (

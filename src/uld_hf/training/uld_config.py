@@ -118,7 +118,8 @@ class ULDConfig(SFTConfig):
     > These parameters have default values different from [`~trl.SFTConfig`]:
     > - `learning_rate`: 1e-3, `num_train_epochs`: 10, `per_device_train_batch_size`: 32, `weight_decay`: 0.01 and
     >   `warmup_steps`: 0.1 (a fraction), as in the paper and its code.
-    > - `gradient_checkpointing`: off, as only K layers are trained.
+    > - `gradient_checkpointing`: off, as only K layers are trained; say `activation_checkpointing=True` where memory is
+    >   short.
     > - `bf16`: `True` only where the accelerator has it, instead of everywhere.
     > - `hub_private_repo`: `True`, because the assistant is a concentrated copy of the forget set.
     """

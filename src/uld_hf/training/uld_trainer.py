@@ -4,7 +4,7 @@ import copy
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -44,14 +44,13 @@ from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
 from ..hub import check_layout, find_commit, fingerprint_target, fingerprint_tokenizer, save_unlearned_model
 from ..model_card import find_license, model_card
 from ..publish import open_repository, push_unlearned_model
-from .checkpoints import resolve_checkpoint
 from .collator import DataCollatorForULD
-from .forget_retain_trainer import ForgetRetainTrainer
+from .forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
 from .four_bit import keep_gradients
 from .losses import add_uld_loss, check_head
 from .padding_free import attention_by_row, takes_rows_without_padding
-from .preparation import check_dataset, to_trainable_rows
-from .target import check_processes, check_tokenizer, read_target_config, select_source
+from .preparation import to_trainable_rows
+from .target import check_tokenizer, read_target_config, select_source
 from .uld_config import ULDConfig
 
 
@@ -93,29 +92,6 @@ def check_likelihood(sets: Sequence[str], alpha: float) -> None:
             f"alpha={alpha} would subtract what must be kept: an assistant that learns the retain set is added. Use a "
             f"number below 0, e.g. {-alpha}."
         )
-
-
-def check_finite(terms: Mapping[str, float], step: int, learning_rate: float) -> None:
-    """
-    Stop at the first loss that is not a number.
-
-    Args:
-        terms (`Mapping[str, float]`):
-            Terms of the loss by name.
-        step (`int`):
-            Step at which they were computed.
-        learning_rate (`float`):
-            Learning rate, for the message.
-
-    Raises:
-        FloatingPointError: If a term is NaN or infinite.
-    """
-    for term, value in terms.items():
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"The {term} loss is {value} at step {step}. Lower learning_rate (now {learning_rate}), or train in "
-                "bf16 or fp32 instead of fp16."
-            )
 
 
 @contextmanager
@@ -200,13 +176,11 @@ class ULDTrainer(ForgetRetainTrainer):
         # What costs nothing to check is checked before anything is loaded.
         if args.output_dir is not None:
             check_layout(Path(args.output_dir))
-        check_processes(args)
         sets = {"forget": forget_dataset, "retain": retain_dataset}
         if args.objective == "likelihood":
             sets = {name: dataset for name, dataset in sets.items() if dataset is not None}
             check_likelihood(list(sets), args.alpha)
-        for dataset_name, dataset in sets.items():
-            check_dataset(dataset, dataset_name, args.dataset_text_field)
+        check_given(args, sets)
         model_init_kwargs = dict(args.model_init_kwargs or {})
         source = select_source(model_init_kwargs)
         target_config = read_target_config(model, source)
@@ -303,8 +277,7 @@ class ULDTrainer(ForgetRetainTrainer):
         Raises:
             ValueError: If there is no whole checkpoint to resume from.
         """
-        checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint, **kwargs)
         accuracy = f"{self._first_set}_accuracy"
         last = next((entry for entry in reversed(self.state.log_history) if accuracy in entry), {})
         if self._first_set == "forget" and last.get(accuracy, 1.0) < _KNOWS_THE_FORGET_SET:

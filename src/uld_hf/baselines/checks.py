@@ -1,0 +1,73 @@
+"""What is refused before a model's weights are changed."""
+
+import os
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from ..assistant import check_no_adapter
+
+
+def default_steering_layer(num_layers: int) -> int:
+    """Layer 7 of 32 as in the paper (arXiv 2403.03218, section 4), at the same relative depth of other models."""
+    return min(max(0, num_layers - 2), round(7 / 32 * num_layers))
+
+
+def check_steering_layer(layer: int, num_layers: int) -> None:
+    """
+    Refuse a layer whose activations cannot be steered.
+
+    Args:
+        layer (`int`):
+            Index of the decoder layer.
+        num_layers (`int`):
+            Number of decoder layers of the model.
+
+    Raises:
+        ValueError: If there is no such layer, or none above it.
+    """
+    if not 0 <= layer <= num_layers - 2:
+        raise ValueError(
+            f"steering_layer={layer} must lie between 0 and {num_layers - 2}: the model has {num_layers} layers, and "
+            f"there must be one above. Use e.g. {default_steering_layer(num_layers)}."
+        )
+
+
+def check_trainable(model: PreTrainedModel) -> None:
+    """
+    Refuse a model whose weights cannot be unlearned.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The target.
+
+    Raises:
+        TypeError: If it is a PEFT model, or not a transformers model.
+        ValueError: If it has an adapter, or is an encoder-decoder model.
+    """
+    if isinstance(model, PeftModel):
+        raise TypeError(
+            "The model is a PEFT model: pass its merged base (model.merge_and_unload()), and a peft_config for LoRA."
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise TypeError(f"The model must be a transformers PreTrainedModel, got {type(model).__name__}.")
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"{type(model).__name__} is an encoder-decoder: only decoder-only models are supported.")
+    check_no_adapter(model)
+
+
+def check_output_dir(output_dir: str | None, name: str) -> None:
+    """
+    Refuse to write over the target.
+
+    Args:
+        output_dir (`str`, *optional*):
+            Folder to save to.
+        name (`str`):
+            Hub id or folder of the target.
+
+    Raises:
+        ValueError: If both are one folder.
+    """
+    if output_dir is not None and os.path.isdir(name) and os.path.realpath(output_dir) == os.path.realpath(name):
+        raise ValueError(f"output_dir={output_dir!r} is the target's own folder: give another one.")

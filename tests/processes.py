@@ -1,0 +1,32 @@
+"""Programs of several processes on this machine, as tests start them."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def launch(*command: str, **environment: str) -> None:
+    """Run a module of Python with arguments, on one thread; its processes end with it, or after four minutes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    command = (sys.executable, "-m", *command)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as launcher:
+        try:
+            _, errors = launcher.communicate(timeout=240)
+        finally:
+            launcher.terminate()  # the launcher ends its processes
+    assert launcher.returncode == 0, errors[-4000:]
+
+
+def launch_two(script: str, *arguments: str | Path) -> None:
+    """Run a script in two processes that know of each other."""
+    port = f"--master_port={free_port()}"
+    launch("torch.distributed.run", "--nproc_per_node=2", port, script, *map(str, arguments))
