@@ -24,6 +24,7 @@ from transformers import (
     ContinuousBatchingConfig,
     DynamicCache,
     GenerationConfig,
+    StaticCache,
     pipeline,
 )
 
@@ -249,6 +250,20 @@ def filled_by_the_target(model: Model) -> torch.Tensor:
     return model(IDS[:, -1:], past_key_values=cache).logits
 
 
+def static_filled_by_the_target(model: Model) -> torch.Tensor:
+    cache = StaticCache(config=model.config, max_cache_len=16)
+    model.target(IDS[:, :-1], past_key_values=cache)
+    return model.generate(IDS, past_key_values=cache, max_new_tokens=2)
+
+
+def target_adapter_added(model: Model) -> None:
+    model.target.add_adapter(LORA, "another")
+
+
+def target_adapted_by_peft(model: Model) -> None:
+    get_peft_model(model.target, LORA)
+
+
 def generated_after_the_target(model: Model) -> torch.Tensor:
     cache = DynamicCache(config=model.target.config)
     model.target(IDS[:, :-1], past_key_values=cache)
@@ -332,6 +347,9 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
         "past_key_values has 4 layers",
     ),
     "a cache filled by the target": (filled_by_the_target, "not filled by the unlearned model"),
+    "a static cache filled by the target": (static_filled_by_the_target, "not filled by the unlearned model"),
+    "model.target.add_adapter(...)": (after(target_adapter_added), "The target was given an adapter"),
+    "get_peft_model(model.target, ...)": (after(target_adapted_by_peft), "The target was given an adapter"),
     "model.generate(past_key_values=the target's)": (generated_after_the_target, "past_key_values has 4 layers"),
     "model.generate(custom_generate='a/repository')": (generated_by_a_repository, "trust_remote_code"),
     "AutoModel.from_pretrained(...)": (loaded(AutoModel), "Unrecognized configuration class"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from families import tiny_model, train_like
 from peft import PeftModel
-from transformers import DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from uld_hf import ULDForCausalLM, ULDModelConfig, build_assistant, logit_difference
 
@@ -144,6 +144,15 @@ def test_added_shares_the_targets_tensors(tmp_path: Path):
     assert added
     assert all("lora_" in name for name in added)
     assert not any(parameter.requires_grad for parameter in model.assistants["bob"].parameters())
+
+
+def test_auto_model_takes_an_alpha_for_all(tmp_path: Path):
+    save_two(tmp_path)
+    model = ULDForCausalLM.from_pretrained(tmp_path / "alice")
+    model.add_assistant(tmp_path / "bob", alpha=0.5)
+    model.save_pretrained(tmp_path / "both")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "both", alpha=0.3)
+    assert loaded.config.alphas == ULDForCausalLM.from_pretrained(tmp_path / "both", alpha=0.3).config.alphas
 
 
 def test_each_is_saved_in_a_folder_of_its_name(tmp_path: Path):

@@ -64,6 +64,10 @@ def check_name(name: str) -> None:
         raise ValueError(f"The assistant's name {name!r} must consist of letters, digits, '-' and '_'. Give name=.")
 
 
+class SeveralAssistantsError(ValueError, AttributeError):
+    """A setting of "the" assistant where there are several: for `hasattr`, which transformers asks, there is none."""
+
+
 class ULDModelConfig(PreTrainedConfig):
     r"""
     Configuration of a [`ULDForCausalLM`]: which target, which assistant, and how the one is subtracted from the other.
@@ -188,7 +192,7 @@ class ULDModelConfig(PreTrainedConfig):
 
     def _only_assistant(self, setting: str) -> dict[str, Any]:
         if len(self.assistants) != 1:
-            raise ValueError(
+            raise SeveralAssistantsError(
                 f"There are {len(self.assistants)} assistants, each with its own {setting}: {self.assistants}. Use "
                 "config.assistants, or set_alpha(name, alpha) on the model."
             )

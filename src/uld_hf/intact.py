@@ -61,13 +61,19 @@ class Watch:
                 The model's target now.
 
         Raises:
-            RuntimeError: If one was replaced or removed, or an adapter is disabled, merged, deleted, rescaled, or not
-                the only active one.
+            RuntimeError: If one was replaced or removed, the target was given an adapter, or an assistant's is
+                disabled, merged, deleted, rescaled, or not the only active one.
         """
         if target is not self._target:
             raise RuntimeError(
                 "The target was replaced: nobody has looked at whether the assistants belong to it. Build the model "
                 "anew: ULDForCausalLM(target=..., assistant=...)."
+            )
+        if self._target is not None and "peft_config" in vars(self._target):  # PEFT leaves it with what it changes
+            raise RuntimeError(
+                "The target was given an adapter: whether the assistants would see it depends on the execution, and "
+                "neither belongs to it. Merge the adapter into the target and save that, then train an assistant for "
+                "it."
             )
         for name, (assistant, places) in self._assistants.items():
             if name not in assistants:

@@ -315,6 +315,11 @@ class Lockstep:
 
     def _rejoin(self, module: nn.Module, args: Any, output: Any) -> Any:
         hidden_states = output[0] if isinstance(output, tuple) else output
+        if not isinstance(hidden_states, torch.Tensor):
+            raise NotImplementedError(
+                f"Lockstep does not know the output of {type(module).__name__}, a {type(output).__name__}. Set "
+                "model.execution = 'two passes'."
+            )
         joined = torch.cat([hidden_states, *reversed(self.waiting)])
         self.waiting = []
         return (joined, *output[1:]) if isinstance(output, tuple) else joined

@@ -432,8 +432,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             )
         ends = list(accumulate(sizes))
         views = [view_layers(cache, end - size, end) for size, end in zip(sizes, ends, strict=True)]
-        # A compiled step must not branch on a length, and generate() fills a compileable cache by itself.
-        lengths = [0] if cache.is_compileable else [view.get_seq_length() for view in views]
+        # A compiled step must not branch on a length; the step before it, which fills the cache, is never compiled.
+        lengths = [0] if torch.compiler.is_compiling() else [int(view.get_seq_length()) for view in views]
         if len(set(lengths)) != 1:
             raise ValueError(
                 f"past_key_values holds {lengths} tokens of target and assistants: it was not filled by the unlearned "

@@ -12,6 +12,8 @@ import torch
 
 
 Outside = Literal["keep", "mask"]
+# Less is lost in the rounding of the target's logits; more overflows where they meet.
+SMALLEST_ALPHA, LARGEST_ALPHA = 1e-4, 1e4
 
 
 def check_subtraction(
@@ -35,14 +37,14 @@ def check_subtraction(
             Number of tokens to rule out instead of subtracting.
 
     Raises:
-        ValueError: If `alpha` is zero, infinite or NaN, if `relative_top` is not between 0 and 1, if `outside` is
+        ValueError: If `alpha` is NaN, or so small or large that nothing or nothing else is left, if `relative_top` is not between 0 and 1, if `outside` is
             neither `"keep"` nor `"mask"`, if raw logits, which have no zero of their own, are to be clamped, or if all
             tokens could be ruled out.
     """
-    if not math.isfinite(alpha) or alpha == 0:
+    if not SMALLEST_ALPHA <= abs(alpha) <= LARGEST_ALPHA:  # also refuses NaN
         raise ValueError(
-            f"alpha={alpha} would give the target's own output, or none. Use a finite number other than 0, "
-            "e.g. alpha=0.75; for the target itself call the target."
+            f"alpha={alpha} would give the target's own output, or none: its size must lie between {SMALLEST_ALPHA} "
+            f"and {LARGEST_ALPHA:g}, e.g. alpha=0.75; for the target itself call the target."
         )
     if not 0 <= relative_top <= 1:  # also refuses NaN
         raise ValueError(f"relative_top={relative_top} must lie between 0 (filter off) and 1, e.g. 0.01.")
