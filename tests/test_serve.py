@@ -110,10 +110,13 @@ def test_a_response_is_what_generate_says(served: Served):
     assert answer.output_text == served.say(served.model)
 
 
-def test_no_endpoint_answers_for_a_target_that_was_loaded(served: Served):
+def test_no_endpoint_loads_a_target_or_answers_for_it(served: Served):
     target = str(Path(served.name).parent / "target")
     server = str(served.client.base_url).removesuffix("/v1/")
-    httpx.post(f"{server}/load_model", json={"model": target}, timeout=60).raise_for_status()
+    assert httpx.post(f"{server}/load_model", json={"model": target}, timeout=60).status_code == 400
+    sound = {"file": ("sound.wav", b"RIFF")}
+    answer = httpx.post(f"{server}/v1/audio/transcriptions", data={"model": target}, files=sound, timeout=60)
+    assert (answer.status_code, "loads nothing else" in answer.text) == (400, True)
     for path, body in (
         ("chat/completions", {"messages": MESSAGES}),
         ("completions", {"prompt": "w5 w6 w7"}),

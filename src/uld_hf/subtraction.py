@@ -37,9 +37,9 @@ def check_subtraction(
             Number of tokens to rule out instead of subtracting.
 
     Raises:
-        ValueError: If `alpha` is NaN, or so small or large that nothing or nothing else is left, if `relative_top` is not between 0 and 1, if `outside` is
-            neither `"keep"` nor `"mask"`, if raw logits, which have no zero of their own, are to be clamped, or if all
-            tokens could be ruled out.
+        ValueError: If `alpha` is NaN or so small or large that nothing, or nothing else, is left, if `relative_top` is
+            not between 0 and 1, if `outside` is neither `"keep"` nor `"mask"`, if raw logits, which have no zero of
+            their own, are to be clamped, or if all tokens could be ruled out.
     """
     if not SMALLEST_ALPHA <= abs(alpha) <= LARGEST_ALPHA:  # also refuses NaN
         raise ValueError(

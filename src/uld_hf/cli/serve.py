@@ -86,8 +86,11 @@ def start_server(arguments: ServeArguments, non_blocking: bool = False) -> "Serv
     from transformers.cli.serve import Serve
     from transformers.cli.serving import model_manager
 
+    from .pinned_model import PinnedModelManager
+
     # The server looks the class of config.json up in transformers itself.
     model_manager.transformers.ULDForCausalLM = ULDForCausalLM
+    model_manager.ModelManager = PinnedModelManager
     return Serve(
         force_model=arguments.model,
         device=arguments.device,
