@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from uld_hf import ULDForCausalLM, build_assistant
-from uld_hf.saved_files import ADAPTER_FILES, describe_file, sign_config
+from uld_hf.saved_files import ADAPTER_FILES, DamagedFileError, describe_file, sign_config
 
 
 IDS = torch.tensor([[1, 9, 12, 5, 33, 21, 8]])
@@ -317,6 +317,14 @@ def test_a_file_that_is_no_json_object_is_refused(copied: Saved, name: str, cont
     if name != "config.json":
         sign(copied.folder)
     refuse(copied, "config.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_saving_over_a_damaged_configuration_is_refused_and_told_what_to_do(copied: Saved, content: bytes):
+    model = ULDForCausalLM.from_pretrained(copied.folder, target=copied.target)
+    (copied.folder / "config.json").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"config\.json is damaged.* Save to another folder; or, .* delete "):
+        model.save_pretrained(copied.folder)
 
 
 def test_a_configuration_edited_by_hand_is_refused_and_told_what_to_do(copied: Saved):

@@ -606,10 +606,22 @@ def check_layout(folder: Path) -> None:
             Where an unlearned model is to be saved.
 
     Raises:
+        DamagedFileError: If its `config.json` cannot be read.
         ValueError: If there is an `adapter_config.json`, or the `config.json` of another model.
     """
     config_file = folder / "config.json"
-    if config_file.exists() and json.loads(config_file.read_text(encoding="utf-8")).get("model_type") != "uld":
+    content: Any = {"model_type": ULDModelConfig.model_type}
+    if config_file.exists():
+        try:
+            content = json.loads(config_file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):  # no JSON, no text, or nested without end
+            content = None
+    if not isinstance(content, dict):
+        raise DamagedFileError(
+            f"{config_file} is damaged: it holds no JSON object, so nothing says whose folder this is. Save to another "
+            f"folder; or, if only an unlearned model was saved there, delete {folder} and save again."
+        )
+    if content.get("model_type") != ULDModelConfig.model_type:
         raise ValueError(
             f"{folder} holds another model, perhaps the target, whose config.json would be overwritten. Save to "
             "another folder."
