@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from families import tiny_model, train_like
 
-from uld_hf import ULDForCausalLM, build_assistant, saved_files
+from uld_hf import ULDForCausalLM, build_assistant, hub, saved_files
 from uld_hf.saved_files import DamagedFileError, write_together
 
 
@@ -199,6 +200,21 @@ with FileLock(old / ".saving.lock"):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as saver:
         assert saver.stdout.readline() == "half\n"
         assert torch.equal(logits(load(tmp_path / "saved")), logits(compose(2)))
+
+
+def test_an_evaluation_is_recorded_of_the_model_that_was_saved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    compose(1).save_pretrained(tmp_path)
+
+    def save_first(folder: Path, write: Callable[[Path], None]) -> None:
+        monkeypatch.undo()
+        compose(2).save_pretrained(tmp_path)
+        write_together(folder, write)
+
+    monkeypatch.setattr(hub, "write_together", save_first)
+    hub.record_evaluation(tmp_path, {"forget quality": 0.5})
+    model = load(tmp_path)
+    assert torch.equal(logits(model), logits(compose(2)))
+    assert model.config.training["assistant"]["evaluation"] == {"forget quality": 0.5}
 
 
 def test_a_folder_that_cannot_be_written_to_can_be_loaded(tmp_path: Path):

@@ -678,11 +678,12 @@ def record_evaluation(folder: str | os.PathLike, figures: Mapping[str, float | s
         OSError: If there is no saved model.
         ValueError: If its config.json is damaged.
     """
-    config = load_config(folder)
-    for name in config.assistants:
-        config.training[name] = {**config.training.get(name, {}), "evaluation": dict(figures)}
+    load_config(folder)  # before anything is made in a folder that holds no model
 
     def write(staging: Path) -> None:
+        config = load_config(folder)  # under the lock: a save may have come in between
+        for name in config.assistants:
+            config.training[name] = {**config.training.get(name, {}), "evaluation": dict(figures)}
         model_card(config).save(staging / "README.md")
         config.save_pretrained(staging)
         sign_config(staging)
