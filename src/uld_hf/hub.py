@@ -170,23 +170,27 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps([vocabulary, probe]).encode()).hexdigest()
 
 
-def fingerprint_tokenizer_of(name_or_path: str, revision: str | None = None) -> str | None:
+def fingerprint_tokenizer_of(name_or_path: str, revision: str | None = None, **hub_kwargs: Any) -> str | None:
     """
-    Hash the tokenizer that lies beside a model's weights.
+    Hash the tokenizer that lies beside a model's weights; none of its code is run.
 
     Args:
         name_or_path (`str`):
             Hub id or folder of the model.
         revision (`str`, *optional*):
             Revision of its repository.
+        **hub_kwargs:
+            `token`, `cache_dir`, `local_files_only` of its repository.
 
     Returns:
-        `str` or `None`: SHA-256; `None` where there is none.
+        `str` or `None`: SHA-256; `None` where there is none, or it cannot be read.
     """
     if not name_or_path:
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(
+            name_or_path, revision=revision or "main", trust_remote_code=False, **hub_kwargs
+        )
     except Exception:  # each family's tokenizer has its own way to say that its files are missing
         return None
     return fingerprint_tokenizer(tokenizer) if len(tokenizer) else None
@@ -332,7 +336,11 @@ def find_commit(name_or_path: str | os.PathLike, revision: str | None = None, **
 
 
 def check_saved_target(
-    config: ULDModelConfig, target: PreTrainedModel, name: str, allow_target_mismatch: bool = False
+    config: ULDModelConfig,
+    target: PreTrainedModel,
+    name: str,
+    allow_target_mismatch: bool = False,
+    **hub_kwargs: Any,
 ) -> None:
     """
     Refuse a target other than the one that saved assistants were trained on.
@@ -346,6 +354,8 @@ def check_saved_target(
             Where the configuration was saved, for the message.
         allow_target_mismatch (`bool`, *optional*, defaults to `False`):
             Warn instead.
+        **hub_kwargs:
+            `token`, `cache_dir`, `local_files_only` of the target's repository, whose tokenizer is compared.
 
     Raises:
         ValueError: If the fingerprint is missing or differs, or the target has too few layers.
@@ -361,7 +371,12 @@ def check_saved_target(
     is_same_name = target.name_or_path == config.target_name_or_path
     if config.target_fingerprint.get("tokenizer") is not None:
         revision = config.target_revision if is_same_name else None
-        actual["tokenizer"] = fingerprint_tokenizer_of(target.name_or_path, revision)
+        actual["tokenizer"] = fingerprint_tokenizer_of(target.name_or_path, revision, **hub_kwargs)
+        if actual["tokenizer"] is None and target.name_or_path:
+            logger.warning(
+                f"The tokenizer of {target.name_or_path} was not compared with the one that {name} was trained with: "
+                "there is none beside the target, or it cannot be read (a private repository needs token=)."
+            )
     trained_on = config.target_name_or_path or "a model without a name"
     if config.target_revision:
         trained_on += f" at revision {config.target_revision}"
