@@ -468,6 +468,27 @@ def test_code_in_a_repository_is_never_run(copied: Saved, tmp_path: Path):
     assert not (tmp_path / "ran").exists()
 
 
+def give_code(copied: Saved, target: Path, ran: Path) -> None:
+    """A target whose repository has code that notes that it ran, named by the saved model."""
+    target.mkdir()
+    (target / "modeling_evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Evil: ...\n")
+    auto_map = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "modeling_evil.Evil")
+    (target / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto_map}))
+    edit_json(copied.folder / "config.json", lambda content: content.update(target_name_or_path=str(target)))
+    sign_config(copied.folder)
+
+
+@pytest.mark.parametrize("said", [{}, {"trust_remote_code": False}], ids=["nothing said", "False"])
+def test_code_of_the_target_is_refused_without_asking(
+    copied: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, bool]
+):
+    give_code(copied, tmp_path / "target", tmp_path / "ran")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asked on stdin"))
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        ULDForCausalLM.from_pretrained(copied.folder, **said)
+    assert not (tmp_path / "ran").exists()
+
+
 # Paths
 
 

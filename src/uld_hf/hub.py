@@ -578,13 +578,14 @@ def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
         config ([`ULDModelConfig`]):
             The saved configuration.
         **kwargs:
-            Passed to [`~transformers.AutoModelForCausalLM.from_pretrained`].
+            Passed to [`~transformers.AutoModelForCausalLM.from_pretrained`]. Code of its repository is run with
+            `trust_remote_code=True` only.
 
     Returns:
         [`~transformers.PreTrainedModel`]: The target.
 
     Raises:
-        ValueError: If the configuration names no target.
+        ValueError: If the configuration names no target, or its repository has code that must be run.
         OSError: If the target is not where the configuration says.
     """
     if config.target_name_or_path is None:
@@ -592,8 +593,13 @@ def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
             "The saved config.json names no target (it was trained on a model without a name). Load the target "
             "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target)."
         )
-    # A name out of a downloaded file must not make us open a pickle.
-    kwargs = {"use_safetensors": True, "revision": config.target_revision or "main", **kwargs}
+    # A name out of a downloaded file must not make us open a pickle, nor transformers ask on stdin whether to run code.
+    kwargs = {
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "revision": config.target_revision or "main",
+        **kwargs,
+    }
     try:
         source = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
         content, _ = PreTrainedConfig.get_config_dict(config.target_name_or_path, **source)
