@@ -57,6 +57,7 @@ from .saved_files import (
     ADAPTER_FILES,
     DamagedFileError,
     check_checksum,
+    delete_stale_files,
     describe_file,
     read_as_saved,
     sign_config,
@@ -722,6 +723,8 @@ def save_unlearned_model(
     """
     Write an unlearned model: its configuration and its assistants' LoRA. The target is referred to, not copied.
 
+    The files of assistants that an earlier save in the folder has and this one does not are deleted.
+
     Args:
         save_directory (`str` or `os.PathLike`):
             Folder to write to; made if absent.
@@ -756,6 +759,8 @@ def save_unlearned_model(
         }
         config.save_pretrained(staging)
         sign_config(staging)
+        # Before the old config.json goes: a save that is cut off here is an error, and the next one deletes the rest.
+        delete_stale_files(folder, config.files)
 
     try:
         write_together(folder, write)
