@@ -102,6 +102,13 @@ def publish(folder: Path) -> None:
     attempt("uld push --public", lambda: main(["push", str(folder / "saved"), "me/by-command-public", "--public"]))
     attempt("uld push of a target", lambda: main(["push", str(folder), "me/nothing"]))
 
+    two = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), alpha=0.6)
+    two.add_assistant(train_like(build_assistant(target, 2), 2), name="bob")
+    attempt("two", lambda: two.push_to_hub("me/revoked"))
+    api.upload_file(path_or_fileobj=b"mine", path_in_repo="notes.txt", repo_id="me/revoked")
+    two.remove_assistant("bob")
+    attempt("bob removed", lambda: two.push_to_hub("me/revoked"))
+
     api.create_repo("me/adapter", private=True)
     api.upload_file(path_or_fileobj=b"{}", path_in_repo="adapter_config.json", repo_id="me/adapter")
     attempt("beside an adapter", lambda: model.push_to_hub("me/adapter"))

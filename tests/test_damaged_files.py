@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from uld_hf import ULDForCausalLM, build_assistant
-from uld_hf.saved_files import ADAPTER_FILES, describe_file, sign_config
+from uld_hf.saved_files import ADAPTER_FILES, DamagedFileError, describe_file, sign_config
 
 
 IDS = torch.tensor([[1, 9, 12, 5, 33, 21, 8]])
@@ -319,6 +319,14 @@ def test_a_file_that_is_no_json_object_is_refused(copied: Saved, name: str, cont
     refuse(copied, "config.json")
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_saving_over_a_damaged_configuration_is_refused_and_told_what_to_do(copied: Saved, content: bytes):
+    model = ULDForCausalLM.from_pretrained(copied.folder, target=copied.target)
+    (copied.folder / "config.json").write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"config\.json is damaged.* Save to another folder; or, .* delete "):
+        model.save_pretrained(copied.folder)
+
+
 def test_a_configuration_edited_by_hand_is_refused_and_told_what_to_do(copied: Saved):
     edit_json(copied.folder / "config.json", alpha(0.1))
     refuse(copied, r"config\.json is damaged or was edited.*To change a setting, give it to from_pretrained")
@@ -457,6 +465,27 @@ def test_code_in_a_repository_is_never_run(copied: Saved, tmp_path: Path):
     assert torch.equal(load(copied), copied.logits)
     model = AutoModelForCausalLM.from_pretrained(copied.folder, target=copied.target)
     assert torch.equal(model(IDS).logits, copied.logits)
+    assert not (tmp_path / "ran").exists()
+
+
+def give_code(copied: Saved, target: Path, ran: Path) -> None:
+    """A target whose repository has code that notes that it ran, named by the saved model."""
+    target.mkdir()
+    (target / "modeling_evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Evil: ...\n")
+    auto_map = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "modeling_evil.Evil")
+    (target / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto_map}))
+    edit_json(copied.folder / "config.json", lambda content: content.update(target_name_or_path=str(target)))
+    sign_config(copied.folder)
+
+
+@pytest.mark.parametrize("said", [{}, {"trust_remote_code": False}], ids=["nothing said", "False"])
+def test_code_of_the_target_is_refused_without_asking(
+    copied: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, bool]
+):
+    give_code(copied, tmp_path / "target", tmp_path / "ran")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("transformers asked on stdin"))
+    with pytest.raises(ValueError, match="trust_remote_code=True"):
+        ULDForCausalLM.from_pretrained(copied.folder, **said)
     assert not (tmp_path / "ran").exists()
 
 

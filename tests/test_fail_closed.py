@@ -424,6 +424,10 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
         "was taken out: use remove_assistant",
     ),
     "model.assistant.push_to_hub(...)": (lambda model: model.assistant.push_to_hub("me/it"), "concentrated copy"),
+    "model.assistant.get_base_model().push_to_hub(...)": (
+        lambda model: model.assistant.get_base_model().push_to_hub("me/it"),
+        "concentrated copy",
+    ),
     "nn.DataParallel(model) on several GPUs": (
         lambda model: model._replicate_for_data_parallel()(IDS),
         "DataParallel is not supported",

@@ -9,7 +9,7 @@ from families import VOCAB_SIZE, make_tokenizer, tiny_model, train_like
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from uld_hf import ULDForCausalLM, build_assistant
+from uld_hf import ULDForCausalLM, build_assistant, hub
 from uld_hf.hub import fingerprint_target, fingerprint_tokenizer
 from uld_hf.saved_files import sign_config
 
@@ -74,6 +74,26 @@ def test_a_target_without_a_tokenizer_beside_it_is_compared_by_its_weights(saved
     for file in (saved / "target").glob("tokenizer*"):
         file.unlink()
     assert isinstance(ULDForCausalLM.from_pretrained(saved / "unlearned"), ULDForCausalLM)
+
+
+def test_a_tokenizer_that_was_not_compared_is_told_of(
+    saved: Path, caplog: pytest.LogCaptureFixture, transformers_log: None
+):
+    for file in (saved / "target").glob("tokenizer*"):
+        file.unlink()
+    ULDForCausalLM.from_pretrained(saved / "unlearned")
+    assert f"The tokenizer of {saved / 'target'} was not compared" in caplog.text
+
+
+def test_the_tokenizer_of_a_private_target_is_asked_for_with_the_token(saved: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr(
+        hub.AutoTokenizer, "from_pretrained", lambda *_, **kwargs: asked.append(kwargs) or make_tokenizer()
+    )
+    target = AutoModelForCausalLM.from_pretrained(saved / "target")
+    where = {"token": "hf_mine", "cache_dir": saved / "cache", "local_files_only": True}
+    hub.check_saved_target(hub.load_config(saved / "unlearned"), target, "unlearned", **where)
+    assert asked == [{"revision": "main", "trust_remote_code": False, **where}]
 
 
 def test_the_message_names_both_targets_and_the_way_round(saved: Path):

@@ -79,6 +79,12 @@ def test_a_pushed_model_is_the_layout(exchange: Exchange, name: str):
     assert set(exchange.files(f"me/{name}")) == LAYOUT
 
 
+def test_a_removed_assistant_is_deleted_by_the_next_push_and_nothing_else_is(exchange: Exchange):
+    first, *_ = exchange.hub.repositories["me/revoked"].commits[1:]
+    assert "bob/adapter_model.safetensors" in first.files
+    assert set(exchange.files("me/revoked")) - {".gitattributes"} == LAYOUT | {"notes.txt"}
+
+
 @pytest.mark.parametrize("name", ["by-trainer", "every-save"])
 def test_a_trainer_pushes_the_layout_and_the_tokenizer(exchange: Exchange, name: str):
     assert set(exchange.files(f"me/{name}")) == LAYOUT | TOKENIZER

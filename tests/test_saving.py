@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from families import tiny_model, train_like
 
-from uld_hf import ULDForCausalLM, build_assistant, saved_files
+from uld_hf import ULDForCausalLM, build_assistant, hub, saved_files
 from uld_hf.saved_files import DamagedFileError, write_together
 
 
@@ -179,6 +180,46 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path):
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "uld"
 
 
+def compose_two() -> ULDForCausalLM:
+    model = compose(1)
+    model.add_assistant(train_like(build_assistant(model.target, 1), 2), name="bob")
+    return model
+
+
+def test_a_removed_assistant_is_deleted_by_the_next_save(tmp_path: Path):
+    model = compose_two()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "bob" / "adapter_model.safetensors").exists()
+    model.remove_assistant("bob")
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "bob").exists()
+    assert torch.equal(logits(load(tmp_path)), logits(compose(1)))
+
+
+def test_what_else_is_in_the_folder_of_a_removed_assistant_is_left_alone(tmp_path: Path):
+    compose_two().save_pretrained(tmp_path)
+    (tmp_path / "bob" / "notes.txt").write_text("mine")
+    compose(1).save_pretrained(tmp_path)
+    assert [file.name for file in (tmp_path / "bob").iterdir()] == ["notes.txt"]
+
+
+def test_a_config_that_names_other_files_deletes_none_of_them(tmp_path: Path):
+    compose(1).save_pretrained(tmp_path / "saved")
+    names = ["../adapter_config.json", "../out/adapter_config.json", "notes.txt", "linked/adapter_config.json"]
+    names.append(str(tmp_path / "out" / "adapter_config.json"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "saved" / "linked").symlink_to(tmp_path / "out")
+    files = [tmp_path / "saved" / name for name in names]
+    for file in files:
+        file.write_text("mine")
+    config = tmp_path / "saved" / "config.json"
+    content = json.loads(config.read_text())
+    content["files"] |= {name: {"size": 4, "sha256": ""} for name in names}
+    config.write_text(json.dumps(content))
+    compose(2).save_pretrained(tmp_path / "saved")
+    assert [file.read_text() for file in files] == ["mine"] * len(names)
+
+
 def test_a_loader_waits_for_a_save_that_is_under_way(tmp_path: Path):
     # The new weights are there, the new config.json is not: the loader must wait for the lock and look again.
     compose(1).save_pretrained(tmp_path / "saved")
@@ -199,6 +240,21 @@ with FileLock(old / ".saving.lock"):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as saver:
         assert saver.stdout.readline() == "half\n"
         assert torch.equal(logits(load(tmp_path / "saved")), logits(compose(2)))
+
+
+def test_an_evaluation_is_recorded_of_the_model_that_was_saved_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    compose(1).save_pretrained(tmp_path)
+
+    def save_first(folder: Path, write: Callable[[Path], None]) -> None:
+        monkeypatch.undo()
+        compose(2).save_pretrained(tmp_path)
+        write_together(folder, write)
+
+    monkeypatch.setattr(hub, "write_together", save_first)
+    hub.record_evaluation(tmp_path, {"forget quality": 0.5})
+    model = load(tmp_path)
+    assert torch.equal(logits(model), logits(compose(2)))
+    assert model.config.training["assistant"]["evaluation"] == {"forget quality": 0.5}
 
 
 def test_a_folder_that_cannot_be_written_to_can_be_loaded(tmp_path: Path):

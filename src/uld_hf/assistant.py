@@ -280,7 +280,7 @@ def check_lora_config(peft_config: PeftConfig) -> None:
 
 
 def _refuse_push(*args: Any, **kwargs: Any) -> None:
-    """In place of PEFT's `push_to_hub` of an assistant, which is public unless told otherwise."""
+    """In place of PEFT's `push_to_hub` of an assistant, and transformers' of its base: public unless told otherwise."""
     raise ValueError(
         "An assistant is a concentrated copy of the forget set. Push it with ULDTrainer.push_to_hub, "
         "ULDForCausalLM.push_to_hub or `uld push`: they push privately, together with what is needed to load it."
@@ -332,7 +332,7 @@ def add_lora(truncated: PreTrainedModel, peft_config: PeftConfig | None = None, 
     peft_config.base_model_name_or_path = None  # PEFT fills it in
     assistant = put_adapter(truncated, peft_config, name)
     assistant.peft_config[name].base_model_name_or_path = NO_BASE
-    assistant.push_to_hub = _refuse_push
+    assistant.push_to_hub = truncated.push_to_hub = _refuse_push
     for layer in assistant.modules():
         if not isinstance(layer, LoraLayer):
             continue

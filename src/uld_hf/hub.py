@@ -57,6 +57,7 @@ from .saved_files import (
     ADAPTER_FILES,
     DamagedFileError,
     check_checksum,
+    delete_stale_files,
     describe_file,
     read_as_saved,
     sign_config,
@@ -170,23 +171,27 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps([vocabulary, probe]).encode()).hexdigest()
 
 
-def fingerprint_tokenizer_of(name_or_path: str, revision: str | None = None) -> str | None:
+def fingerprint_tokenizer_of(name_or_path: str, revision: str | None = None, **hub_kwargs: Any) -> str | None:
     """
-    Hash the tokenizer that lies beside a model's weights.
+    Hash the tokenizer that lies beside a model's weights; none of its code is run.
 
     Args:
         name_or_path (`str`):
             Hub id or folder of the model.
         revision (`str`, *optional*):
             Revision of its repository.
+        **hub_kwargs:
+            `token`, `cache_dir`, `local_files_only` of its repository.
 
     Returns:
-        `str` or `None`: SHA-256; `None` where there is none.
+        `str` or `None`: SHA-256; `None` where there is none, or it cannot be read.
     """
     if not name_or_path:
         return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(
+            name_or_path, revision=revision or "main", trust_remote_code=False, **hub_kwargs
+        )
     except Exception:  # each family's tokenizer has its own way to say that its files are missing
         return None
     return fingerprint_tokenizer(tokenizer) if len(tokenizer) else None
@@ -332,7 +337,11 @@ def find_commit(name_or_path: str | os.PathLike, revision: str | None = None, **
 
 
 def check_saved_target(
-    config: ULDModelConfig, target: PreTrainedModel, name: str, allow_target_mismatch: bool = False
+    config: ULDModelConfig,
+    target: PreTrainedModel,
+    name: str,
+    allow_target_mismatch: bool = False,
+    **hub_kwargs: Any,
 ) -> None:
     """
     Refuse a target other than the one that saved assistants were trained on.
@@ -346,6 +355,8 @@ def check_saved_target(
             Where the configuration was saved, for the message.
         allow_target_mismatch (`bool`, *optional*, defaults to `False`):
             Warn instead.
+        **hub_kwargs:
+            `token`, `cache_dir`, `local_files_only` of the target's repository, whose tokenizer is compared.
 
     Raises:
         ValueError: If the fingerprint is missing or differs, or the target has too few layers.
@@ -361,7 +372,12 @@ def check_saved_target(
     is_same_name = target.name_or_path == config.target_name_or_path
     if config.target_fingerprint.get("tokenizer") is not None:
         revision = config.target_revision if is_same_name else None
-        actual["tokenizer"] = fingerprint_tokenizer_of(target.name_or_path, revision)
+        actual["tokenizer"] = fingerprint_tokenizer_of(target.name_or_path, revision, **hub_kwargs)
+        if actual["tokenizer"] is None and target.name_or_path:
+            logger.warning(
+                f"The tokenizer of {target.name_or_path} was not compared with the one that {name} was trained with: "
+                "there is none beside the target, or it cannot be read (a private repository needs token=)."
+            )
     trained_on = config.target_name_or_path or "a model without a name"
     if config.target_revision:
         trained_on += f" at revision {config.target_revision}"
@@ -563,13 +579,14 @@ def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
         config ([`ULDModelConfig`]):
             The saved configuration.
         **kwargs:
-            Passed to [`~transformers.AutoModelForCausalLM.from_pretrained`].
+            Passed to [`~transformers.AutoModelForCausalLM.from_pretrained`]. Code of its repository is run with
+            `trust_remote_code=True` only.
 
     Returns:
         [`~transformers.PreTrainedModel`]: The target.
 
     Raises:
-        ValueError: If the configuration names no target.
+        ValueError: If the configuration names no target, or its repository has code that must be run.
         OSError: If the target is not where the configuration says.
     """
     if config.target_name_or_path is None:
@@ -577,8 +594,13 @@ def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
             "The saved config.json names no target (it was trained on a model without a name). Load the target "
             "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target)."
         )
-    # A name out of a downloaded file must not make us open a pickle.
-    kwargs = {"use_safetensors": True, "revision": config.target_revision or "main", **kwargs}
+    # A name out of a downloaded file must not make us open a pickle, nor transformers ask on stdin whether to run code.
+    kwargs = {
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "revision": config.target_revision or "main",
+        **kwargs,
+    }
     try:
         source = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "local_files_only") if key in kwargs}
         content, _ = PreTrainedConfig.get_config_dict(config.target_name_or_path, **source)
@@ -606,10 +628,22 @@ def check_layout(folder: Path) -> None:
             Where an unlearned model is to be saved.
 
     Raises:
+        DamagedFileError: If its `config.json` cannot be read.
         ValueError: If there is an `adapter_config.json`, or the `config.json` of another model.
     """
     config_file = folder / "config.json"
-    if config_file.exists() and json.loads(config_file.read_text(encoding="utf-8")).get("model_type") != "uld":
+    content: Any = {"model_type": ULDModelConfig.model_type}
+    if config_file.exists():
+        try:
+            content = json.loads(config_file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):  # no JSON, no text, or nested without end
+            content = None
+    if not isinstance(content, dict):
+        raise DamagedFileError(
+            f"{config_file} is damaged: it holds no JSON object, so nothing says whose folder this is. Save to another "
+            f"folder; or, if only an unlearned model was saved there, delete {folder} and save again."
+        )
+    if content.get("model_type") != ULDModelConfig.model_type:
         raise ValueError(
             f"{folder} holds another model, perhaps the target, whose config.json would be overwritten. Save to "
             "another folder."
@@ -666,11 +700,12 @@ def record_evaluation(folder: str | os.PathLike, figures: Mapping[str, float | s
         OSError: If there is no saved model.
         ValueError: If its config.json is damaged.
     """
-    config = load_config(folder)
-    for name in config.assistants:
-        config.training[name] = {**config.training.get(name, {}), "evaluation": dict(figures)}
+    load_config(folder)  # before anything is made in a folder that holds no model
 
     def write(staging: Path) -> None:
+        config = load_config(folder)  # under the lock: a save may have come in between
+        for name in config.assistants:
+            config.training[name] = {**config.training.get(name, {}), "evaluation": dict(figures)}
         model_card(config).save(staging / "README.md")
         config.save_pretrained(staging)
         sign_config(staging)
@@ -687,6 +722,8 @@ def save_unlearned_model(
 ) -> None:
     """
     Write an unlearned model: its configuration and its assistants' LoRA. The target is referred to, not copied.
+
+    The files of assistants that an earlier save in the folder has and this one does not are deleted.
 
     Args:
         save_directory (`str` or `os.PathLike`):
@@ -722,6 +759,8 @@ def save_unlearned_model(
         }
         config.save_pretrained(staging)
         sign_config(staging)
+        # Before the old config.json goes: a save that is cut off here is an error, and the next one deletes the rest.
+        delete_stale_files(folder, config.files)
 
     try:
         write_together(folder, write)

@@ -1,5 +1,6 @@
 """Uploads of saved unlearned models: private unless asked otherwise, and nothing but the files of the layout."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -8,7 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
 
-from .hub import copy_unlearned_model
+from .hub import copy_unlearned_model, load_config
+from .saved_files import CONFIG_FILE, find_stale_files
 
 
 # What tokenizers of transformers write; anything else in a folder may be somebody's data.
@@ -57,6 +59,36 @@ def open_repository(api: HfApi, repo_id: str, private: bool, revision: str | Non
     return repo_id
 
 
+def find_stale_pushed_files(
+    api: HfApi, repo_id: str, folder: str | os.PathLike, revision: str | None = None
+) -> list[str]:
+    """
+    Files of assistants that a repository's config.json names and a saved model's does not.
+
+    Args:
+        api ([`~huggingface_hub.HfApi`]):
+            The Hub.
+        repo_id (`str`):
+            Repository.
+        folder (`str` or `os.PathLike`):
+            Folder of the saved model.
+        revision (`str`, *optional*):
+            Branch.
+
+    Returns:
+        `list[str]`: Their paths.
+    """
+    if not api.file_exists(repo_id, CONFIG_FILE, revision=revision):
+        return []
+    with tempfile.TemporaryDirectory() as cache:
+        file = api.hf_hub_download(repo_id, CONFIG_FILE, revision=revision, cache_dir=cache)
+        try:
+            pushed = json.loads(Path(file).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):  # damaged: it names nothing
+            return []
+    return find_stale_files(pushed, load_config(folder).files)
+
+
 def push_unlearned_model(
     folder: str | os.PathLike,
     repo_id: str,
@@ -71,7 +103,8 @@ def push_unlearned_model(
     """
     Upload a saved unlearned model: its layout and tokenizer, and nothing else that is in the folder.
 
-    A target that is a local folder is not named in what is uploaded.
+    A target that is a local folder is not named in what is uploaded. The files of assistants that the repository has
+    and this model does not are deleted there; its history keeps them.
 
     Args:
         folder (`str` or `os.PathLike`):
@@ -105,13 +138,15 @@ def push_unlearned_model(
         for name in TOKENIZER_FILES:
             if Path(folder, name).is_file():
                 shutil.copy(Path(folder, name), Path(staging, name))
+        repo_id = open_repository(api, repo_id, private, revision)
         upload = api.run_as_future(
             api.upload_folder,
-            repo_id=open_repository(api, repo_id, private, revision),
+            repo_id=repo_id,
             folder_path=staging,
             commit_message=commit_message,
             revision=revision,
             create_pr=create_pr,
+            delete_patterns=find_stale_pushed_files(api, repo_id, staging, revision) or None,
         )
     except BaseException:
         shutil.rmtree(staging)

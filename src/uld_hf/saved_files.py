@@ -7,9 +7,11 @@ saves at once, a full disk or a damaged download then give an error, never an as
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,51 @@ def read_as_saved(file: Path, expected: Any) -> bytes:
     if hashlib.sha256(content).hexdigest() != expected["sha256"]:
         raise DamagedFileError(f"{file} is damaged: it is not the file that was saved with config.json. {advice}")
     return content
+
+
+def find_stale_files(old: Any, files: Collection[str]) -> list[str]:
+    """
+    Files of assistants that an earlier save wrote and a new one does not.
+
+    Args:
+        old (`Any`):
+            What the earlier config.json says.
+        files (`Collection[str]`):
+            Paths of the new save's assistants' files, in its folder.
+
+    Returns:
+        `list[str]`: Their paths: `<assistant>/adapter_config.json` and `<assistant>/adapter_model.safetensors`, and no
+        other that the earlier one may name.
+    """
+    named = old.get("files") if isinstance(old, dict) else None
+    one_of_ours = re.compile(f"[A-Za-z0-9_-]+/({'|'.join(map(re.escape, ADAPTER_FILES))})")
+    if not isinstance(named, dict):
+        return []
+    return sorted(file for file in named if file not in files and one_of_ours.fullmatch(file))
+
+
+def delete_stale_files(folder: Path, files: Collection[str]) -> None:
+    """
+    Delete the files of assistants that the save in a folder has and the next one will not: copies of what was revoked.
+
+    Args:
+        folder (`Path`):
+            The folder.
+        files (`Collection[str]`):
+            Paths of the next save's assistants' files.
+
+    Raises:
+        OSError: If one cannot be deleted.
+    """
+    config_file = folder / CONFIG_FILE
+    if not config_file.exists():
+        return
+    for file in find_stale_files(json.loads(config_file.read_text(encoding="utf-8")), files):
+        if (folder / file).parent.is_symlink():  # it leads out of the folder
+            continue
+        (folder / file).unlink(missing_ok=True)
+        with suppress(OSError):  # there is something else in it, or it is gone
+            (folder / file).parent.rmdir()
 
 
 def sign_config(folder: Path) -> None:
