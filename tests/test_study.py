@@ -182,11 +182,13 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
         "final.uld_paper.forget10.s0": final(0.25),
         "final.uld_paper.forget10.s1": final(0.75),
         "ablation.subtraction": {
+            "target": {"forget_quality": 1e-9, "forget_probability": 1.0, "retain_probability": 0.99},
             "settings": [
                 {"alpha": alpha, "relative_top": 0.0, "outside": "keep", "center": True, "clamp": True} | outcome
                 for alpha in (0.5, 1.0)
-            ]
+            ],
         },
+        "alphas.forget10.s0": {"lines": {"uld_clamped": [{"alpha": 0.5} | outcome, {"alpha": 1.0} | outcome]}},
         "books.target": {"figures": {"forget BLEU": 7.0}, "costs": []},
     }
     text = write_report(slice_preset, results, tmp_path).read_text()
@@ -194,6 +196,7 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
     assert "| 7 ± 0 | 5 |" in text
     assert "| ULD, the paper's formula | 0.52 / 0.5 | 42.6 / 50.0 | 1.00 / 0.50 | 85.9 / 50.0 |" in text
     assert "| filter off, clamped | 0.5 | 0.3 | 0.100 | 0.980 |" in text
+    assert "| ULD, no filter, clamped (ours) | 0.3; 0.980 | 0.3; 0.980 |" in text
     assert {"forget10.svg", "alphas.svg"} <= {path.name for path in tmp_path.iterdir()}
 
 

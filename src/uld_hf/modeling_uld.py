@@ -333,7 +333,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                     f"{assistant} holds {len(saved.assistants)} assistants, {list(saved.assistants)}: load it with "
                     "from_pretrained and add the one assistant to it."
                 )
-            check_saved_target(saved, self.target, str(assistant), allow_target_mismatch)
+            check_saved_target(saved, self.target, str(assistant), allow_target_mismatch, **hub_kwargs)
             entry, fingerprint = saved.assistants[saved_name], saved.target_fingerprint
             training = saved.training.get(saved_name, {})
             for setting in SHARED_SETTINGS:
@@ -831,7 +831,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         elif target_kwargs:
             raise ValueError(f"{sorted(target_kwargs)} say how to load the target, but target= is already loaded.")
         check_target(target)
-        check_saved_target(saved, target, str(pretrained_model_name_or_path), allow_target_mismatch)
+        check_saved_target(saved, target, str(pretrained_model_name_or_path), allow_target_mismatch, **hub_kwargs)
         assistant = {
             name: attach_assistant(target, entry["num_layers"], *adapters[name], name)
             for name, entry in saved.assistants.items()
