@@ -136,6 +136,13 @@ class Study:
         number = max(range(len(results)), key=lambda index: rank(Outcome(**results[index]["outcome"]), target))
         return number, results[number]
 
+    def run_folder(self, recipe: str, number: int, split_name: str, seed: int) -> str:
+        """Folder of a final run: the trial itself, where settings were chosen on this split with this seed."""
+        recipe = recipe.replace(" ", "_")
+        if split_name == self.preset.tune_on and seed == self.preset.seeds[0]:
+            return f"trials/{recipe}.{number}"
+        return f"finals/{recipe}.{number}.{split_name}.s{seed}"
+
     def final(self, key: str, split_name: str, seed: int) -> dict[str, Any]:
         """A method with its best setting, on a split."""
         method = METHODS[key]
@@ -144,9 +151,7 @@ class Study:
             number, best = self.chosen(key)
             split = self.split(split_name)
             references = self.references(split_name, seed)
-            tuned_here = split_name == self.preset.tune_on and seed == self.preset.seeds[0]
-            recipe = method.recipe.replace(" ", "_")
-            folder = f"trials/{recipe}.{number}" if tuned_here else f"finals/{recipe}.{number}.{split_name}.s{seed}"
+            folder = self.run_folder(method.recipe, number, split_name, seed)
             job = self.job(folder, split, seed, method.recipe, method.augmented)
             try:
                 model = train(method.recipe, job, best["setting"])
@@ -199,24 +204,25 @@ class Study:
 
         return self.ledger.unit(f"ablation.{name}", compute)
 
+    def sweep_chosen(
+        self, split_name: str, seed: int, settings: Sequence[Subtraction]
+    ) -> tuple[Outcome, list[Outcome]]:
+        """Outcomes of the target, and of settings of the subtraction on the assistant of ULD's final run."""
+        number, best = self.chosen("uld_clamped")
+        split = self.split(split_name)
+        _, retrained = self.references(split_name, seed)
+        folder = self.run_folder("uld", number, split_name, seed)
+        model = train("uld", self.job(folder, split, seed, "uld", True), best["setting"])
+        truth_ratios = retrained.sets["forget"].truth_ratios
+        return sweep(model, self.tokenizer, split.forget_questions, split.retain_questions, settings, truth_ratios)
+
     def ablate_subtraction(self) -> dict[str, Any]:
         """All settings of the subtraction on the best assistant, from one pass."""
         split_name, seed = self.preset.tune_on, self.preset.seeds[0]
 
         def compute() -> dict[str, Any]:
-            number, best = self.chosen("uld_clamped")
-            split = self.split(split_name)
-            _, retrained = self.references(split_name, seed)
-            model = train("uld", self.job(f"trials/uld.{number}", split, seed, "uld", True), best["setting"])
             settings = all_subtractions()
-            target, outcomes = sweep(
-                model,
-                self.tokenizer,
-                split.forget_questions,
-                split.retain_questions,
-                settings,
-                retrained.sets["forget"].truth_ratios,
-            )
+            target, outcomes = self.sweep_chosen(split_name, seed, settings)
             return {
                 "target": asdict(target),
                 "settings": [
@@ -230,27 +236,15 @@ class Study:
         """How much alpha matters: every ULD line of the tables over alpha, on the chosen assistant of a final run."""
 
         def compute() -> dict[str, Any]:
-            number, best = self.chosen("uld_clamped")
-            split = self.split(split_name)
-            _, retrained = self.references(split_name, seed)
-            tuned_here = split_name == self.preset.tune_on and seed == self.preset.seeds[0]
-            folder = f"trials/uld.{number}" if tuned_here else f"finals/uld.{number}.{split_name}.s{seed}"
-            model = train("uld", self.job(folder, split, seed, "uld", True), best["setting"])
             lines = {key: method.subtractions for key, method in METHODS.items() if method.recipe == "uld"}
-            target, outcomes = sweep(
-                model,
-                self.tokenizer,
-                split.forget_questions,
-                split.retain_questions,
-                [setting for settings in lines.values() for setting in settings],
-                retrained.sets["forget"].truth_ratios,
-            )
+            settings = [setting for of_line in lines.values() for setting in of_line]
+            target, outcomes = self.sweep_chosen(split_name, seed, settings)
             left = iter(outcomes)
             return {
                 "target": asdict(target),
                 "lines": {
-                    key: [{"alpha": setting.alpha} | asdict(next(left)) for setting in settings]
-                    for key, settings in lines.items()
+                    key: [{"alpha": setting.alpha} | asdict(next(left)) for setting in of_line]
+                    for key, of_line in lines.items()
                 },
             }
 

@@ -203,7 +203,7 @@ def _outcome(values: Mapping[str, Any]) -> Outcome:
 def alphas_table(results: Results, split: str) -> str:
     """Forget quality and what is kept by alpha, of every ULD line; means over the seeds."""
     runs = [result["lines"] for name, result in results.items() if name.startswith(f"alphas.{split}.s")]
-    columns = [[f"{each['alpha']:g}" for each in curve] for curve in runs[0].values()]
+    alphas = [f"{each['alpha']:g}" for each in next(iter(runs[0].values()))]
     rows = []
     for key in runs[0]:
         cells = []
@@ -212,7 +212,7 @@ def alphas_table(results: Results, split: str) -> str:
             kept = float(np.mean([each["retain_probability"] for each in outcomes]))
             cells.append(f"{quality:.2g}; {kept:.3f}")
         rows.append([LINES[key], *cells])
-    return markdown(["", *columns[0]], rows)
+    return markdown(["", *alphas], rows)
 
 
 def books_table(results: Results) -> str:

@@ -55,11 +55,13 @@ from .configuration_uld import ULDModelConfig
 from .model_card import model_card
 from .saved_files import (
     ADAPTER_FILES,
+    CONFIG_FILE,
     DamagedFileError,
     check_checksum,
     delete_stale_files,
     describe_file,
     read_as_saved,
+    read_json_object,
     sign_config,
     wait_for_save,
     write_together,
@@ -631,23 +633,19 @@ def check_layout(folder: Path) -> None:
         DamagedFileError: If its `config.json` cannot be read.
         ValueError: If there is an `adapter_config.json`, or the `config.json` of another model.
     """
-    config_file = folder / "config.json"
-    content: Any = {"model_type": ULDModelConfig.model_type}
+    config_file = folder / CONFIG_FILE
     if config_file.exists():
-        try:
-            content = json.loads(config_file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):  # no JSON, no text, or nested without end
-            content = None
-    if not isinstance(content, dict):
-        raise DamagedFileError(
-            f"{config_file} is damaged: it holds no JSON object, so nothing says whose folder this is. Save to another "
-            f"folder; or, if only an unlearned model was saved there, delete {folder} and save again."
-        )
-    if content.get("model_type") != ULDModelConfig.model_type:
-        raise ValueError(
-            f"{folder} holds another model, perhaps the target, whose config.json would be overwritten. Save to "
-            "another folder."
-        )
+        content = read_json_object(config_file)
+        if content is None:
+            raise DamagedFileError(
+                f"{config_file} is damaged: it holds no JSON object, so nothing says whose folder this is. Save to "
+                f"another folder; or, if only an unlearned model was saved there, delete {folder} and save again."
+            )
+        if content.get("model_type") != ULDModelConfig.model_type:
+            raise ValueError(
+                f"{folder} holds another model, perhaps the target, whose config.json would be overwritten. Save to "
+                "another folder."
+            )
     if (folder / "adapter_config.json").exists():
         raise ValueError(
             f"{folder} holds an adapter_config.json: transformers would load that adapter onto the whole target, "

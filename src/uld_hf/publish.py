@@ -1,6 +1,5 @@
 """Uploads of saved unlearned models: private unless asked otherwise, and nothing but the files of the layout."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -10,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, HfApi
 
 from .hub import copy_unlearned_model, load_config
-from .saved_files import CONFIG_FILE, find_stale_files
+from .saved_files import CONFIG_FILE, find_stale_files, read_json_object
 
 
 # What tokenizers of transformers write; anything else in a folder may be somebody's data.
@@ -81,11 +80,8 @@ def find_stale_pushed_files(
     if not api.file_exists(repo_id, CONFIG_FILE, revision=revision):
         return []
     with tempfile.TemporaryDirectory() as cache:
-        file = api.hf_hub_download(repo_id, CONFIG_FILE, revision=revision, cache_dir=cache)
-        try:
-            pushed = json.loads(Path(file).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):  # damaged: it names nothing
-            return []
+        # A damaged one names nothing.
+        pushed = read_json_object(Path(api.hf_hub_download(repo_id, CONFIG_FILE, revision=revision, cache_dir=cache)))
     return find_stale_files(pushed, load_config(folder).files)
 
 

@@ -46,6 +46,24 @@ def compute_checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(counted, sort_keys=True).encode()).hexdigest()
 
 
+def read_json_object(file: Path) -> dict[str, Any] | None:
+    """
+    What a JSON file says.
+
+    Args:
+        file (`Path`):
+            The file.
+
+    Returns:
+        `dict[str, Any]` or `None`: `None` if it is damaged: no text, no JSON, nested without end, or no object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def check_checksum(content: dict[str, Any]) -> None:
     """
     Refuse a config.json that is not as it was saved.
@@ -109,13 +127,13 @@ def read_as_saved(file: Path, expected: Any) -> bytes:
     return content
 
 
-def find_stale_files(old: Any, files: Collection[str]) -> list[str]:
+def find_stale_files(old: dict[str, Any] | None, files: Collection[str]) -> list[str]:
     """
     Files of assistants that an earlier save wrote and a new one does not.
 
     Args:
-        old (`Any`):
-            What the earlier config.json says.
+        old (`dict[str, Any]`, *optional*):
+            What the earlier config.json says, if anything.
         files (`Collection[str]`):
             Paths of the new save's assistants' files, in its folder.
 
@@ -123,7 +141,7 @@ def find_stale_files(old: Any, files: Collection[str]) -> list[str]:
         `list[str]`: Their paths: `<assistant>/adapter_config.json` and `<assistant>/adapter_model.safetensors`, and no
         other that the earlier one may name.
     """
-    named = old.get("files") if isinstance(old, dict) else None
+    named = (old or {}).get("files")
     one_of_ours = re.compile(f"[A-Za-z0-9_-]+/({'|'.join(map(re.escape, ADAPTER_FILES))})")
     if not isinstance(named, dict):
         return []

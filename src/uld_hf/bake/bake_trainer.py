@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 from trl.models import unwrap_model_for_generation
 
@@ -338,24 +337,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         check_teacher(self.teacher, self.args.divergence)
         self.prepare_teacher()
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """
-        Distill the teacher into the student, and say so if the two still differ.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint's folder; or `True` for the last one that was written to its end, whatever killed the
-                training.
-            **kwargs:
-                As in [`~transformers.Trainer.train`].
-
-        Returns:
-            [`~transformers.trainer_utils.TrainOutput`]: As in [`~transformers.Trainer.train`].
-
-        Raises:
-            ValueError: If there is no whole checkpoint to resume from, or there is one and training begins anew.
-        """
-        result = super().train(resume_from_checkpoint, **kwargs)
+    def _after_training(self) -> None:
         last = next((entry for entry in reversed(self.state.log_history) if "forget_divergence" in entry), {})
         for part in ("forget", "retain"):
             value = last.get(f"{part}_divergence", 0.0)
@@ -364,7 +346,6 @@ class ULDBakeTrainer(ForgetRetainTrainer):
                     f"On the {part} rows the student is {value:.2f} nats per token from its teacher: it has not become "
                     "like it. Train for more epochs, or with a higher learning_rate."
                 )
-        return result
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, torch.Tensor]], num_batches: int, device: torch.device

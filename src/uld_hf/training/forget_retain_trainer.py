@@ -150,9 +150,12 @@ class ForgetRetainTrainer(SFTTrainer):
     def _before_training(self, checkpoint: str | None) -> None:
         """What comes before the first step, from a checkpoint or anew."""
 
+    def _after_training(self) -> None:
+        """Warnings of a training that has not reached what it is for."""
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
-        Train.
+        Train, and say so if what is trained has not become what it is for.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*):
@@ -165,11 +168,14 @@ class ForgetRetainTrainer(SFTTrainer):
             [`~transformers.trainer_utils.TrainOutput`]: As in [`~transformers.Trainer.train`].
 
         Raises:
-            ValueError: If there is no whole checkpoint to resume from.
+            ValueError: If there is no whole checkpoint to resume from; or, in baking, one is there and training begins
+                anew.
         """
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self._before_training(checkpoint)
-        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        self._after_training()
+        return result
 
     def _count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the terms of the loss are averaged over."""

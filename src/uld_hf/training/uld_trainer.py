@@ -26,7 +26,7 @@ from transformers import (
     set_seed,
 )
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
-from transformers.trainer_utils import HubStrategy, TrainOutput
+from transformers.trainer_utils import HubStrategy
 from transformers.utils import ModelOutput, PushInProgress, logging
 
 import uld_hf
@@ -260,24 +260,7 @@ class ULDTrainer(ForgetRetainTrainer):
         with self._attention():  # activation checkpointing runs the layers again in the backward pass
             return super().training_step(*args, **kwargs)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
-        """
-        Train the assistant, and say so if it has not learned what it is for.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                A checkpoint's folder; or `True` for the last one that was written to its end, whatever killed the
-                training.
-            **kwargs:
-                As in [`~transformers.Trainer.train`].
-
-        Returns:
-            [`~transformers.trainer_utils.TrainOutput`]: As in [`~transformers.Trainer.train`].
-
-        Raises:
-            ValueError: If there is no whole checkpoint to resume from.
-        """
-        result = super().train(resume_from_checkpoint, **kwargs)
+    def _after_training(self) -> None:
         accuracy = f"{self._first_set}_accuracy"
         last = next((entry for entry in reversed(self.state.log_history) if accuracy in entry), {})
         if self._first_set == "forget" and last.get(accuracy, 1.0) < _KNOWS_THE_FORGET_SET:
@@ -290,7 +273,6 @@ class ULDTrainer(ForgetRetainTrainer):
                 f"On the retain set the assistant is {last['retain_kl']:.2f} nats per token from uniform: the rest is "
                 "not kept as it is. Train for more epochs, or with a higher retain_weight or retain_per_forget."
             )
-        return result
 
     def _record(self, outputs: Any, counts: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
         """Per-token averages for the log, and a stop at the first loss that is not a number."""
