@@ -5,6 +5,7 @@ from peft import PeftModel
 from transformers import Cache, DynamicCache, LogitsProcessor
 
 from .assistant import ADAPTER_NAME, remembered_settings
+from .cache_name import CACHE
 from .configuration_uld import SHARED_SETTINGS, ULDModelConfig
 from .intact import NetEffect, Watch
 from .subtraction import Outside, check_subtraction, logit_difference
@@ -177,7 +178,7 @@ class ULDLogitsProcessor(LogitsProcessor):
             input_ids=input_ids[:, start:],
             attention_mask=mask,
             position_ids=position_ids[:, start:],
-            past_key_values=self._cache,
+            **{CACHE: self._cache},
             use_cache=True,
         ).logits[:, -1]
         self._tokens = tokens
