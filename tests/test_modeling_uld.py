@@ -44,6 +44,7 @@ SETTINGS = {
     "mask": {"relative_top": 0.2, "outside": "mask", "center": False},
     "clamped": {"relative_top": 0.0, "alpha": 1.5, "clamp": True},
     "rank": {"relative_top": 0.0, "remove_top_k": 5},
+    "gated": {"relative_top": 0.0, "alpha": 1.5, "gate": 0.28},
 }
 
 
@@ -70,6 +71,7 @@ def plain_logits(model: ULDForCausalLM, ids: torch.Tensor) -> torch.Tensor:
         center=config.center,
         clamp=config.clamp,
         remove_top_k=config.remove_top_k,
+        gate=config.gate,
     )
 
 
@@ -748,7 +750,15 @@ def test_saving_does_not_change_the_model(tmp_path):
 
 def test_settings_may_be_given_to_from_pretrained(tmp_path):
     save("llama", tmp_path)
-    settings = {"alpha": 0.3, "relative_top": 0.0, "outside": "keep", "center": True, "clamp": True, "remove_top_k": 3}
+    settings = {
+        "alpha": 0.3,
+        "relative_top": 0.0,
+        "outside": "keep",
+        "center": True,
+        "clamp": True,
+        "remove_top_k": 3,
+        "gate": 0.2,
+    }
     config = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", **settings).config
     assert {name: getattr(config, name) for name in settings} == settings
 

@@ -119,6 +119,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             Whether tokens that the assistant finds improbable are left alone instead of lifted.
         remove_top_k (`int`, *optional*):
             How many tokens are ruled out instead of subtracting; `0` subtracts.
+        gate (`float`, *optional*):
+            Certainty below which an assistant is not subtracted; `0` subtracts everywhere.
         allow_target_mismatch (`bool`, *optional*, defaults to `False`):
             Only warn of an assistant that was trained on another target.
 
@@ -148,6 +150,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         center: bool | None = None,
         clamp: bool | None = None,
         remove_top_k: int | None = None,
+        gate: float | None = None,
         allow_target_mismatch: bool = False,
     ):
         if (target is None) != (assistant is None):
@@ -200,7 +203,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
             for name in alphas:
                 config.assistants[check_known(name, assistants)]["alpha"] = alphas[name]
-        given_settings = (relative_top, outside, center, clamp, remove_top_k)
+        given_settings = (relative_top, outside, center, clamp, remove_top_k, gate)
         for name, value in zip(SHARED_SETTINGS, given_settings, strict=True):
             if value is not None:
                 setattr(config, name, value)
@@ -776,6 +779,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         center: bool | None = None,
         clamp: bool | None = None,
         remove_top_k: int | None = None,
+        gate: float | None = None,
         revision: str | None = None,
         token: bool | str | None = None,
         cache_dir: str | os.PathLike | None = None,
@@ -805,6 +809,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Whether tokens that the assistant finds improbable are left alone, in place of the saved setting.
             remove_top_k (`int`, *optional*):
                 How many tokens are ruled out instead of subtracting, in place of the saved setting.
+            gate (`float`, *optional*):
+                Certainty below which an assistant is not subtracted, in place of the saved setting.
             revision (`str`, *optional*):
                 Revision of the unlearned model's repository. The target's own is in the configuration.
             token (`bool` or `str`, *optional*):
@@ -859,6 +865,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             center=center,
             clamp=clamp,
             remove_top_k=remove_top_k,
+            gate=gate,
         )
         model.config.target_fingerprint = saved.target_fingerprint
         for name, entry in model.config.assistants.items():
