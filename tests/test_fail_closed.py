@@ -459,6 +459,8 @@ def test_this_way_subtracts(model: ULDForCausalLM, way: str):
 @pytest.mark.parametrize("way", REFUSED)
 def test_this_way_is_refused(model: ULDForCausalLM, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    # transformers 5.24 wants a PEFT that is not out yet for its own adapters: refused too, but not by us.
+    monkeypatch.setattr("transformers.integrations.peft.check_peft_version", lambda min_version: None)
     action, message = REFUSED[way]
     with torch.no_grad(), pytest.raises(Exception, match=message):
         action(model)

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import transformers
 from all_families import ALL_FAMILIES, any_model
 from families import PAD, VOCAB_SIZE, make_tokenizer, train_like
+from packaging.version import Version
 from peft import PeftModel
 from torch import nn
 from torch._dynamo.exc import Unsupported
@@ -175,6 +177,8 @@ def plain_beams(
         num_candidates = max(2, 1 + len(ends)) * num_beams
         if sample:
             indices = torch.multinomial(scores.softmax(-1), num_candidates)
+            if Version(transformers.__version__) >= Version("5.24"):  # before, candidates stayed in the order drawn
+                indices = indices[scores[indices].sort(descending=True).indices]
         else:
             indices = scores.topk(num_candidates).indices
         candidates = [(scores[i].item(), [*beams[i // VOCAB_SIZE][1], i % VOCAB_SIZE]) for i in indices.tolist()]
