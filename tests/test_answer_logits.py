@@ -83,8 +83,8 @@ def test_swept_settings_are_those_of_a_row_by_itself(model):
     setting = Subtraction(0.5, relative_top=0)  # the model's own
     target, (swept,) = score_subtractions(model, make_tokenizer(), PROMPTS, COMPLETIONS, [setting], 60)
     for place, pair in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-        np.testing.assert_allclose(target[place], log_probs_of_row(model.target, *pair), atol=1e-5)
-        np.testing.assert_allclose(swept[place], log_probs_of_row(model, *pair), atol=1e-5)
+        np.testing.assert_allclose(target[place].log_probs, log_probs_of_row(model.target, *pair), atol=1e-5)
+        np.testing.assert_allclose(swept[place].log_probs, log_probs_of_row(model, *pair), atol=1e-5)
 
 
 def test_a_prompt_is_run_once(monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from families import make_tokenizer, tiny_model
+from families import make_tokenizer, tiny_model, train_like
 from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, ULDTrainer, build_assistant
@@ -259,6 +259,8 @@ def test_generate_asks_in_the_words_of_training(
         ("", "forget.jsonl is empty"),
         ("\n\n", "forget.jsonl is empty"),
         ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"', "Line 2 of .*forget.jsonl is not JSON"),
+        ('{"prompt": "a", "completion": "b"}\n{"text": "c"}', r"Row 2 of .*forget.jsonl has \['text'\], row 1 has"),
+        ('{"question": "a", "answer": "b"}\n{"question": "c", "anwser": "d"}', r"Row 2 .* has \['question'\], row 1"),
         ("[1]\n", r"Line 1 of .*forget.jsonl is not a JSON object but '\[1\]'"),
     ],
 )
@@ -272,7 +274,8 @@ def test_damaged_data_is_one_line_without_traceback(
 
 def test_generate_finds_the_targets_tokenizer(target: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(target)
-    ULDForCausalLM(target=model, assistant=build_assistant(model, 2)).save_pretrained(tmp_path / "model-only")
+    assistant = train_like(build_assistant(model, 2))
+    ULDForCausalLM(target=model, assistant=assistant).save_pretrained(tmp_path / "model-only")
     assert uld(["generate", "--model", str(tmp_path / "model-only"), "--prompt", "w5", "--max_new_tokens", "2"]) == 0
 
 

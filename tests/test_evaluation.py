@@ -19,7 +19,7 @@ from uld_hf.evaluation.comparison import compare, kept_utility
 from uld_hf.evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
 from uld_hf.evaluation.memorization import sample_completions
 from uld_hf.evaluation.scoring import Subtraction, score_completions
-from uld_hf.evaluation.sweep import Outcome, choose, sweep
+from uld_hf.evaluation.sweep import Outcome, Unknown, choose, sweep
 from uld_hf.evaluation.tofu import forget_quality, generate_completions, rouge_l_recall, truth_ratio
 from uld_hf.evaluation.tofu_logs import SETS
 from uld_hf.evaluation.verbatim import word_perplexity
@@ -646,13 +646,25 @@ def test_a_sweep_against_a_retrained_model_needs_wrong_answers(files, capsys):
 
 
 SETTINGS = [Subtraction(alpha) for alpha in (0.5, 1.0, 2.0)]
-TARGET = Outcome(0.9, 0.8)
+UNKNOWN = Unknown(0.2, first_choice=0.3)
+
+
+def kept(forget: float, retain: float, first_choice: float = 0.25) -> Outcome:
+    return Outcome(forget, retain, forget_first_choice=first_choice)
+
+
+TARGET = kept(0.9, 0.8, first_choice=1.0)
 MEASURED = Outcome(0.9, 0.8, forget_quality=1e-4)
 
 
 def test_the_smallest_alpha_that_forgets_within_the_budget_is_chosen():
-    outcomes = [Outcome(0.5, 0.8), Outcome(0.1, 0.79), Outcome(0.01, 0.79)]
-    assert choose(SETTINGS, outcomes, TARGET, utility_budget=0.02, unknown_probability=0.2) == 1
+    outcomes = [kept(0.5, 0.8), kept(0.1, 0.79), kept(0.01, 0.79)]
+    assert choose(SETTINGS, outcomes, TARGET, utility_budget=0.02, unknown=UNKNOWN) == 1
+
+
+def test_answers_that_are_improbable_but_still_the_first_choice_are_not_forgotten():
+    outcomes = [kept(0.19, 0.8, first_choice=0.9), kept(0.15, 0.8, first_choice=0.31), kept(0.1, 0.8, first_choice=0.3)]
+    assert choose(SETTINGS, outcomes, TARGET, unknown=UNKNOWN) == 2
 
 
 def test_a_forget_quality_goes_before_probabilities():
@@ -661,8 +673,8 @@ def test_a_forget_quality_goes_before_probabilities():
 
 
 def test_nothing_is_chosen_where_forgetting_costs_too_much():
-    outcomes = [Outcome(0.5, 0.8), Outcome(0.1, 0.5), Outcome(0.01, 0.2)]
-    assert choose(SETTINGS, outcomes, TARGET, unknown_probability=0.2) is None
+    outcomes = [kept(0.5, 0.8), kept(0.1, 0.5), kept(0.01, 0.2)]
+    assert choose(SETTINGS, outcomes, TARGET, unknown=UNKNOWN) is None
 
 
 def test_without_a_measure_of_enough_nothing_can_be_chosen():
@@ -671,12 +683,12 @@ def test_without_a_measure_of_enough_nothing_can_be_chosen():
 
 
 @pytest.mark.parametrize(
-    ("target", "unknown"), [(Outcome(0.1, 0.8), 0.2), (Outcome(0.9, 0.8, forget_quality=0.6), None)]
+    ("target", "unknown"), [(kept(0.1, 0.8), UNKNOWN), (Outcome(0.9, 0.8, forget_quality=0.6), None)]
 )
 def test_nothing_is_chosen_by_a_measure_that_the_target_itself_passes(target, unknown):
     outcomes = [Outcome(0.05, 0.8, target.forget_quality)] * 3
     with pytest.raises(ValueError, match="the target itself has forgotten enough"):
-        choose(SETTINGS, outcomes, target, unknown_probability=unknown)
+        choose(SETTINGS, outcomes, target, unknown=unknown)
 
 
 @pytest.mark.parametrize("measure", ["retrained", "holdout", "neither"])
@@ -697,6 +709,26 @@ def test_sweep_prints_a_row_for_every_setting_and_the_choice(files, tmp_path, ca
         assert "No setting reaches" in printed or "the target itself has forgotten" in printed
     else:
         assert f"Chosen: alpha={report['settings'][report['chosen']]['alpha']:g}" in printed
+
+
+def test_held_out_questions_with_wrong_answers_take_the_retrained_models_place(files, unlearned, tmp_path, capsys):
+    output = tmp_path / "sweep.json"
+    command = ["sweep", "--model", files["unlearned"], "--forget_dataset", files["forget"], "--retain_dataset",
+               files["retain"], "--holdout_dataset", files["holdout"], "--alphas", "0.7", "--output", str(output)]  # fmt: skip
+    assert uld(command) == 0
+    (outcome,) = json.loads(output.read_text())["settings"]
+    tokenizer = make_tokenizer()
+    never_told, forget = (read_questions(files[name], tokenizer) for name in ("holdout", "forget"))
+    ratios = [evaluate(model, tokenizer, rows, max_new_tokens=1).truth_ratios
+              for model, rows in ((unlearned, forget), (unlearned.target, never_told))]  # fmt: skip
+    assert outcome["forget_quality"] == pytest.approx(forget_quality(*ratios))
+
+    rows = [json.loads(line) for line in Path(files["holdout"]).read_text().splitlines()]
+    write_rows(Path(files["holdout"]), [{name: row[name] for name in ("question", "answer")} for row in rows])
+    assert uld(command) == 0
+    report = json.loads(output.read_text())
+    assert report["settings"][0]["forget_quality"] is None
+    assert 0 < report["unknown"]["probability"] < 1
 
 
 @pytest.mark.parametrize(

@@ -128,15 +128,17 @@ def test_every_setting_is_scored_as_by_a_model_that_has_it(unlearned):
     target_log_probs, by_setting = score_subtractions(unlearned, tokenizer, PROMPTS, COMPLETIONS, SETTINGS)
     alone = score_completions(unlearned.target, tokenizer, PROMPTS, COMPLETIONS)
     for first, second in zip(target_log_probs, alone, strict=True):
-        np.testing.assert_allclose(first, second.log_probs, atol=1e-5)
-    for setting, log_probs in zip(SETTINGS, by_setting, strict=True):
+        np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)
+        np.testing.assert_array_equal(first.most_probable, second.most_probable)
+    for setting, swept in zip(SETTINGS, by_setting, strict=True):
         model = ULDForCausalLM(
             target=unlearned.target,
             assistant=dict(unlearned.assistants.items()),
             **(vars(setting) | {"alpha": {"a": setting.alpha, "b": 2 * setting.alpha}}),
         )
-        for first, second in zip(log_probs, score_completions(model, tokenizer, PROMPTS, COMPLETIONS), strict=True):
-            np.testing.assert_allclose(first, second.log_probs, atol=1e-5)
+        for first, second in zip(swept, score_completions(model, tokenizer, PROMPTS, COMPLETIONS), strict=True):
+            np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)
+            np.testing.assert_array_equal(first.most_probable, second.most_probable)
 
 
 def test_settings_cost_no_further_pass(unlearned, monkeypatch):

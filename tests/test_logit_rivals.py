@@ -269,7 +269,7 @@ def test_a_sweep_keeps_the_signs(rival: str):
     for name, weight in model.config.alphas.items():
         model.config.assistants[name]["alpha"] = 0.4 * weight / size
     for first, second in zip(swept, score_completions(model, make_tokenizer(), prompts, completions), strict=True):
-        torch.testing.assert_close(torch.tensor(first), torch.tensor(second.log_probs), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.tensor(first.log_probs), torch.tensor(second.log_probs), rtol=1e-4, atol=1e-4)
 
 
 # Auxiliaries are trained, saved and loaded like assistants

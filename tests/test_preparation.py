@@ -352,7 +352,7 @@ def tokenized(*rows: list[int], prompt: int = 0) -> Dataset:
 @given(length=st.integers(2, 60), limit=st.integers(2, 20))
 @settings(deadline=None, max_examples=30)
 def test_pieces_join_back_to_the_document(length: int, limit: int):
-    pieces = split_long_rows(tokenized(list(range(length))), limit, "forget", True)["input_ids"]
+    pieces = split_long_rows(tokenized(list(range(length))), {"max_length": limit}, "forget", True)["input_ids"]
     joined = []
     for piece in pieces:
         joined += piece[1:] if joined and piece[0] == joined[-1] else piece  # a piece may begin with a token of context
@@ -362,48 +362,49 @@ def test_pieces_join_back_to_the_document(length: int, limit: int):
 @given(length=st.integers(2, 60), limit=st.integers(2, 20))
 @settings(deadline=None, max_examples=30)
 def test_pieces_fit_the_context_and_predict_something(length: int, limit: int):
-    pieces = split_long_rows(tokenized(list(range(length))), limit, "forget", True)["input_ids"]
+    pieces = split_long_rows(tokenized(list(range(length))), {"max_length": limit}, "forget", True)["input_ids"]
     assert all(2 <= len(piece) <= limit for piece in pieces)
 
 
 def test_pieces_have_the_labels_of_their_tokens():
-    pieces = split_long_rows(tokenized(list(range(10))), 4, "forget", True)
+    pieces = split_long_rows(tokenized(list(range(10))), {"max_length": 4}, "forget", True)
     assert pieces["labels"] == pieces["input_ids"]
 
 
 def test_last_token_alone_gets_the_one_before_it_as_context():
-    pieces = split_long_rows(tokenized([1, 2, 3, 4, 5]), 4, "forget", True)
+    pieces = split_long_rows(tokenized([1, 2, 3, 4, 5]), {"max_length": 4}, "forget", True)
     assert pieces["input_ids"] == [[1, 2, 3, 4], [4, 5]]
 
 
 def test_rows_that_fit_are_left_alone():
     rows = tokenized([1, 2, 3], [4, 5], prompt=1)
-    assert split_long_rows(rows, 3, "forget", False).to_list() == rows.to_list()
+    assert split_long_rows(rows, {"max_length": 3}, "forget", False).to_list() == rows.to_list()
 
 
 def test_rows_are_not_split_without_a_limit():
-    assert split_long_rows(tokenized(list(range(500))), None, "forget", True)["input_ids"] == [list(range(500))]
+    pieces = split_long_rows(tokenized(list(range(500))), {"max_length": None}, "forget", True)["input_ids"]
+    assert pieces == [list(range(500))]
 
 
 def test_row_that_must_not_be_split_is_refused():
     with pytest.raises(ValueError, match="Row 1 of retain_dataset has 4 tokens, more than max_length=3"):
-        split_long_rows(tokenized([1, 2, 3], [4, 5, 6, 7], prompt=1), 3, "retain", False)
+        split_long_rows(tokenized([1, 2, 3], [4, 5, 6, 7], prompt=1), {"max_length": 3}, "retain", False)
 
 
 def test_row_of_which_nothing_counts_is_refused():
     with pytest.raises(ValueError, match="Row 1 of forget_dataset has no answer: no token of it counts"):
-        split_long_rows(tokenized([1, 2, 3], [4, 5], prompt=2), None, "forget", False)
+        split_long_rows(tokenized([1, 2, 3], [4, 5], prompt=2), {}, "forget", False)
 
 
 def test_row_of_which_only_the_first_token_counts_is_refused():
     rows = Dataset.from_list([{"input_ids": [4, 5], "labels": [4, IGNORED]}])
     with pytest.raises(ValueError, match="Row 0 of forget_dataset has no answer: no token of it counts"):
-        split_long_rows(rows, None, "forget", False)
+        split_long_rows(rows, {}, "forget", False)
 
 
 def test_row_of_one_token_is_refused():
     with pytest.raises(ValueError, match="Row 0 of forget_dataset has no answer: no token of it counts"):
-        split_long_rows(tokenized([4]), 8, "forget", True)
+        split_long_rows(tokenized([4]), {"max_length": 8}, "forget", True)
 
 
 # check_disjoint
@@ -421,3 +422,11 @@ def test_rows_with_the_same_beginning_are_different_rows():
 
 def test_row_twice_in_one_set_is_allowed():
     assert check_disjoint(tokenized([1, 2], [1, 2]), tokenized([3, 4], [3, 4])) is None
+
+
+def test_the_models_context_limits_documents_too():
+    limits = {"max_length": 1024, "the model's context": 4}
+    pieces = split_long_rows(tokenized(list(range(10))), limits, "forget", True)["input_ids"]
+    assert pieces == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    with pytest.raises(ValueError, match=r"has 6 tokens, more than the model's context=4\. Shorten the row"):
+        split_long_rows(tokenized(list(range(6)), prompt=1), limits, "forget", False)

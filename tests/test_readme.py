@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from families import make_tokenizer, tiny_model
 
-from uld_hf.cli.demo import DemoRow, format_table
+from uld_hf.cli.demo import EXPLANATION, DemoRow, format_table
 from uld_hf.cli.main import main as uld
 
 
@@ -68,4 +68,6 @@ def test_shown_demo_output_has_the_form_of_the_real_one() -> None:
     header = format_table([DemoRow("target", 1.0, 1.0, 1.0, 1.0, 1.0, 0, 1.0, 1)]).splitlines()[:2]
     for line in header:
         assert line.rstrip() in shown
+    for line in EXPLANATION.strip().splitlines():
+        assert line in shown
     assert re.search(r"^target +\d+%", shown, flags=re.MULTILINE)

@@ -116,6 +116,23 @@ def test_only_the_figures_of_the_page_are_explained(tmp_path):
     assert "<dt>word perplexity</dt>" not in page
 
 
+@pytest.mark.parametrize(("told", "passed"), [(0.0, True), (0.4, True), (0.5, False), (1.0, False)])
+def test_without_a_retrained_model_it_must_give_away_less_than_half_of_before(told, passed):
+    measured = evaluations()
+    del measured["retrained"]
+    for name, rate in (("target", 1.0), ("unlearned", told)):
+        measured[name].sets["forget"].leaks = {"question": [[rate]] * 40}
+    (check,) = (check for check in run_checks(measured) if "gives away" in check.statement)
+    assert check.passed == passed
+
+
+def test_a_page_with_no_question_that_the_target_answers_does_not_pass():
+    measured = evaluations()
+    del measured["retrained"]
+    failed = [check.statement for check in run_checks(measured) if not check.passed]
+    assert any("none was" in statement for statement in failed)
+
+
 @pytest.mark.parametrize(("drawn", "passed"), [(0.0, True), (0.2, False)])
 def test_it_must_give_away_no_more_than_the_retrained_model(drawn, passed):
     measured = evaluations()

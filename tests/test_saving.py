@@ -267,3 +267,12 @@ def test_a_folder_that_cannot_be_written_to_can_be_loaded(tmp_path: Path):
     finally:
         for path in (tmp_path, tmp_path / "assistant"):
             path.chmod(0o755)
+
+
+def test_an_assistant_that_was_never_trained_does_not_load(tmp_path: Path) -> None:
+    target = tiny_model("llama")
+    target.save_pretrained(tmp_path / "target")
+    target.name_or_path = str(tmp_path / "target")
+    ULDForCausalLM(target=target, assistant=build_assistant(target, 2)).save_pretrained(tmp_path / "unlearned")
+    with pytest.raises(ValueError, match="were never trained"):
+        ULDForCausalLM.from_pretrained(tmp_path / "unlearned", target=target)

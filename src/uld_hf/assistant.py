@@ -404,6 +404,26 @@ def lora_weights(assistant: PeftModel) -> dict[str, torch.Tensor]:
     return {name: weight.detach() for name, weight in assistant.named_parameters() if "lora_" in name}
 
 
+def check_trained(weights: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """
+    Refuse assistants none of which has ever been trained: subtracting them would not forget.
+
+    One of several may be untrained on purpose: Offset unlearning adds what the trained one began as.
+
+    Args:
+        weights (`Mapping[str, Mapping[str, torch.Tensor]]`):
+            LoRA weights by the assistant's name.
+
+    Raises:
+        ValueError: If all of them are as they began.
+    """
+    if not any(weight.any() for of_one in weights.values() for name, weight in of_one.items() if ".lora_B." in name):
+        raise ValueError(
+            f"The assistants {list(weights)} were never trained (their LoRA is zero): they know nothing of what must "
+            "be forgotten. Train them with ULDTrainer or `uld train` first."
+        )
+
+
 def remembered_training(assistant: PeftModel) -> dict[str, Any]:
     """
     How an assistant was trained.

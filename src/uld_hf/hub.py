@@ -46,6 +46,7 @@ from .assistant import (
     add_lora,
     check_lora_config,
     check_num_layers,
+    check_trained,
     find_decoder_layers,
     lora_weights,
     shares_tensors,
@@ -490,20 +491,23 @@ def read_unlearned_model(
 
     Raises:
         OSError: If there is none.
-        ValueError: If a file is damaged, or it is another kind of model.
+        ValueError: If a file is damaged, no assistant was ever trained, or it is another kind of model.
     """
     revision = find_commit(name_or_path, revision, **hub_kwargs)
     for again in (True, False):
         config = load_config(name_or_path, revision=revision, **hub_kwargs)
         try:
-            return config, {
+            adapters = {
                 name: _read_assistant(name_or_path, name, config.files, revision=revision, **hub_kwargs)
                 for name in config.assistants
             }
         except (DamagedFileError, OSError):
             if not again or not os.path.isdir(name_or_path):
                 raise
-        wait_for_save(Path(name_or_path))  # another process may have been at it
+            wait_for_save(Path(name_or_path))  # another process may have been at it
+        else:
+            check_trained({name: weights for name, (_, weights) in adapters.items()})
+            return config, adapters
 
 
 def load_config(name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ULDModelConfig:

@@ -23,6 +23,7 @@ from trl.models import unwrap_model_for_generation
 
 import uld_hf
 
+from ..context import context_length
 from ..hub import load_config
 from ..model_card import find_license
 from ..modeling_uld import ULDForCausalLM
@@ -162,6 +163,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         if processing_class is None:
             processing_class = load_target_tokenizer(model.config, name)
         self._vocab_size = target.get_input_embeddings().weight.shape[0]
+        self._context_length = context_length(target.config)
         check_tokenizer(processing_class, self._vocab_size)
         if args.teacher_top_k is not None and args.teacher_top_k >= self._vocab_size:
             raise ValueError(

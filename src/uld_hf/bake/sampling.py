@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..evaluation.encoding import context_length
+from ..context import context_length
 
 
 def prompt_of(input_ids: Sequence[int], labels: Sequence[int]) -> list[int]:
@@ -80,7 +80,7 @@ def draw_answers(
     Yields:
         `list[int]`: The answer's tokens, its end included; empty where the context has no room.
     """
-    longest = context_length(model)
+    longest = context_length(model.config)
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
         width = max(map(len, batch))

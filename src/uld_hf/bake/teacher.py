@@ -10,7 +10,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..assistant import lora_weights
+from ..assistant import check_trained, lora_weights
 from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
 from ..hub import check_target_name, fingerprint_target
 from ..modeling_uld import ULDForCausalLM
@@ -39,13 +39,7 @@ def check_teacher(teacher: Any, divergence: str) -> None:
             "with everything it knows. Pass an unlearned model: ULDForCausalLM.from_pretrained(...)."
         )
     check_subtracts(teacher)
-    # One of several may be untrained on purpose: Offset unlearning adds what the trained one began as.
-    weights = [item for assistant in teacher.assistants.values() for item in lora_weights(assistant).items()]
-    if not any(weight.any() for name, weight in weights if ".lora_B." in name):
-        raise ValueError(
-            f"The assistants {list(teacher.assistants)} were never trained (their LoRA is zero): they know nothing of "
-            "what must be forgotten. Train them with ULDTrainer or `uld train` first."
-        )
+    check_trained({name: lora_weights(assistant) for name, assistant in teacher.assistants.items()})
     target = teacher.target
     if "quantization_config" in vars(target.config) or not all(p.is_floating_point() for p in target.parameters()):
         raise ValueError(

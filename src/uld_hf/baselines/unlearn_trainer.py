@@ -18,6 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl.trainer.utils import create_model_from_path
 
 from ..assistant import find_decoder_layers, put_adapter, truncate_model
+from ..context import context_length
 from ..model_card import find_license
 from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
 from ..training.preparation import to_trainable_rows
@@ -167,6 +168,7 @@ class UnlearnTrainer(ForgetRetainTrainer):
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, **source)
         self._vocab_size = target_config.vocab_size
+        self._context_length = context_length(target_config)
         check_tokenizer(processing_class, self._vocab_size)
         sets = {name: to_trainable_rows(rows, name, args.dataset_text_field) for name, rows in sets.items()}
         self._num_rows = {f"{name}_rows": len(rows) for name, rows in sets.items()}

@@ -67,6 +67,11 @@ ULD_SETTINGS = {
     "per_device_train_batch_size": 16,
 }
 WRONG_ANSWERS = 4
+EXPLANATION = """answers right     share of answers that contain the fact, on the forgotten people and on the others
+forget quality p  of the test that the model prefers right to wrong answers no more than the retrained one does;
+                  above 0.05 the two cannot be told apart
+broken answers    empty, or the same words over and over
+"""
 
 # A question, a line for the answer: the format of the prompts in `uld_hf.data.formatting`, as a chat template.
 CHAT_TEMPLATE = (
@@ -359,12 +364,7 @@ def run_demo(output_dir: str | os.PathLike, num_people: int = 40, seed: int = 0)
     }
     rows = [summarize(name, scores[name], scores["retrained"], split, *costs[name]) for name in candidates]
     output.result(format_table(rows), {"output_dir": str(folder), "rows": [asdict(row) for row in rows]})
-    output.note(
-        "\nanswers right     share of answers that contain the fact, on the forgotten people and on the others"
-        "\nforget quality p  of the test that the model prefers right to wrong answers no more than the retrained one "
-        "does;\n                  above 0.05 the two cannot be told apart"
-        "\nbroken answers    empty, or the same words over and over\n"
-    )
+    output.note(f"\n{EXPLANATION}")
     for index in range(0, len(forget), max(1, len(forget) // 3))[:3]:
         answers = [f"   {name:<16} {scores[name]['forget'].completions[index]}" for name in candidates]
         output.note("\n".join([f"Q  {forget['question'][index]}", *answers, ""]))

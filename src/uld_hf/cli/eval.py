@@ -12,8 +12,9 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
 from ..configuration_uld import SHARED_SETTINGS
+from ..context import context_length
 from ..evaluation.comparison import compare, figure_table
-from ..evaluation.encoding import context_length, encode
+from ..evaluation.encoding import encode
 from ..evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS
 from ..evaluation.tofu_logs import SetLog, check_same_rows, load_tofu_log
@@ -180,7 +181,7 @@ def read_documents_perplexity(
     Returns:
         `float`: `exp` of the negative log-likelihood of all, divided by the number of all words.
     """
-    window = min(WINDOW, context_length(model) or WINDOW)
+    window = min(WINDOW, context_length(model.config) or WINDOW)
     words = np.array([len(document.split()) for document in documents])
     per_word = np.array([np.log(word_perplexity(model, tokenizer, document, window)) for document in documents])
     return float(np.exp((words * per_word).sum() / words.sum()))

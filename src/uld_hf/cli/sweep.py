@@ -10,7 +10,7 @@ import numpy as np
 
 from ..evaluation.evaluation import evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, score_completions
-from ..evaluation.sweep import Outcome, as_rows, choose, has_forgotten, sweep
+from ..evaluation.sweep import Outcome, Unknown, as_rows, choose, has_forgotten, sweep
 from . import output
 from .identity import check_tokenizer, hash_files, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
@@ -23,9 +23,10 @@ DESCRIPTION = """Try many settings of the subtraction, all from one pass of targ
   uld sweep forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
       --holdout_dataset never_seen.jsonl --alphas 0.25 0.5 0.75 1 1.5 2
 
-Chosen is the smallest alpha that forgets enough within the budget of utility. Enough is: a forget quality above 0.05
-where --retrained is given; else an answer no more probable than the target finds those of --holdout_dataset, questions
-of the same kind that it was never trained on.
+Chosen is the smallest alpha that forgets enough within the budget of utility. Enough is a forget quality above 0.05:
+beside the model of --retrained; or else beside the questions of --holdout_dataset, like the forget set's but never told
+to the target, where both have wrong answers. Where there are none, answers must be no more probable, and no more often
+the first choice, than those of --holdout_dataset.
 """
 
 
@@ -131,7 +132,7 @@ def main(argv: Sequence[str]) -> None:
         for alpha, top, clamp, gate in grid
     ]
 
-    unknown_probability = ratios = None
+    unknown = ratios = None
     if arguments.retrained is not None:
         if not forget[0].perturbed_answers:
             raise ValueError(
@@ -144,25 +145,33 @@ def main(argv: Sequence[str]) -> None:
         del retrained
     elif arguments.holdout_dataset is not None:
         held_out = read_questions(arguments.holdout_dataset, tokenizer)
-        prompts, answers = zip(*((question.prompt, question.answer) for question in held_out), strict=True)
-        with_end = not held_out[0].is_passage
-        scores = score_completions(model.target, tokenizer, prompts, answers, arguments.max_batch_tokens, with_end)
-        unknown_probability = float(np.mean([row.probability for row in scores]))
+        if forget[0].perturbed_answers and held_out[0].perturbed_answers:
+            # What the model should be like on the forget set: as on people whom nobody told it of.
+            options = {"max_new_tokens": 1, "max_batch_tokens": arguments.max_batch_tokens}
+            ratios = evaluate(model.target, tokenizer, held_out, **options).truth_ratios
+        else:
+            prompts, answers = zip(*((question.prompt, question.answer) for question in held_out), strict=True)
+            with_end = not held_out[0].is_passage
+            scores = score_completions(model.target, tokenizer, prompts, answers, arguments.max_batch_tokens, with_end)
+            unknown = Unknown(
+                float(np.mean([row.probability for row in scores])),
+                float(np.mean([row.most_probable.mean() for row in scores])),
+            )
 
     target, outcomes = sweep(model, tokenizer, forget, retain, settings, ratios, arguments.max_batch_tokens)
     chosen, conclusion = None, "Nothing chosen: give --retrained or --holdout_dataset to say how much is enough."
-    if ratios is not None or unknown_probability is not None:
-        if has_forgotten(target, unknown_probability):
+    if ratios is not None or unknown is not None:
+        if has_forgotten(target, unknown):
             conclusion = (
                 "Nothing chosen: by this measure the target itself has forgotten enough. It never learned the forget "
                 "set, or there are too few questions to tell."
             )
         else:
-            chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown_probability)
-            conclusion = describe_choice(settings, chosen, unknown_probability)
+            chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown)
+            conclusion = describe_choice(settings, chosen, unknown)
     report = {
         "target": vars(target),
-        "unknown_probability": unknown_probability,
+        "unknown": None if unknown is None else vars(unknown),
         "chosen": chosen,
         "settings": as_rows(settings, outcomes),
         # By these `uld report` sees whether sweep and evaluation belong together.
@@ -192,19 +201,21 @@ def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: 
         `str`: The table.
     """
     lines = [
-        f"{'alpha':>8}{'filter':>8}{'clamp':>7}{'gate':>6}{'p(forget)':>12}{'p(retain)':>12}{'forget quality':>16}",
-        f"{'target':>29}{target.forget_probability:>12.3g}{target.retain_probability:>12.3g}",
+        f"{'alpha':>8}{'filter':>8}{'clamp':>7}{'gate':>6}{'p(forget)':>12}{'1st choice':>12}{'p(retain)':>12}"
+        f"{'forget quality':>16}",
+        f"{'target':>29}{target.forget_probability:>12.3g}{target.forget_first_choice:>12.0%}"
+        f"{target.retain_probability:>12.3g}",
     ]
     for setting, outcome in zip(settings, outcomes, strict=True):
         quality = "" if outcome.forget_quality is None else f"{outcome.forget_quality:>16.3g}"
         lines.append(
             f"{setting.alpha:>8g}{setting.relative_top:>8g}{'on' if setting.clamp else 'off':>7}"
-            f"{setting.gate:>6g}{outcome.forget_probability:>12.3g}{outcome.retain_probability:>12.3g}{quality}"
+            f"{setting.gate:>6g}{outcome.forget_probability:>12.3g}{outcome.forget_first_choice:>12.0%}{outcome.retain_probability:>12.3g}{quality}"
         )
     return "\n".join(lines)
 
 
-def describe_choice(settings: Sequence[Subtraction], chosen: int | None, unknown_probability: float | None) -> str:
+def describe_choice(settings: Sequence[Subtraction], chosen: int | None, unknown: Unknown | None) -> str:
     """
     A sentence about the choice.
 
@@ -213,16 +224,17 @@ def describe_choice(settings: Sequence[Subtraction], chosen: int | None, unknown
             The settings tried.
         chosen (`int`, *optional*):
             Index of the one chosen.
-        unknown_probability (`float`, *optional*):
-            What the target gives to answers it was never told, if that was the measure.
+        unknown ([`Unknown`], *optional*):
+            What the target makes of answers it was never told, if that was the measure.
 
     Returns:
         `str`: The sentence.
     """
     measure = (
         "a forget quality above 0.05"
-        if unknown_probability is None
-        else f"a probability of at most {unknown_probability:.3g}, that of the held-out answers"
+        if unknown is None
+        else f"a probability of at most {unknown.probability:.3g} and at most {unknown.first_choice:.0%} of the tokens "
+        "still the first choice, as of the held-out answers"
     )
     if chosen is None:
         return f"No setting reaches {measure} within the budget: train the assistant better, or allow more to be lost."

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 from datasets import Dataset
@@ -115,6 +116,33 @@ COMMON_OPTIONS = (
 )
 
 
+# Which of these a row has says what kind it is.
+FORMAT_COLUMNS = {"question", "answer", "prompt", "completion", "messages", "conversations", "text", "input_ids"}
+
+
+def check_one_format(rows: Sequence[dict[str, Any]], path: str) -> None:
+    """
+    Refuse rows of another format than the first: a dataset has one, and would drop what the others say.
+
+    Args:
+        rows (`Sequence[dict]`):
+            Rows of a file.
+        path (`str`):
+            The file.
+
+    Raises:
+        ValueError: If a row is of another format.
+    """
+    first = FORMAT_COLUMNS & rows[0].keys()
+    for index, row in enumerate(rows, start=1):
+        found = FORMAT_COLUMNS & row.keys()
+        if found != first:
+            raise ValueError(
+                f"Row {index} of {path} has {sorted(found) or sorted(row)}, row 1 has {sorted(first)}: write all rows "
+                "of a file alike."
+            )
+
+
 def load_rows(name_or_path: str, conversational: bool) -> Dataset:
     """
     Load a forget or retain set.
@@ -130,10 +158,12 @@ def load_rows(name_or_path: str, conversational: bool) -> Dataset:
 
     Raises:
         FileNotFoundError: If it looks like a file that is not there.
-        ValueError: If the file is empty, or a line of it is not a JSON object.
+        ValueError: If the file is empty, a line of it is not a JSON object, or its rows are of several formats.
     """
     if os.path.isfile(name_or_path):
-        dataset = Dataset.from_list(read_json_lines(name_or_path))
+        rows = read_json_lines(name_or_path)
+        check_one_format(rows, name_or_path)
+        dataset = Dataset.from_list(rows)
     else:
         dataset = load_from_hub(name_or_path)
     if {"question", "answer"} <= set(dataset.column_names):
@@ -144,6 +174,11 @@ def load_rows(name_or_path: str, conversational: bool) -> Dataset:
         dataset = dataset.map(lambda row: {"completion": (row["completion"] or "").strip()})
         return question_answer_to_prompt_completion(dataset, True, "prompt", "completion")
     return dataset
+
+
+def has_questions(source: str | None) -> bool:
+    """Whether the rows of a file are questions and answers."""
+    return source is not None and os.path.isfile(source) and "question" in read_json_lines(source)[0]
 
 
 def find_method(argv: Sequence[str]) -> str:
@@ -225,7 +260,9 @@ def main(argv: Sequence[str]) -> None:
     trainer.save_model()  # with --push_to_hub it pushes too
     advice = "It is an ordinary model: AutoModelForCausalLM loads it."
     if method not in LOSS_TYPES:
-        advice = f'Compare target and unlearned model:\n  uld generate {config.output_dir} --prompt "..."'
+        # What was trained as questions is asked as questions: another prompt, and the target does not know either.
+        option = "--question" if conversational or has_questions(arguments.forget_dataset) else "--prompt"
+        advice = f'Compare target and unlearned model:\n  uld generate {config.output_dir} {option} "..."'
     if method == "uld" and config.alpha < 0:
         advice = "It is added to a model with an assistant of the forget set: model.add_assistant(...)."
     if trainer.is_world_process_zero():

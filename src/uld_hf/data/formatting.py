@@ -63,7 +63,7 @@ def question_answer_to_prompt_completion(
         [`~datasets.Dataset`]: The same rows in the same order, with the columns `prompt` and `completion` only.
 
     Raises:
-        ValueError: If the dataset lacks one of the two columns.
+        ValueError: If the dataset lacks one of the two columns, or a row has no text there.
     """
     missing = [column for column in (question_column, answer_column) if column not in dataset.column_names]
     if missing:
@@ -72,8 +72,13 @@ def question_answer_to_prompt_completion(
             "Name the right ones with `question_column` and `answer_column`."
         )
 
-    def convert(row: dict) -> dict:
+    def convert(row: dict, index: int) -> dict:
         question, answer = row[question_column], row[answer_column]
+        for column, text in ((question_column, question), (answer_column, answer)):
+            if not isinstance(text, str) or not text.strip():
+                raise ValueError(
+                    f"Row {index} has {text!r} under {column!r}, and no text. Write it, or remove the row."
+                )
         if conversational:
             return {
                 "prompt": [{"role": "user", "content": question}],
@@ -82,4 +87,4 @@ def question_answer_to_prompt_completion(
         # The space belongs to the completion: tokenizers glue it to the answer's first word.
         return {"prompt": PROMPT_TEMPLATE.format(question=question), "completion": f" {answer}"}
 
-    return dataset.map(convert, remove_columns=dataset.column_names)
+    return dataset.map(convert, with_indices=True, remove_columns=dataset.column_names)

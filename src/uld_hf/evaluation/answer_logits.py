@@ -13,8 +13,9 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..cache_name import CACHE
+from ..context import context_length
 from ..modeling_uld import ULDForCausalLM
-from .encoding import context_length, pad
+from .encoding import pad
 
 
 Row = tuple[Sequence[int], int]
@@ -127,7 +128,7 @@ def _shared_prompts(
     A prompt's last token is run with every answer, whose first token it predicts: all logits then come from one pass.
     """
     widths = {prompt: max(len(rows[index][0]) - len(prompt) for index in groups[prompt]) for prompt in groups}
-    context = context_length(model)
+    context = context_length(model.config)
     waiting = sorted(groups, key=len, reverse=True)
     while waiting:
         # A quarter of the tokens for the prompts leaves room for batches of answers.

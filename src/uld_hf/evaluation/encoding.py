@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..context import context_length
+
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, with_end: bool = True
@@ -87,20 +89,6 @@ def pad(rows: Sequence[Sequence[int]], pad_token_id: int = 0, left: bool = False
     return input_ids, attention_mask
 
 
-def context_length(model: PreTrainedModel) -> int | None:
-    """
-    Most tokens that a model can be given.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model.
-
-    Returns:
-        `int` or `None`: `None` if there is no limit: models with ALiBi (BLOOM) have no positions to run out of.
-    """
-    return getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-
-
 def check_lengths(model: PreTrainedModel, lengths: Sequence[int], what: str = "") -> None:
     """
     Refuse rows that are longer than the model's context.
@@ -116,7 +104,7 @@ def check_lengths(model: PreTrainedModel, lengths: Sequence[int], what: str = ""
     Raises:
         ValueError: If a row is too long.
     """
-    longest = context_length(model)
+    longest = context_length(model.config)
     long = [] if longest is None else [index for index, length in enumerate(lengths) if length > longest]
     if long:
         raise ValueError(

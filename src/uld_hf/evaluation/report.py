@@ -122,6 +122,19 @@ class Check:
     passed: bool
 
 
+def _check_leaks_alone(before: Mapping[str, float], after: Mapping[str, float]) -> Check:
+    """Without a retrained model nobody knows what chance, or the wording, gives away: half of before is too much."""
+    ways = [measure for measure in after if measure.startswith("leak") and before[measure] > 0]
+    if not ways:
+        return Check("A question was asked that the target answers, to see whether it still does: none was", False)
+    worst = max(ways, key=lambda measure: after[measure] - before[measure] / 2)
+    statement = (
+        f"Asked in any of the ways tried, it gives away less than half of what it did: {worst} {after[worst]:.3g}, "
+        f"{before[worst]:.3g} before (how much of that is chance, a retrained model would tell)"
+    )
+    return Check(statement, after[worst] < before[worst] / 2)
+
+
 def run_checks(
     evaluations: Mapping[str, Evaluation], utility_budget: float = 0.02, retrained_log: SetLog | None = None
 ) -> list[Check]:
@@ -174,6 +187,8 @@ def run_checks(
                 f"{worst} {after[worst]:.3g} against {usual[worst]:.3g} (at most {LEAK_MARGIN:g} more)"
             )
             checks.append(Check(statement, after[worst] - usual[worst] <= LEAK_MARGIN))
+    else:
+        checks.append(_check_leaks_alone(before, after))
     kept, had = unlearned["retain"].summary(), target["retain"].summary()
     for measure in ("probability", "ROUGE-L recall"):
         least = (1 - utility_budget) * had[measure]

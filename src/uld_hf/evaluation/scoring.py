@@ -52,6 +52,22 @@ class TokenScores:
 
 
 @dataclass(frozen=True)
+class ChoiceScores:
+    """
+    What one setting makes of a completion's tokens.
+
+    Args:
+        log_probs (`numpy.ndarray` of shape `(num_tokens,)`):
+            Their log-probabilities, in nats.
+        most_probable (`numpy.ndarray` of shape `(num_tokens,)`):
+            Whether each is the first choice.
+    """
+
+    log_probs: np.ndarray
+    most_probable: np.ndarray
+
+
+@dataclass(frozen=True)
 class Subtraction:
     """
     Settings of the subtraction to try on an unlearned model, see [`ULDModelConfig`].
@@ -106,20 +122,23 @@ def _statistics(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return torch.stack([column.float() for column in columns])
 
 
-def _subtracted_log_probs(
+def _subtracted(
     target: torch.Tensor,
     assistants: Sequence[torch.Tensor],
     proportions: Sequence[float],
     subtractions: Sequence[Subtraction],
     tokens: torch.Tensor,
 ) -> torch.Tensor:
-    """Log-probabilities of tokens by the target, and by every setting; of shape `(1 + settings, num_tokens)`."""
+    """
+    The fields of [`ChoiceScores`] by the target, and by every setting; of shape `(1 + settings, 2, num_tokens)`.
+    """
 
-    def log_probs(logits: torch.Tensor) -> torch.Tensor:
-        return logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
+    def scores(logits: torch.Tensor) -> torch.Tensor:
+        log_probs = logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
+        return torch.stack([log_probs, (logits.argmax(dim=-1) == tokens).float()])
 
     target = target.float()
-    rows = [log_probs(target)]
+    rows = [scores(target)]
     # The difference is linear in alpha: settings that differ in nothing else share all but a multiple of one step.
     steps: dict[Subtraction, torch.Tensor] = {}
     for setting in subtractions:
@@ -129,7 +148,7 @@ def _subtracted_log_probs(
             weights = [unit.alpha * proportion for proportion in proportions]
             step = target - logit_difference(target, assistants, weights, **options)
             steps[unit] = step.masked_fill(target == -torch.inf, 0.0)
-        rows.append(log_probs(torch.sub(target, steps[unit], alpha=abs(setting.alpha))))
+        rows.append(scores(torch.sub(target, steps[unit], alpha=abs(setting.alpha))))
     return torch.stack(rows)
 
 
@@ -213,9 +232,9 @@ def score_subtractions(
     subtractions: Sequence[Subtraction],
     max_batch_tokens: int = MAX_BATCH_TOKENS,
     with_end: bool = True,
-) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
+) -> tuple[list[ChoiceScores], list[list[ChoiceScores]]]:
     """
-    Log-probabilities by the target and by every setting of the subtraction, from one pass of target and assistants.
+    What the target and every setting of the subtraction make of completions, from one pass of target and assistants.
 
     Args:
         model ([`ULDForCausalLM`]):
@@ -234,8 +253,7 @@ def score_subtractions(
             Whether the end token is scored too, as for answers; not for passages from the middle of a text.
 
     Returns:
-        `tuple[list[numpy.ndarray], list[list[numpy.ndarray]]]`: For the target, and for each setting: of every row the
-        log-probabilities, in nats, of shape `(num_tokens,)`.
+        `tuple[list[ChoiceScores], list[list[ChoiceScores]]]`: For the target, and for each setting: one for each row.
 
     Raises:
         ValueError: If a row is longer than the model's context, or has no token to score or to predict it from.
@@ -243,9 +261,12 @@ def score_subtractions(
     weights = [entry["alpha"] for entry in model.config.assistants.values()]
     proportions = [weight / abs(weights[0]) for weight in weights]
 
-    def log_probs(tokens: torch.Tensor, target: torch.Tensor, *assistants: torch.Tensor) -> torch.Tensor:
-        return _subtracted_log_probs(target, assistants, proportions, subtractions, tokens)
+    def scores(tokens: torch.Tensor, target: torch.Tensor, *assistants: torch.Tensor) -> torch.Tensor:
+        return _subtracted(target, assistants, proportions, subtractions, tokens)
 
-    rows = _measure(model, tokenizer, prompts, completions, max_batch_tokens, with_end, log_probs)
-    target, *by_setting = ([row[place] for row in rows] for place in range(1 + len(subtractions)))
+    rows = _measure(model, tokenizer, prompts, completions, max_batch_tokens, with_end, scores)
+    target, *by_setting = (
+        [ChoiceScores(row[place][0], row[place][1].astype(bool)) for row in rows]
+        for place in range(1 + len(subtractions))
+    )
     return target, by_setting

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling_uld import ULDForCausalLM
 from .evaluation import Question, check_questions
-from .scoring import MAX_BATCH_TOKENS, Subtraction, score_subtractions
+from .scoring import MAX_BATCH_TOKENS, ChoiceScores, Subtraction, score_subtractions
 from .tofu import forget_quality, truth_ratio
 
 
@@ -24,11 +24,31 @@ class Outcome:
             Probability of the right answers about what must be kept.
         forget_quality (`float`, *optional*):
             p-value against the retrained model, where its truth ratios are known.
+        forget_first_choice (`float`, *optional*):
+            Share of the forgotten answers' tokens that are still the first choice: greedy answers hang on it, however
+            little probable the tokens have become.
     """
 
     forget_probability: float
     retain_probability: float
     forget_quality: float | None = None
+    forget_first_choice: float | None = None
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """
+    What the target makes of right answers about like things that it was never told.
+
+    Args:
+        probability (`float`):
+            Their mean probability.
+        first_choice (`float`):
+            Share of their tokens that are its first choice.
+    """
+
+    probability: float
+    first_choice: float
 
 
 def sweep(
@@ -82,8 +102,8 @@ def sweep(
         pairs += [(question.prompt, wrong) for question in forget for wrong in question.perturbed_answers]
     prompts, answers = zip(*pairs, strict=True)
 
-    def outcome(log_probs: Sequence[np.ndarray]) -> Outcome:
-        losses = (-row.mean() for row in log_probs)
+    def outcome(scores: Sequence[ChoiceScores]) -> Outcome:
+        losses = (-row.log_probs.mean() for row in scores)
         right, kept = (np.array([next(losses) for _ in questions]) for questions in (forget, retain))
         probabilities = [np.exp(-each).mean() for each in (right, kept)]
         quality = None
@@ -92,7 +112,8 @@ def sweep(
             paraphrased = np.array([next(losses) for _ in forget]) if are_paraphrased else right
             wrong = np.array([[np.mean([next(losses) for _ in question.perturbed_answers])] for question in forget])
             quality = forget_quality(truth_ratio(paraphrased, wrong), retrained_truth_ratios)
-        return Outcome(*map(float, probabilities), quality)
+        first_choice = np.mean([row.most_probable.mean() for row in scores[: len(forget)]])
+        return Outcome(*map(float, probabilities), quality, float(first_choice))
 
     are_passages = {question.is_passage for question in (*forget, *retain)}
     if len(are_passages) > 1:
@@ -100,34 +121,33 @@ def sweep(
     with_end = are_passages == {False}
     arguments = (model, tokenizer, prompts, answers, subtractions, max_batch_tokens, with_end)
     target, by_setting = score_subtractions(*arguments)
-    return outcome(target), [outcome(log_probs) for log_probs in by_setting]
+    return outcome(target), [outcome(scores) for scores in by_setting]
 
 
-def has_forgotten(outcome: Outcome, unknown_probability: float | None = None) -> bool:
+def has_forgotten(outcome: Outcome, unknown: Unknown | None = None) -> bool:
     """
     Whether enough is forgotten.
 
     Args:
         outcome ([`Outcome`]):
             Of a setting, or of the target.
-        unknown_probability (`float`, *optional*):
-            Probability that the target gives to right answers about like things it was never told. Not needed where
-            the outcome has a forget quality.
+        unknown ([`Unknown`], *optional*):
+            What the target makes of like things it was never told. Not needed where the outcome has a forget quality.
 
     Returns:
-        `bool`: Whether the forget quality exceeds 0.05; where there is none, whether no more than `unknown_probability`
-        is left of the forget set.
+        `bool`: Whether the forget quality exceeds 0.05; where there is none, whether the forgotten answers are no more
+        probable, and no more often the first choice, than answers that were never told.
 
     Raises:
-        ValueError: If there is neither a forget quality nor an unknown probability to go by.
+        ValueError: If there is neither a forget quality nor anything unknown to go by.
     """
     if outcome.forget_quality is not None:
         return outcome.forget_quality > 0.05
-    if unknown_probability is None:
+    if unknown is None:
         raise ValueError(
             "There is nothing to tell when enough is forgotten: give a retrained model, or held-out questions."
         )
-    return outcome.forget_probability <= unknown_probability
+    return outcome.forget_probability <= unknown.probability and outcome.forget_first_choice <= unknown.first_choice
 
 
 def choose(
@@ -135,7 +155,7 @@ def choose(
     outcomes: Sequence[Outcome],
     target: Outcome,
     utility_budget: float = 0.02,
-    unknown_probability: float | None = None,
+    unknown: Unknown | None = None,
 ) -> int | None:
     """
     The smallest `alpha` that forgets enough within a budget of utility.
@@ -149,7 +169,7 @@ def choose(
             The target's.
         utility_budget (`float`, *optional*, defaults to `0.02`):
             Share of the target's probability of retain answers that may be lost.
-        unknown_probability (`float`, *optional*):
+        unknown ([`Unknown`], *optional*):
             What is enough where the outcomes have no forget quality, see [`has_forgotten`].
 
     Returns:
@@ -159,17 +179,13 @@ def choose(
     Raises:
         ValueError: If there is nothing to go by, or by that the target itself has forgotten.
     """
-    if has_forgotten(target, unknown_probability):
+    if has_forgotten(target, unknown):
         raise ValueError(
             "By this measure the target itself has forgotten enough, so it cannot tell what a setting does: the target "
             "never learned the forget set, or there are too few questions."
         )
     least = (1 - utility_budget) * target.retain_probability
-    good = [
-        i
-        for i, each in enumerate(outcomes)
-        if has_forgotten(each, unknown_probability) and each.retain_probability >= least
-    ]
+    good = [i for i, each in enumerate(outcomes) if has_forgotten(each, unknown) and each.retain_probability >= least]
     return min(good, key=lambda i: (subtractions[i].alpha, -outcomes[i].retain_probability), default=None)
 
 

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .encoding import context_length
+from ..context import context_length
 from .tofu import generate_completions, rouge_l_recall
 
 
@@ -168,7 +168,7 @@ def word_perplexity(
             shorter than two tokens.
     """
     stride = window // 2 if stride is None else stride
-    longest = context_length(model)
+    longest = context_length(model.config)
     if not 1 <= stride < window or (longest is not None and window > longest):
         limit = "" if longest is None else f" <= {longest}"
         raise ValueError(f"window={window} and stride={stride} must satisfy 1 <= stride < window{limit}.")

@@ -81,8 +81,9 @@ class ForgetRetainTrainer(SFTTrainer):
     """
     Base of the trainers with a forget and a retain set, which become one: every batch has rows of both in one ratio.
 
-    A subclass passes its first set as `train_dataset`, sets `_retain_dataset` and `_vocab_size` before that, and has
-    `retain_per_forget` among its arguments. Without a retain set, rows are drawn as in any trainer.
+    A subclass passes its first set as `train_dataset`, sets `_retain_dataset`, `_vocab_size` and `_context_length`
+    before that, and has `retain_per_forget` among its arguments. Without a retain set, rows are drawn as in any
+    trainer.
     """
 
     # compute_loss divides by the tokens of the whole optimizer step itself.
@@ -90,6 +91,7 @@ class ForgetRetainTrainer(SFTTrainer):
 
     _retain_dataset: Dataset | None
     _vocab_size: int
+    _context_length: int | None
     _first_set = "forget"  # name of the set that is passed as `train_dataset`, for messages
 
     def _prepare_rows(
@@ -108,7 +110,8 @@ class ForgetRetainTrainer(SFTTrainer):
         tokenized = tokenized.select_columns(columns)
         check_tokens(tokenized, self._vocab_size, name)
         splittable = not self.completion_only_loss and "input_ids" not in rows.column_names
-        return split_long_rows(tokenized, args.max_length, name, splittable)
+        limits = {"max_length": args.max_length, "the model's context": self._context_length}
+        return split_long_rows(tokenized, limits, name, splittable)
 
     def _prepare_dataset(
         self,

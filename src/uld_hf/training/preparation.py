@@ -170,15 +170,15 @@ def check_tokens(dataset: Dataset, vocab_size: int, name: str) -> None:
             )
 
 
-def split_long_rows(dataset: Dataset, max_length: int | None, name: str, splittable: bool) -> Dataset:
+def split_long_rows(dataset: Dataset, limits: Mapping[str, int | None], name: str, splittable: bool) -> Dataset:
     """
     Cut documents longer than the context into consecutive pieces; refuse question-answer rows that are too long.
 
     Args:
         dataset ([`~datasets.Dataset`]):
             Tokenized rows with `input_ids` and `labels`, and optionally the number of the user's row.
-        max_length (`int`, *optional*):
-            Longest row, in tokens. `None` leaves the rows as they are.
+        limits (`Mapping[str, int | None]`):
+            Longest row, in tokens, by what limits it; `None` is no limit.
         name (`str`):
             `"forget"` or `"retain"`, for the message.
         splittable (`bool`):
@@ -186,11 +186,14 @@ def split_long_rows(dataset: Dataset, max_length: int | None, name: str, splitta
             out of context.
 
     Returns:
-        [`~datasets.Dataset`]: Rows of at most `max_length` tokens.
+        [`~datasets.Dataset`]: Rows of at most so many tokens.
 
     Raises:
         ValueError: If a row with a prompt is too long, or no token of a row counts in the loss.
     """
+
+    given = {what: limit for what, limit in limits.items() if limit is not None}
+    reason = min(given, key=given.__getitem__, default=None)
 
     def split(batch: Mapping[str, list[list[int]]], indices: list[int]) -> dict[str, list[list[int]]]:
         indices = batch.get(ROW, indices)
@@ -203,11 +206,12 @@ def split_long_rows(dataset: Dataset, max_length: int | None, name: str, splitta
                 )
             if length == 0:
                 raise ValueError(f"Row {index} of {name}_dataset has no answer: it has no tokens.")
-            limit = max_length or length
+            limit = length if reason is None else given[reason]
             if length > limit and not splittable:
+                remedy = "Set max_length to at least that, or shorten" if reason == "max_length" else "Shorten"
                 raise ValueError(
-                    f"Row {index} of {name}_dataset has {length} tokens, more than max_length={max_length}. Set "
-                    "max_length to at least that, or shorten the row: what is cut off would not be learned."
+                    f"Row {index} of {name}_dataset has {length} tokens, more than {reason}={limit}. {remedy} the row: "
+                    "what is cut off would not be learned."
                 )
             starts = list(range(0, length, limit))
             if len(starts) > 1 and length - starts[-1] < 2:  # one token alone predicts nothing: give it a context

@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -41,6 +42,7 @@ from ..assistant import (
     remembered_settings,
 )
 from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
+from ..context import context_length
 from ..hub import check_layout, find_commit, fingerprint_target, fingerprint_tokenizer, save_unlearned_model
 from ..model_card import find_license, model_card
 from ..publish import open_repository, push_unlearned_model
@@ -58,6 +60,9 @@ from .uld_config import ULDConfig
 _KNOWS_THE_FORGET_SET = 0.95
 _SILENT_ON_THE_RETAIN_SET = 0.5
 
+
+# Batches whose averages say how a training has ended.
+_RECENT_BATCHES = 10
 
 # Bytes of free space below which a checkpoint that failed has failed for want of it. What was written of it stays.
 _FULL_DISK = 2**24
@@ -188,6 +193,7 @@ class ULDTrainer(ForgetRetainTrainer):
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, **source)
         self._vocab_size = target_config.get_text_config(decoder=True).vocab_size
+        self._context_length = context_length(target_config)
         check_tokenizer(processing_class, self._vocab_size)
         sets = {name: to_trainable_rows(rows, name, args.dataset_text_field) for name, rows in sets.items()}
         self._first_set = next(iter(sets))  # the set whose tokens the assistant learns to predict
@@ -223,6 +229,7 @@ class ULDTrainer(ForgetRetainTrainer):
             architectures=["ULDForCausalLM"],
         )
 
+        self._recent: deque[tuple[float, ...]] = deque(maxlen=_RECENT_BATCHES)
         self._num_rows = {f"{name}_rows": len(sets.get(name, ())) for name in ("forget", "retain")}
         self._target_license = find_license(name, **source) if name else {}
 
@@ -261,8 +268,7 @@ class ULDTrainer(ForgetRetainTrainer):
             return super().training_step(*args, **kwargs)
 
     def _after_training(self) -> None:
-        accuracy = f"{self._first_set}_accuracy"
-        last = next((entry for entry in reversed(self.state.log_history) if accuracy in entry), {})
+        last, accuracy = self._recent_metrics(), f"{self._first_set}_accuracy"
         if self._first_set == "forget" and last.get(accuracy, 1.0) < _KNOWS_THE_FORGET_SET:
             logger.warning(
                 f"The assistant predicts {last[accuracy]:.0%} of the forget set's tokens: what it does not know is not "
@@ -273,6 +279,24 @@ class ULDTrainer(ForgetRetainTrainer):
                 f"On the retain set the assistant is {last['retain_kl']:.2f} nats per token from uniform: the rest is "
                 "not kept as it is. Train for more epochs, or with a higher retain_weight or retain_per_forget."
             )
+
+    def _recent_metrics(self) -> dict[str, float]:
+        """Per-token averages of the last batches: logs may cover the whole training, or be off."""
+        if not self._recent:
+            return {}
+        return self._per_token(*(sum(column) for column in zip(*self._recent, strict=True)))
+
+    def _per_token(
+        self, forget_loss: float, retain_loss: float, correct: float, num_forget: float, num_retain: float
+    ) -> dict[str, float]:
+        metrics = {}
+        if num_forget:
+            metrics[f"{self._first_set}_loss"] = forget_loss / num_forget
+            metrics[f"{self._first_set}_accuracy"] = correct / num_forget
+        if num_retain:
+            # Cross-entropy to the uniform distribution, less its entropy: how far from knowing nothing.
+            metrics["retain_kl"] = retain_loss / num_retain - math.log(self._num_embeddings)
+        return metrics
 
     def _record(self, outputs: Any, counts: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
         """Per-token averages for the log, and a stop at the first loss that is not a number."""
@@ -289,13 +313,10 @@ class ULDTrainer(ForgetRetainTrainer):
         )
         check_finite(terms, self.state.global_step + 1, self.args.learning_rate)
         metrics = self._metrics[mode]
-        if num_forget:
-            metrics[f"{self._first_set}_loss"].append(forget_loss / num_forget)
-            metrics[f"{self._first_set}_accuracy"].append(correct / num_forget)
-        if num_retain:
-            # Cross-entropy to the uniform distribution, less its entropy: how far from knowing nothing.
-            metrics["retain_kl"].append(retain_loss / num_retain - math.log(self._num_embeddings))
+        for name, value in self._per_token(forget_loss, retain_loss, correct, num_forget, num_retain).items():
+            metrics[name].append(value)
         if mode == "train":
+            self._recent.append((forget_loss, retain_loss, correct, num_forget, num_retain))
             self._total_train_tokens += int(num_tokens)
         metrics["num_tokens"] = [self._total_train_tokens]
 
@@ -303,7 +324,7 @@ class ULDTrainer(ForgetRetainTrainer):
         """What the model card says about the run: sizes and settings, never the texts."""
         args = self.args
         learned = (f"{self._first_set}_loss", f"{self._first_set}_accuracy")
-        last = next((entry for entry in reversed(self.state.log_history) if learned[0] in entry), {})
+        last = self._recent_metrics()
         peft_config = self.model.peft_config[ADAPTER_NAME]
         balance = ("retain_weight", "retain_per_forget") if args.objective == "uld" else ()
         settings = ("objective", "learning_rate", "num_train_epochs", *balance, "seed")
