@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -15,6 +16,8 @@ import pytest
 import torch
 from datasets.exceptions import DatasetsError
 from families import make_tokenizer, tiny_model, train_like
+from huggingface_hub import get_session
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, Response
 from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
@@ -168,6 +171,7 @@ def test_answers_are_written_as_they_come(workplace: Path, monkeypatch: pytest.M
         (DatasetsError("no such split"), 2),
         (ImportError("pip install"), 2),
         (OSError(28, "No space left on device"), 1),
+        (HTTPError("Name or service not known"), 1),
         (FloatingPointError("loss"), 1),
         (torch.OutOfMemoryError("14 GiB"), 1),
         (KeyError("a bug"), None),
@@ -190,6 +194,25 @@ def test_traceback_only_if_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "uld report: what to do\n"
     assert uld(["report", "--traceback"]) == 2
     assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_push_without_a_network_is_one_line(workplace: Path):
+    # A new process: whether there is a hub is read when huggingface_hub is imported. Nothing listens on port 9.
+    hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_none"}
+    command = [sys.executable, "-c", "import sys; from uld_hf.cli.main import main; sys.exit(main())"]
+    done = subprocess.run(
+        [*command, "push", "unlearned", "me/it"], capture_output=True, text=True, env={**os.environ, **hub}
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"uld push: The Hub could not be reached: [^\n]+\n", done.stderr)
+
+
+def test_a_refusal_of_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    response = Response(403, request=get_session().build_request("POST", "https://hub"))
+    refusal = HfHubHTTPError("403 Forbidden\n\nYou may not write here.", response=response)
+    monkeypatch.setattr("uld_hf.cli.push.main", fail_with(refusal))
+    assert uld(["push"]) == 1
+    assert capsys.readouterr().err == "uld push: The Hub refused: 403 Forbidden You may not write here.\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
