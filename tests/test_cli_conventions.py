@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,9 @@ def test_every_command_tells_shells_its_options(name: str):
     assert {"--quiet", "--config"} <= {option for action in shown for option in action.option_strings}
 
 
-def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+@pytest.fixture
+def complete(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., list[str]]:
+    """What bash makes of the last word of a command line."""
     if shutil.which("bash") is None:
         pytest.skip("needs bash")
     assert uld(["completion", "bash"]) == 0
@@ -253,10 +256,26 @@ def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str],
         done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
         return [word.strip() for word in done.stdout.splitlines()]
 
+    return complete
+
+
+def test_bash_completes_commands_and_options(complete: Callable[..., list[str]]):
     assert complete("uld", "ev") == ["eval"]
     assert complete("uld", "train", "--retain_w") == ["--retain_weight"]
     assert complete("uld", "train", "--deeps") in ([], [""])  # one of transformers' hundreds
     assert "--json" in complete("uld", "generate", "--")
+
+
+def test_bash_completes_what_is_given_by_its_place(
+    complete: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("fb1", "fb2"):
+        Path(name).mkdir()
+    assert sorted(complete("uld", "generate", "fb")) == ["fb1", "fb2"]
+    assert complete("uld", "report", "fb2") == ["fb2"]
+    assert complete("uld", "completion", "z") == ["zsh"]
+    assert "--prompt" in complete("uld", "generate", "fb1", "--prom")
 
 
 def test_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]):

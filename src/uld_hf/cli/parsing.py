@@ -50,7 +50,7 @@ class JsonArguments:
 
 
 # What shells complete after an option: by the option's name.
-_FOLDERS = ("model", "target", "retrained", "output_dir", "folder", "results")
+FOLDERS = ("model", "target", "retrained", "output_dir", "folder", "results")
 _FILES = ("config", "prompts_file", "output", "sweep")
 
 
@@ -102,7 +102,7 @@ class CommandParser:
         for action in self.parser._actions:
             if action.help and "%(default)" not in action.help and action.default not in (None, argparse.SUPPRESS, ""):
                 action.help = f"{action.help} (default: {action.default})"
-            if action.dest in _FOLDERS:
+            if action.dest in FOLDERS:
                 action.complete = shtab.DIRECTORY
             elif action.dest in _FILES or action.dest.endswith("_dataset"):
                 action.complete = shtab.FILE
