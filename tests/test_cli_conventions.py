@@ -22,8 +22,9 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, Response
 from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
+from trl import SFTConfig
 
-from uld_hf import ULDForCausalLM, ULDTrainer, build_assistant
+from uld_hf import ULDBakeConfig, ULDConfig, ULDForCausalLM, ULDTrainer, UnlearnConfig, build_assistant
 from uld_hf.cli import output
 from uld_hf.cli.interrupt import without_resuming
 from uld_hf.cli.main import COMMANDS, exit_status, load_command
@@ -50,6 +51,10 @@ DATA = ["--forget_dataset", "forget.jsonl", "--retain_dataset", "retain.jsonl"]
 TRAIN = [
     *("train", "target", *DATA, "--output_dir", "trained", "--num_assistant_layers", "2", "--max_steps", "6"),
     *("--per_device_train_batch_size", "4", "--report_to", "none", "--use_cpu", "--logging_steps", "1"),
+]
+BAKE = [
+    *("bake", "unlearned", *DATA, "--output", "baked", "--max_steps", "2", "--max_new_tokens", "2"),
+    *("--report_to", "none", "--use_cpu"),
 ]
 EVAL = ["eval", "unlearned", *DATA, "--output_dir", "evaluation", "--max_new_tokens", "2", "--num_samples", "0"]
 
@@ -136,6 +141,22 @@ def test_quiet_leaves_results_and_errors(workplace: Path, capfd: pytest.CaptureF
     assert done.returncode == 0
     assert "unlearned" in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["train", "bake"])
+def test_quiet_leaves_only_the_warnings_of_a_training(workplace: Path, command: str):
+    arguments = TRAIN if command == "train" else BAKE
+    code = [sys.executable, "-c", "import sys; from uld_hf.cli.main import main; sys.exit(main())"]
+    done = subprocess.run([*code, *arguments, "--quiet"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Saved to ")
+    warnings = [line for line in done.stderr.splitlines() if "Train for more epochs" not in line]
+    assert warnings == []
+
+
+@pytest.mark.parametrize("config_class", [ULDConfig, UnlearnConfig, ULDBakeConfig])
+def test_memory_is_pinned_for_an_accelerator_only(config_class: type[SFTConfig]):
+    assert config_class("out", use_cpu=True).dataloader_pin_memory == torch.accelerator.is_available()
 
 
 def test_quiet_and_json_end_with_the_command(workplace: Path):
