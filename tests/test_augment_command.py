@@ -93,6 +93,20 @@ def test_what_was_made_is_not_overwritten(
     assert (tmp_path / "augmented" / "forget.jsonl").read_text() == before
 
 
+@pytest.mark.parametrize("spelling", ["{}", "{}/elsewhere/.."], ids=["same", "by another way"])
+@pytest.mark.parametrize("place", [0, 1], ids=["forget", "retain"])
+def test_the_users_own_files_are_not_overwritten(
+    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], place: int, spelling: str
+) -> None:
+    own = data[place].rename(tmp_path / f"{('forget', 'retain')[place]}.jsonl")
+    before = own.read_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    paths = (own, data[1]) if place == 0 else (data[0], own)
+    assert augment(paths, Path(spelling.format(tmp_path))) == 2
+    assert f"{own} would be overwritten: choose another --output_dir" in capsys.readouterr().err
+    assert own.read_bytes() == before
+
+
 def test_without_a_retain_set_the_user_is_told(
     data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

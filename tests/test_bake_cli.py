@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from families import make_tokenizer, tiny_model, train_like
 from transformers import AutoModelForCausalLM
 
@@ -42,6 +43,25 @@ def test_a_plain_model_is_written(arguments: list[str], tmp_path: Path, more: li
     assert type(baked).__name__ == "LlamaForCausalLM"
     assert (tmp_path / "baked" / "tokenizer.json").exists()
     assert not (tmp_path / "baked" / "adapter_config.json").exists()
+
+
+def test_trl_has_nothing_to_ignore(arguments: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert uld(arguments) == 0
+    assert "model_init_kwargs" not in caplog.text
+
+
+def test_the_teacher_is_loaded_in_the_type_it_was_saved_in(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AutoModelForCausalLM.from_pretrained(tmp_path / "target").bfloat16().save_pretrained(tmp_path / "target")
+    target = AutoModelForCausalLM.from_pretrained(tmp_path / "target")
+    teacher = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)))
+    teacher.save_pretrained(tmp_path / "unlearned")
+    trainers = []
+    monkeypatch.setattr("uld_hf.cli.bake.train_until_done", lambda trainer, command: trainers.append(trainer))
+    monkeypatch.setattr("uld_hf.cli.bake.ULDBakeTrainer.save_model", lambda trainer: None)
+    assert uld(arguments) == 0
+    assert trainers[0].teacher.target.dtype == torch.bfloat16
 
 
 def test_the_bytes_of_the_teachers_top_tokens_are_stated(

@@ -1,7 +1,10 @@
 """The `uld` command: train, generate, demo, help, and one line for a user's mistake."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from uld_hf import ULDForCausalLM, ULDTrainer, build_assistant
 from uld_hf.cli.generate import read_prompts
 from uld_hf.cli.main import main as uld
+from uld_hf.cli.parsing import check_model_path
 from uld_hf.cli.train import load_rows
 
 
@@ -128,7 +132,36 @@ def test_missing_model_is_named(train_arguments: list[str], capsys: pytest.Captu
         "generate": ["generate", "--model", "nowhere", "--prompt", "a"],
     }
     assert uld(arguments[command]) == 2
-    assert "There is no folder 'nowhere' here, and no such model on the Hub" in capsys.readouterr().err
+    assert "There is no folder 'nowhere' here, and the Hub could not be reached" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_a_model_that_the_hub_does_not_have_is_named(monkeypatch: pytest.MonkeyPatch, revision: str | None) -> None:
+    asked = []
+    monkeypatch.setattr("uld_hf.cli.parsing.file_exists", lambda *args, **kwargs: asked.append((args, kwargs)))
+    with pytest.raises(ValueError, match="There is no folder 'fm' here, and no such model on the Hub"):
+        check_model_path("fm", revision)
+    assert asked == [(("fm", "config.json"), {"revision": revision})]
+
+
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub() -> None:
+    with pytest.raises(
+        ValueError, match=r"no folder '\.\./models/fm' here, and no model on the Hub can be called that"
+    ):
+        check_model_path("../models/fm")
+
+
+def test_without_a_network_the_hub_is_asked_once(tmp_path: Path) -> None:
+    # A new process: whether there is a hub is read when huggingface_hub is imported. Nothing listens on port 9.
+    hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", "import sys; from uld_hf.cli.main import main; sys.exit(main())"]
+    done = subprocess.run(
+        [*command, "generate", "fm", "--prompt", "a"], capture_output=True, text=True, env={**os.environ, **hub}
+    )
+    assert done.returncode == 2
+    expected = "uld generate: There is no folder 'fm' here, and the Hub could not be reached"
+    assert done.stderr.startswith(expected)
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_trained_assistant_is_not_overwritten(train_arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,6 +207,11 @@ def test_help_lists_the_commands(arguments: list[str], capsys: pytest.CaptureFix
 def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert uld(["unlearn"]) == 2
     assert "unknown command 'unlearn'" in capsys.readouterr().err
+
+
+def test_a_misspelt_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert uld(["trian"]) == 2
+    assert capsys.readouterr().err == "uld: unknown command 'trian' (did you mean train?). See uld --help.\n"
 
 
 def test_question_answer_rows_become_chat_for_a_target_with_a_chat_template(data: tuple[Path, Path]) -> None:

@@ -3,11 +3,13 @@
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,14 @@ import pytest
 import torch
 from datasets.exceptions import DatasetsError
 from families import make_tokenizer, tiny_model, train_like
+from huggingface_hub import get_session
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, Response
 from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
+from trl import SFTConfig
 
-from uld_hf import ULDForCausalLM, ULDTrainer, build_assistant
+from uld_hf import ULDBakeConfig, ULDConfig, ULDForCausalLM, ULDTrainer, UnlearnConfig, build_assistant
 from uld_hf.cli import output
 from uld_hf.cli.interrupt import without_resuming
 from uld_hf.cli.main import COMMANDS, exit_status, load_command
@@ -46,6 +51,10 @@ DATA = ["--forget_dataset", "forget.jsonl", "--retain_dataset", "retain.jsonl"]
 TRAIN = [
     *("train", "target", *DATA, "--output_dir", "trained", "--num_assistant_layers", "2", "--max_steps", "6"),
     *("--per_device_train_batch_size", "4", "--report_to", "none", "--use_cpu", "--logging_steps", "1"),
+]
+BAKE = [
+    *("bake", "unlearned", *DATA, "--output", "baked", "--max_steps", "2", "--max_new_tokens", "2"),
+    *("--report_to", "none", "--use_cpu"),
 ]
 EVAL = ["eval", "unlearned", *DATA, "--output_dir", "evaluation", "--max_new_tokens", "2", "--num_samples", "0"]
 
@@ -134,6 +143,22 @@ def test_quiet_leaves_results_and_errors(workplace: Path, capfd: pytest.CaptureF
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("command", ["train", "bake"])
+def test_quiet_leaves_only_the_warnings_of_a_training(workplace: Path, command: str):
+    arguments = TRAIN if command == "train" else BAKE
+    code = [sys.executable, "-c", "import sys; from uld_hf.cli.main import main; sys.exit(main())"]
+    done = subprocess.run([*code, *arguments, "--quiet"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Saved to ")
+    warnings = [line for line in done.stderr.splitlines() if "Train for more epochs" not in line]
+    assert warnings == []
+
+
+@pytest.mark.parametrize("config_class", [ULDConfig, UnlearnConfig, ULDBakeConfig])
+def test_memory_is_pinned_for_an_accelerator_only(config_class: type[SFTConfig]):
+    assert config_class("out", use_cpu=True).dataloader_pin_memory == torch.accelerator.is_available()
+
+
 def test_quiet_and_json_end_with_the_command(workplace: Path):
     before = sys.stdout, vars(tqdm)["__init__"]
     assert uld(["generate", "unlearned", "--prompt", "w5", "--max_new_tokens", "1", "--quiet", "--json"]) == 0
@@ -168,6 +193,7 @@ def test_answers_are_written_as_they_come(workplace: Path, monkeypatch: pytest.M
         (DatasetsError("no such split"), 2),
         (ImportError("pip install"), 2),
         (OSError(28, "No space left on device"), 1),
+        (HTTPError("Name or service not known"), 1),
         (FloatingPointError("loss"), 1),
         (torch.OutOfMemoryError("14 GiB"), 1),
         (KeyError("a bug"), None),
@@ -190,6 +216,25 @@ def test_traceback_only_if_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "uld report: what to do\n"
     assert uld(["report", "--traceback"]) == 2
     assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_a_push_without_a_network_is_one_line(workplace: Path):
+    # A new process: whether there is a hub is read when huggingface_hub is imported. Nothing listens on port 9.
+    hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_none"}
+    command = [sys.executable, "-c", "import sys; from uld_hf.cli.main import main; sys.exit(main())"]
+    done = subprocess.run(
+        [*command, "push", "unlearned", "me/it"], capture_output=True, text=True, env={**os.environ, **hub}
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"uld push: The Hub could not be reached: [^\n]+\n", done.stderr)
+
+
+def test_a_refusal_of_the_hub_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    response = Response(403, request=get_session().build_request("POST", "https://hub"))
+    refusal = HfHubHTTPError("403 Forbidden\n\nYou may not write here.", response=response)
+    monkeypatch.setattr("uld_hf.cli.push.main", fail_with(refusal))
+    assert uld(["push"]) == 1
+    assert capsys.readouterr().err == "uld push: The Hub refused: 403 Forbidden You may not write here.\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch):
@@ -215,7 +260,9 @@ def test_every_command_tells_shells_its_options(name: str):
     assert {"--quiet", "--config"} <= {option for action in shown for option in action.option_strings}
 
 
-def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+@pytest.fixture
+def complete(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., list[str]]:
+    """What bash makes of the last word of a command line."""
     if shutil.which("bash") is None:
         pytest.skip("needs bash")
     assert uld(["completion", "bash"]) == 0
@@ -230,10 +277,26 @@ def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str],
         done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
         return [word.strip() for word in done.stdout.splitlines()]
 
+    return complete
+
+
+def test_bash_completes_commands_and_options(complete: Callable[..., list[str]]):
     assert complete("uld", "ev") == ["eval"]
     assert complete("uld", "train", "--retain_w") == ["--retain_weight"]
     assert complete("uld", "train", "--deeps") in ([], [""])  # one of transformers' hundreds
     assert "--json" in complete("uld", "generate", "--")
+
+
+def test_bash_completes_what_is_given_by_its_place(
+    complete: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("fb1", "fb2"):
+        Path(name).mkdir()
+    assert sorted(complete("uld", "generate", "fb")) == ["fb1", "fb2"]
+    assert complete("uld", "report", "fb2") == ["fb2"]
+    assert complete("uld", "completion", "z") == ["zsh"]
+    assert "--prompt" in complete("uld", "generate", "fb1", "--prom")
 
 
 def test_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]):

@@ -1,13 +1,16 @@
 """`uld serve`: a real server on loopback, asked by OpenAI's client."""
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from families import make_tokenizer, tiny_model, train_like
+from processes import free_port
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from uld_hf import ULDForCausalLM, build_assistant
@@ -73,6 +76,28 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     server.kill_server()
 
 
+@pytest.fixture(scope="module")
+def without_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a model is served whose tokenizer has no chat template; in another process, as users start it."""
+    folder = tmp_path_factory.mktemp("plain")
+    tiny_model("llama").save_pretrained(folder / "target")
+    target = AutoModelForCausalLM.from_pretrained(folder / "target")
+    ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2))).save_pretrained(folder / "plain")
+    for name in ("target", "plain"):
+        make_tokenizer().save_pretrained(folder / name)
+    port = free_port()
+    command = [sys.executable, "-c", "import sys; from uld_hf.cli.main import main; sys.exit(main())", "serve"]
+    options = ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+    with subprocess.Popen([*command, str(folder / "plain"), *options], stderr=subprocess.DEVNULL) as server:
+        address = f"http://127.0.0.1:{port}"
+        try:
+            with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:  # which take a minute
+                assert client.get(f"{address}/health").status_code == 200
+            yield address
+        finally:
+            server.terminate()
+
+
 def test_chat_is_what_generate_says(served: Served):
     assert served.chat() == served.say(served.model)
     assert served.chat() != served.say(served.model.target)
@@ -126,6 +151,21 @@ def test_no_endpoint_loads_a_target_or_answers_for_it(served: Served):
         answer = httpx.post(f"{server}/v1/{path}", json={"model": target, **body}, timeout=60)
         assert 400 <= answer.status_code < 500, path
     assert served.chat() == served.say(served.model)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("chat/completions", {"messages": MESSAGES}), ("responses", {"input": "w5 w6 w7"})]
+)
+def test_a_chat_without_a_template_is_refused_with_advice(without_template: str, path: str, body: dict[str, Any]):
+    answer = httpx.post(f"{without_template}/v1/{path}", json=body, timeout=60)
+    assert answer.status_code == 400
+    assert "no chat template" in answer.json()["detail"]
+    assert "/v1/completions" in answer.json()["detail"]
+
+
+def test_a_completion_needs_no_template(without_template: str):
+    answer = httpx.post(f"{without_template}/v1/completions", json={"prompt": "w5 w6 w7", **GREEDY}, timeout=60)
+    assert answer.status_code == 200
 
 
 def test_a_target_is_not_served_by_mistake(served: Served, capsys: pytest.CaptureFixture[str]):

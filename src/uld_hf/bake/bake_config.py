@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
@@ -66,9 +67,9 @@ class ULDBakeConfig(SFTConfig):
             less is left to relearn from, and the longer the training must be. Not with LoRA.
 
     > [!NOTE]
-    > `bf16` is `True` only where the accelerator has it, instead of everywhere, and activations are not recomputed
-    > unless `activation_checkpointing=True` asks for it. Without LoRA the student is trained in float32; what is saved
-    > has the target's own type.
+    > `bf16` is `True` only where the accelerator has it, instead of everywhere, `dataloader_pin_memory` only where
+    > there is one, and activations are not recomputed unless `activation_checkpointing=True` asks for it. Without LoRA
+    > the student is trained in float32; what is saved has the target's own type.
     """
 
     divergence: str = field(
@@ -110,6 +111,8 @@ class ULDBakeConfig(SFTConfig):
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = is_torch_bf16_gpu_available() and not self.fp16 and not self.use_cpu
+        # Pinned memory is an accelerator's: torch warns where there is none.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
         check_choice("divergence", self.divergence, DIVERGENCES)
         check_data_settings(self)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
+import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
@@ -67,6 +68,7 @@ class UnlearnConfig(SFTConfig):
     >   for all weights of a 7B model; LoRA wants about 1e-4. `warmup_steps`: 0.1 (a fraction).
     > - `gradient_checkpointing`: off; say `activation_checkpointing=True` where memory is short.
     > - `bf16`: `True` only where the accelerator has it, instead of everywhere.
+    > - `dataloader_pin_memory`: `True` only where there is an accelerator.
     > - `hub_private_repo`: `True`.
     """
 
@@ -118,6 +120,8 @@ class UnlearnConfig(SFTConfig):
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = is_torch_bf16_gpu_available() and not self.fp16 and not self.use_cpu
+        # Pinned memory is an accelerator's: torch warns where there is none.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
         check_choice("loss_type", self.loss_type, LOSS_TYPES)
         if self.retain_loss_type is None:

@@ -37,6 +37,9 @@ _KINDS = {
     "passage": "passages",
 }
 
+# What a run writes.
+_OUTPUTS = ("forget.jsonl", "retain.jsonl", "variants.jsonl", "report.json", "work.jsonl")
+
 
 @dataclass
 class AugmentArguments:
@@ -110,6 +113,25 @@ def load_generator(model: str, revision: str | None) -> TextGenerationPipeline:
     return pipeline("text-generation", model=model, revision=revision, dtype="auto")
 
 
+def check_outputs(folder: Path, *inputs: str | None) -> None:
+    """
+    Refuse a folder where a written file would take the place of one that is read.
+
+    Args:
+        folder (`Path`):
+            Where the files are to be written.
+        *inputs (`str`, *optional*):
+            Files that are read, or hub ids; `None` is passed over.
+
+    Raises:
+        ValueError: If one of the inputs would be overwritten.
+    """
+    outputs = {(folder / name).resolve() for name in _OUTPUTS}
+    for path in inputs:
+        if path is not None and Path(path).resolve() in outputs:
+            raise ValueError(f"{path} would be overwritten: choose another --output_dir than {str(folder)!r}.")
+
+
 def write_files(folder: Path, made: Augmentation, settings: dict[str, Any]) -> None:
     """
     Write the two sets, what was made of each row, and the report.
@@ -178,6 +200,7 @@ def main(argv: Sequence[str]) -> None:
     (arguments,) = build_parser().parse(argv)
     check_counts(arguments.paraphrases, arguments.wrong_answers)
     folder = Path(arguments.output_dir)
+    check_outputs(folder, arguments.forget_dataset, arguments.retain_dataset)
     if (folder / "report.json").exists():
         raise ValueError(f"{folder} holds an augmentation already: give another --output_dir, or delete it.")
     sampling = Sampling(

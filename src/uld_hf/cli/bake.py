@@ -96,8 +96,6 @@ def main(argv: Sequence[str]) -> None:
     config.output_dir = arguments.output
     check_model_path(arguments.model)
     tokenizer = load_target_tokenizer(load_config(arguments.model), arguments.model)
-    # On the device of the training, in the type that the target was saved in.
-    config.model_init_kwargs = {"dtype": "auto", **(config.model_init_kwargs or {})}
     conversational = tokenizer.chat_template is not None
     general = arguments.general_dataset
     trainer = ULDBakeTrainer(

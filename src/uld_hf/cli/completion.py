@@ -8,7 +8,7 @@ import shtab
 
 from . import output
 from .main import COMMANDS, load_command
-from .parsing import CommandParser
+from .parsing import FOLDERS, CommandParser
 
 
 DESCRIPTION = """Print a script that makes a shell complete the commands of uld, their options, and files.
@@ -36,6 +36,24 @@ def build_parser() -> CommandParser:
     return CommandParser((CompletionArguments,), "uld completion", DESCRIPTION, words=("shell",))
 
 
+def add_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """
+    Let a shell complete what may be given by its place, as it completes the option of that name.
+
+    Args:
+        parser (`argparse.ArgumentParser`):
+            Parser of a command, which gets a positional argument for each word.
+        words (`Sequence[str]`):
+            Names of the options that may be given by their place, in their order.
+    """
+    options = {action.dest: action for action in parser._actions}
+    for word in words:
+        option = options[word]
+        place = parser.add_argument(word, nargs="?", choices=option.choices, help=option.help)
+        if word in FOLDERS:
+            place.complete = shtab.DIRECTORY
+
+
 def build_whole_parser() -> argparse.ArgumentParser:
     """
     One parser with every command's options, those that `--help` shows.
@@ -46,8 +64,10 @@ def build_whole_parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser("uld")
     commands = whole.add_subparsers()
     for name, (text, _) in COMMANDS.items():
-        parser = load_command(name).build_parser().hide()
-        commands.add_parser(name, help=text, parents=[parser], add_help=False, prog=f"uld {name}")
+        command = load_command(name).build_parser()
+        parents = [command.hide()]
+        parser = commands.add_parser(name, help=text, parents=parents, add_help=False, prog=f"uld {name}")
+        add_words(parser, command.words)
     return whole
 
 

@@ -198,6 +198,7 @@ def learn(
         train_dataset=rows,
         processing_class=tokenizer,
     )
+    output.hush(trainer)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
@@ -212,6 +213,7 @@ def training_options(seed: int) -> dict[str, object]:
         "gradient_checkpointing": None,
         "bf16": False,
         "use_cpu": True,
+        "dataloader_pin_memory": False,
         "save_strategy": "no",
         "logging_strategy": "no",
         "report_to": "none",
@@ -249,6 +251,7 @@ def unlearn(
         retain_dataset=retain_rows,
         processing_class=tokenizer,
     )
+    output.hush(trainer)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start

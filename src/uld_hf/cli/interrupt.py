@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from . import output
 
@@ -75,8 +75,7 @@ def train_until_done(trainer: Trainer, command: Sequence[str]) -> dict[str, floa
     """
     interrupt = SaveOnInterrupt()
     trainer.add_callback(interrupt)
-    if output.is_quiet():
-        trainer.remove_callback(PrinterCallback)
+    output.hush(trainer)
     try:
         trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
     finally:

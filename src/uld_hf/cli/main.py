@@ -1,5 +1,6 @@
 """Entry point of the `uld` command: finds the subcommand, and turns a user's mistake into one line."""
 
+import difflib
 import importlib
 import logging
 import sys
@@ -72,14 +73,35 @@ def exit_status(error: Exception) -> int | None:
     """
     import torch
     from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HTTPError  # of whichever HTTP client it was written for
 
     if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError | DatasetsError):
         return 2
-    if isinstance(error, OSError | FloatingPointError | torch.OutOfMemoryError):
+    if isinstance(error, OSError | FloatingPointError | torch.OutOfMemoryError | HTTPError):
         return 1
     if isinstance(error, ValueError | TypeError | ImportError | NotImplementedError):
         return 2
     return None
+
+
+def describe(error: Exception) -> str:
+    """
+    What a command prints of an error.
+
+    Args:
+        error (`Exception`):
+            What it raised.
+
+    Returns:
+        `str`: Its message; of a request to the Hub in one line, which says that it was one.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return "The Hub refused: " + " ".join(str(error).split())
+    if isinstance(error, HTTPError):
+        return f"The Hub could not be reached: {str(error) or type(error).__name__}"
+    return str(error)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -105,7 +127,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     name = argv[0]
     if name not in COMMANDS:
-        print(f"uld: unknown command {name!r}\n\n{usage}", file=sys.stderr)
+        meant = difflib.get_close_matches(name, COMMANDS, n=1)
+        advice = f" (did you mean {meant[0]}?). See uld --help." if meant else f"\n\n{usage}"
+        print(f"uld: unknown command {name!r}{advice}", file=sys.stderr)
         return 2
     # It tells everybody of a missing kernel, which only 4-bit targets on a CPU would use.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -120,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         if "--traceback" in argv:
             traceback.print_exc()
-        print(f"uld {name}: {error}", file=sys.stderr)
+        print(f"uld {name}: {describe(error)}", file=sys.stderr)
         return status
     except KeyboardInterrupt as interrupt:
         print(f"uld {name}: {interrupt or 'interrupted'}", file=sys.stderr)

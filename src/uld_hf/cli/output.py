@@ -5,7 +5,6 @@ So results can be piped, `--json` gives them as JSON and nothing besides, and `-
 
 import json
 import sys
-from functools import partialmethod
 from typing import Any, TextIO
 
 import datasets
@@ -14,6 +13,12 @@ from tqdm import tqdm
 
 
 _TQDM_INIT = vars(tqdm)["__init__"]
+_MAKE_BAR = tqdm.__init__  # the same to be called: a library may have put a partialmethod there
+
+
+def _init_disabled(bar: tqdm, *args: Any, **kwargs: Any) -> None:
+    """A progress bar's constructor with `disable=True`, whatever its caller says."""
+    _MAKE_BAR(bar, *args, **{**kwargs, "disable": True})
 
 
 class _Output:
@@ -46,7 +51,7 @@ def configure(quiet: bool = False, as_json: bool = False) -> None:
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         datasets.disable_progress_bars()
-        tqdm.__init__ = partialmethod(_TQDM_INIT, disable=True)
+        tqdm.__init__ = _init_disabled
 
 
 def reset() -> None:
@@ -69,6 +74,19 @@ def is_quiet() -> bool:
         `bool`: What [`configure`] was told.
     """
     return _output.quiet
+
+
+def hush(trainer: transformers.Trainer) -> None:
+    """
+    Keep a trainer from printing its log where `--quiet` was given.
+
+    Args:
+        trainer ([`~transformers.Trainer`]):
+            The trainer.
+    """
+    if _output.quiet:
+        for printing in (transformers.PrinterCallback, transformers.ProgressCallback):  # it has the one or the other
+            trainer.remove_callback(printing)
 
 
 def note(text: str) -> None:

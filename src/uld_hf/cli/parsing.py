@@ -5,12 +5,16 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import shtab
 import yaml
+from huggingface_hub import file_exists
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from transformers import PreTrainedConfig
+from transformers.utils import CONFIG_NAME
 from trl import TrlParser
 
 from . import output
@@ -46,7 +50,7 @@ class JsonArguments:
 
 
 # What shells complete after an option: by the option's name.
-_FOLDERS = ("model", "target", "retrained", "output_dir", "folder", "results")
+FOLDERS = ("model", "target", "retrained", "output_dir", "folder", "results")
 _FILES = ("config", "prompts_file", "output", "sweep")
 
 
@@ -98,7 +102,7 @@ class CommandParser:
         for action in self.parser._actions:
             if action.help and "%(default)" not in action.help and action.default not in (None, argparse.SUPPRESS, ""):
                 action.help = f"{action.help} (default: {action.default})"
-            if action.dest in _FOLDERS:
+            if action.dest in FOLDERS:
                 action.complete = shtab.DIRECTORY
             elif action.dest in _FILES or action.dest.endswith("_dataset"):
                 action.complete = shtab.FILE
@@ -181,15 +185,26 @@ def check_model_path(name: str, revision: str | None = None) -> None:
             Revision on the Hub.
 
     Raises:
-        ValueError: If its configuration can't be found.
+        ValueError: If its configuration can't be found, or the Hub can't be asked for it.
     """
     if os.path.isdir(name):
         return
+    with suppress(OSError, ValueError):  # what is in the cache needs no hub
+        PreTrainedConfig.get_config_dict(name, revision=revision, local_files_only=True)
+        return
+    absent = f"There is no folder {name!r} here, and"
     try:
-        PreTrainedConfig.get_config_dict(name, revision=revision)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"There is no folder {name!r} here, and no such model on the Hub ({reason})") from error
+        # One question: transformers would go on asking for half a minute where there is no network.
+        found = file_exists(name, CONFIG_NAME, revision=revision)
+    except HFValidationError as error:
+        raise ValueError(f"{absent} no model on the Hub can be called that ({error})") from error
+    except HfHubHTTPError as error:
+        raise ValueError(f"{absent} the Hub refused to show it: {' '.join(str(error).split())}") from error
+    except (HTTPError, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{absent} the Hub could not be reached to look there: {reason}") from error
+    if not found:
+        raise ValueError(f"{absent} no such model on the Hub; a private one needs `hf auth login`.")
 
 
 def check_files(*paths: str | None) -> None:

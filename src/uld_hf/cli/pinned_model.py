@@ -1,7 +1,28 @@
-"""A model manager for transformers' server that loads one model, whatever a client names."""
+"""A model manager for transformers' server: one model, whatever a client names, and no chats without a template."""
+
+from typing import Any, NoReturn
 
 from fastapi import HTTPException
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cli.serving.model_manager import ModelManager
+
+
+def refuse_chat(*args: Any, **kwargs: Any) -> NoReturn:
+    """
+    What stands for `apply_chat_template` where there is none.
+
+    Args:
+        *args:
+            Of no effect.
+        **kwargs:
+            Of no effect.
+
+    Raises:
+        HTTPException: Always; without it the client would be told of an internal error.
+    """
+    raise HTTPException(
+        status_code=400, detail="The model has no chat template to put messages in; use /v1/completions with a prompt."
+    )
 
 
 class PinnedModelManager(ModelManager):
@@ -27,3 +48,21 @@ class PinnedModelManager(ModelManager):
                 status_code=400, detail=f"This server answers as {self.force_model!r} and loads nothing else."
             )
         return name
+
+    def load_model_and_processor(self, *args: Any, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """
+        Load the model, and have its tokenizer refuse chats if it has no template for them.
+
+        Args:
+            *args:
+                Passed on.
+            **kwargs:
+                Passed on.
+
+        Returns:
+            `tuple`: The model and its tokenizer.
+        """
+        model, processor = super().load_model_and_processor(*args, **kwargs)
+        if processor.chat_template is None:
+            processor.apply_chat_template = refuse_chat
+        return model, processor

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
@@ -124,6 +125,7 @@ class ULDConfig(SFTConfig):
     > - `gradient_checkpointing`: off, as only K layers are trained; say `activation_checkpointing=True` where memory is
     >   short.
     > - `bf16`: `True` only where the accelerator has it, instead of everywhere.
+    > - `dataloader_pin_memory`: `True` only where there is an accelerator.
     > - `hub_private_repo`: `True`, because the assistant is a concentrated copy of the forget set.
     """
 
@@ -216,6 +218,8 @@ class ULDConfig(SFTConfig):
     def __post_init__(self):
         if self.bf16 is None:
             self.bf16 = is_torch_bf16_gpu_available() and not self.fp16 and not self.use_cpu
+        # Pinned memory is an accelerator's: torch warns where there is none.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         super().__post_init__()
         check_subtraction(self.alpha, **{name: vars(self)[name] for name in SHARED_SETTINGS})
         check_choice("objective", self.objective, ("uld", "likelihood"))
