@@ -713,8 +713,8 @@ def test_sweep_prints_a_row_for_every_setting_and_the_choice(files, tmp_path, ca
 
 def test_held_out_questions_with_wrong_answers_take_the_retrained_models_place(files, unlearned, tmp_path, capsys):
     output = tmp_path / "sweep.json"
-    command = ["sweep", "--model", files["unlearned"], "--forget_dataset", files["forget"], "--retain_dataset",
-               files["retain"], "--holdout_dataset", files["holdout"], "--alphas", "0.7", "--output", str(output)]  # fmt: skip
+    sets = [part for name in ("forget", "retain", "holdout") for part in (f"--{name}_dataset", files[name])]
+    command = ["sweep", "--model", files["unlearned"], *sets, "--alphas", "0.7", "--output", str(output)]
     assert uld(command) == 0
     (outcome,) = json.loads(output.read_text())["settings"]
     tokenizer = make_tokenizer()
