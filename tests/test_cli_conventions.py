@@ -413,3 +413,11 @@ def test_the_command_to_go_on_resumes_once():
     argv = ["target", "--resume_from_checkpoint", "trained/checkpoint-3", "--seed", "1"]
     assert without_resuming(argv) == ["target", "--seed", "1"]
     assert without_resuming(["--resume_from_checkpoint=True", "--seed", "1"]) == ["--seed", "1"]
+
+
+def test_help_says_of_inherited_options_what_is_so_here(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        uld(["train", "--help"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "documents are split there, never cut" in printed
+    assert "truncated" not in printed

@@ -54,6 +54,14 @@ FOLDERS = ("model", "target", "retrained", "output_dir", "folder", "results")
 _FILES = ("config", "prompts_file", "output", "sweep")
 
 
+# What trl and transformers say of these is not so here.
+HELP = {
+    "max_length": "longest row, in tokens: documents are split there, never cut, and longer answers are refused",
+    "resume_from_checkpoint": "go on from a checkpoint's folder, or with 'true' from the last one in --output_dir",
+    "bf16": "train in bf16 mixed precision; off on a CPU, on where the accelerator has it",
+}
+
+
 class CommandParser:
     """
     The command line of one command.
@@ -100,6 +108,7 @@ class CommandParser:
             visible = {*shown, *words, "config", "help", "help_all", "quiet", "traceback", "json"}
             self.hidden = [action for action in self.parser._actions if action.dest not in visible]
         for action in self.parser._actions:
+            action.help = HELP.get(action.dest, action.help)
             if action.help and "%(default)" not in action.help and action.default not in (None, argparse.SUPPRESS, ""):
                 action.help = f"{action.help} (default: {action.default})"
             if action.dest in FOLDERS:
