@@ -106,6 +106,15 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
+def test_contrast_commands_and_python_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for block in code_blocks("contrast.md", ""):
+        assert uld(shlex.split(block)[1:]) == 0, capsys.readouterr().err
+    for block in code_blocks("contrast.md", "python"):
+        exec(compile(block, "contrast.md", "exec"), {})
+    config = ULDForCausalLM.from_pretrained("contrast").config
+    assert (config.alphas, config.gate) == ({"assistant": 2.0, "knows-wording": -1.6}, 0.1)
+
+
 def test_baselines_commands_and_python_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [block for block in code_blocks("baselines.md", "") if block.startswith("uld ")]
     assert len(commands) == 4
