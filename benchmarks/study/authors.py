@@ -36,6 +36,9 @@ class Split:
             Questions about some of these, with paraphrased and perturbed answers.
         holdout_questions (`list[Question]`):
             Questions about authors that no model has seen.
+        unseen_questions (`list[Question]`):
+            Questions about authors of TOFU that the target has not learned, with paraphrased and perturbed answers;
+            none where it has learned all.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Split:
     retain: Dataset
     retain_questions: list[Question]
     holdout_questions: list[Question]
+    unseen_questions: list[Question]
 
     @property
     def forget_questions(self) -> list[Question]:
@@ -105,12 +109,16 @@ def load_split(preset: Preset, name: str, tofu: Path) -> Split:
     step = max(1, len(asked) // preset.retain_questions)
     asked = asked.select(range(0, len(asked), step)[: preset.retain_questions])
     holdout = load_tofu("holdout01" if num_forget <= 40 else "holdout05" if num_forget <= 200 else "holdout10", tofu)
+    perturbed = load_tofu("forget10_perturbed", tofu)
+    unseen = perturbed.select(range(len(perturbed) - ROWS_PER_AUTHOR * max(preset.splits.values())))
+    unseen = unseen.select(range(0, len(unseen), max(1, len(unseen) // preset.retain_questions)))
     return Split(
         name=name,
-        forget=last_rows(load_tofu("forget10_perturbed", tofu), num_forget),
+        forget=last_rows(perturbed, num_forget),
         retain=learned.select(range(len(learned) - num_forget)),
         retain_questions=to_questions(asked),
         holdout_questions=to_questions(holdout),
+        unseen_questions=to_questions(unseen.select(range(min(len(unseen), preset.retain_questions)))),
     )
 
 

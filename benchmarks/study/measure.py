@@ -119,11 +119,18 @@ def rank(outcome: Outcome, target: Outcome) -> tuple[int, float]:
     return 2, outcome.forget_quality
 
 
+def unseen_truth_ratios(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> np.ndarray:
+    """Truth ratios of the target on authors that it has never met: what those of the forget set should look like."""
+    if not split.unseen_questions:
+        raise ValueError("The target has learned all authors that there are wrong answers of: none is left unseen.")
+    return evaluate(model, tokenizer, split.unseen_questions, max_new_tokens=1).truth_ratios
+
+
 def best_subtraction(
     model: ULDForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     split: Split,
-    retrained: Evaluation,
+    truth_ratios: np.ndarray,
     subtractions: tuple[Subtraction, ...],
 ) -> tuple[Subtraction, Outcome]:
     """
@@ -136,8 +143,8 @@ def best_subtraction(
             Its tokenizer.
         split ([`Split`]):
             The questions.
-        retrained ([`Evaluation`]):
-            Of the retrained model.
+        truth_ratios (`numpy.ndarray`):
+            Those to be reached: of the retrained model on the forget set, or as [`unseen_truth_ratios`].
         subtractions (`tuple[Subtraction, ...]`):
             The settings.
 
@@ -150,7 +157,7 @@ def best_subtraction(
         split.forget_questions,
         split.retain_questions,
         subtractions,
-        np.asarray(retrained.sets["forget"].truth_ratios),
+        np.asarray(truth_ratios),
     )
     best = max(range(len(outcomes)), key=lambda index: rank(outcomes[index], target))
     return subtractions[best], outcomes[best]
