@@ -86,6 +86,13 @@ def learned_rows(preset: Preset, tofu: Path) -> Dataset:
     return concatenate_datasets([full.select(range(first)), last_rows(full, ROWS_PER_AUTHOR * most)])
 
 
+def pretraining_rows(preset: Preset, tofu: Path) -> Dataset:
+    """Authors that are neither learned nor asked about: all but the first, and but TOFU's last tenth."""
+    full = load_tofu("full", tofu).select_columns(COLUMNS)
+    first = ROWS_PER_AUTHOR * (preset.num_authors - max(preset.splits.values()))
+    return full.select(range(first, len(full) - len(load_tofu("forget10", tofu))))
+
+
 def load_split(preset: Preset, name: str, tofu: Path) -> Split:
     """
     A forget set and what belongs to it.

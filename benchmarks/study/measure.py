@@ -121,8 +121,6 @@ def rank(outcome: Outcome, target: Outcome) -> tuple[int, float]:
 
 def unseen_truth_ratios(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> np.ndarray:
     """Truth ratios of the target on authors that it has never met: what those of the forget set should look like."""
-    if not split.unseen_questions:
-        raise ValueError("The target has learned all authors that there are wrong answers of: none is left unseen.")
     return evaluate(model, tokenizer, split.unseen_questions, max_new_tokens=1).truth_ratios
 
 

@@ -104,6 +104,11 @@ class Method:
     augmented: bool = False
     tuned_as: str | None = None
 
+    @property
+    def needs_unseen_authors(self) -> bool:
+        """Whether it cannot be had where the target has learned all authors."""
+        return self.tuned_as is not None or self.recipe == "bake"
+
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0)
 

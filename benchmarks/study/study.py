@@ -50,6 +50,10 @@ class Study:
         """A forget set and what belongs to it."""
         return load_split(self.preset, name, self.tofu)
 
+    def has_unseen_authors(self) -> bool:
+        """Whether there are authors with wrong answers that the target has not learned."""
+        return bool(self.split(self.preset.tune_on).unseen_questions)
+
     def target(self, seed: int) -> Path:
         """Folder of the trained target."""
         return target_folder(self.preset, self.tofu, self.work, self.tokenizer, seed, self.ledger.deadline)
