@@ -35,6 +35,7 @@ from transformers import (
 )
 
 from uld_hf import ULDForCausalLM, ULDLogitsProcessor, __version__, build_assistant, logit_difference
+from uld_hf.cache_name import CACHE
 
 
 ALPHAS = {"unrelated": 1e-4, "forgotten": 8.0}
@@ -105,7 +106,7 @@ def released_way(
             begin = 0 if position == 0 else length + position - 1
             positions = torch.arange(begin, length + position, device=input_ids.device)[None]
             first, second = (
-                step(input_ids=fed, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                step(input_ids=fed, position_ids=positions, use_cache=True, logits_to_keep=1, **{CACHE: cache})
                 .logits[:, -1]
                 .clone()  # a compiled step writes over its last result
                 for step, cache in zip(run, caches, strict=True)
@@ -233,7 +234,7 @@ def memory(target: PreTrainedModel, model: ULDForCausalLM, merged: PreTrainedMod
         return sum(size for at, size in tensor_bytes(module).items() if at not in own)
 
     caches = {
-        name: cache_bytes(module(input_ids, use_cache=True, logits_to_keep=1).past_key_values)
+        name: cache_bytes(module(input_ids, use_cache=True, logits_to_keep=1)[CACHE])
         for name, module in (("target", target), ("uld", model), ("merged", merged))
     }
     lora = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "lora_" in name)

@@ -10,6 +10,7 @@ from families import make_tokenizer, tiny_model, train_like
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 from uld_hf import ULDForCausalLM, build_assistant
+from uld_hf.cache_name import CACHE
 from uld_hf.evaluation.answer_logits import answer_logits, can_share_prompts
 from uld_hf.evaluation.encoding import check_predictable
 from uld_hf.evaluation.scoring import Subtraction, score_completions, score_subtractions
@@ -184,8 +185,8 @@ def test_a_model_that_goes_on_from_a_cache_wrongly_is_scored_without():
     sound = copy.deepcopy(model)
 
     def shifts_positions(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        if kwargs["past_key_values"] is not None:
-            kwargs["position_ids"] = kwargs["position_ids"] + 3 * (kwargs["past_key_values"].get_seq_length() > 0)
+        if kwargs[CACHE] is not None:
+            kwargs["position_ids"] = kwargs["position_ids"] + 3 * (kwargs[CACHE].get_seq_length() > 0)
         return args, kwargs
 
     model.model.register_forward_pre_hook(shifts_positions, with_kwargs=True)
@@ -232,5 +233,5 @@ def test_component_logits_go_on_from_a_cache(execution):
 
 def test_component_logits_refuse_the_targets_cache():
     model = unlearned(tiny_model("llama"), "lockstep")
-    with pytest.raises(ValueError, match="past_key_values has 4 layers"):
+    with pytest.raises(ValueError, match=f"{CACHE} has 4 layers"):
         model.component_logits(torch.tensor([[5, 6]]), past_key_values=DynamicCache(config=model.target.config))

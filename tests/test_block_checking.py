@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.block_checking import BlockSize
+from uld_hf.cache_name import CACHE
 from uld_hf.lockstep import Lockstep
 
 
@@ -96,11 +97,11 @@ def test_returned_cache_continues_the_text():
     first = generate(model, execution="blocks", return_dict_in_generate=True, eos_token_id=None)
     length = first.sequences.shape[1]
     assert length == 12 + NEW_TOKENS
-    assert first.past_key_values.get_seq_length() == length - 1
+    assert first[CACHE].get_seq_length() == length - 1
     mask = torch.cat([MASK, torch.ones(3, NEW_TOKENS, dtype=torch.long)], dim=1)
     options = {"inputs": first.sequences, "attention_mask": mask, "eos_token_id": None}
     expected = generate(model, **options)
-    assert torch.equal(generate(model, execution="blocks", past_key_values=first.past_key_values, **options), expected)
+    assert torch.equal(generate(model, execution="blocks", **{CACHE: first[CACHE]}, **options), expected)
 
 
 def test_criteria_stop_it_in_the_middle_of_a_block():

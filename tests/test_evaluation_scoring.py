@@ -119,6 +119,7 @@ SETTINGS = [
     Subtraction(1.6, outside="mask"),
     Subtraction(1.0, relative_top=0, remove_top_k=4),
     Subtraction(0.8, center=False),
+    Subtraction(0.8, relative_top=0, gate=0.25),
 ]
 
 

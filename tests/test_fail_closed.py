@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from uld_hf import ULDForCausalLM, ULDLogitsProcessor, build_assistant, logit_difference
+from uld_hf.cache_name import CACHE
 
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "fail-closed.md"
@@ -246,14 +247,14 @@ def wrapped(model: Model) -> torch.Tensor:
 
 def filled_by_the_target(model: Model) -> torch.Tensor:
     cache = DynamicCache(config=model.config)
-    model.target(IDS, past_key_values=cache)
-    return model(IDS[:, -1:], past_key_values=cache).logits
+    model.target(IDS, **{CACHE: cache})
+    return model(IDS[:, -1:], **{CACHE: cache}).logits
 
 
 def static_filled_by_the_target(model: Model) -> torch.Tensor:
     cache = StaticCache(config=model.config, max_cache_len=16)
-    model.target(IDS[:, :-1], past_key_values=cache)
-    return model.generate(IDS, past_key_values=cache, max_new_tokens=2)
+    model.target(IDS[:, :-1], **{CACHE: cache})
+    return model.generate(IDS, **{CACHE: cache}, max_new_tokens=2)
 
 
 def target_adapter_added(model: Model) -> None:
@@ -266,8 +267,8 @@ def target_adapted_by_peft(model: Model) -> None:
 
 def generated_after_the_target(model: Model) -> torch.Tensor:
     cache = DynamicCache(config=model.target.config)
-    model.target(IDS[:, :-1], past_key_values=cache)
-    return model.generate(IDS, past_key_values=cache, max_new_tokens=2)
+    model.target(IDS[:, :-1], **{CACHE: cache})
+    return model.generate(IDS, **{CACHE: cache}, max_new_tokens=2)
 
 
 def generated_by_a_repository(model: Model) -> torch.Tensor:
@@ -343,14 +344,14 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
         "assistant_early_exit is not supported",
     ),
     "a cache of the target's config": (
-        lambda model: model(IDS, past_key_values=DynamicCache(config=model.target.config)),
-        "past_key_values has 4 layers",
+        lambda model: model(IDS, cache=DynamicCache(config=model.target.config)),
+        f"{CACHE} has 4 layers",
     ),
     "a cache filled by the target": (filled_by_the_target, "not filled by the unlearned model"),
     "a static cache filled by the target": (static_filled_by_the_target, "not filled by the unlearned model"),
     "model.target.add_adapter(...)": (after(target_adapter_added), "The target was given an adapter"),
     "get_peft_model(model.target, ...)": (after(target_adapted_by_peft), "The target was given an adapter"),
-    "model.generate(past_key_values=the target's)": (generated_after_the_target, "past_key_values has 4 layers"),
+    "model.generate(past_key_values=the target's)": (generated_after_the_target, f"{CACHE} has 4 layers"),
     "model.generate(custom_generate='a/repository')": (generated_by_a_repository, "trust_remote_code"),
     "AutoModel.from_pretrained(...)": (loaded(AutoModel), "Unrecognized configuration class"),
     "AutoModelForCausalLM.from_pretrained(..., subfolder='assistant')": (

@@ -54,6 +54,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from uld_hf.assistant import build_assistant
 from uld_hf.block_checking import BlockSize
+from uld_hf.cache_name import CACHE
 from uld_hf.logits_process import ULDLogitsProcessor
 from uld_hf.modeling_uld import ULDForCausalLM
 from uld_hf.subtraction import logit_difference
@@ -297,7 +298,7 @@ def assisted(draft: Callable[[Subject], PreTrainedModel]) -> Callable[[Subject],
 def chat(subject: Subject) -> None:
     first = generate(subject, [PROMPT], return_dict_in_generate=True)
     turn = first.sequences[0].tolist() + TEXT[20:26]
-    greedy(subject, turn, past_key_values=first.past_key_values)
+    greedy(subject, turn, **{CACHE: first[CACHE]})
 
 
 class TokenStreamer(BaseStreamer):
@@ -454,8 +455,7 @@ def quantized(backend: str, package: str | None = None) -> Callable[[Subject], N
         for _ in range(STEPS):
             ids, fed = torch.tensor([text[fed:]]), len(text)
             logits = [
-                part(input_ids=ids, past_key_values=cache).logits
-                for part, cache in zip(subject.parts, caches, strict=True)
+                part(input_ids=ids, **{CACHE: cache}).logits for part, cache in zip(subject.parts, caches, strict=True)
             ]
             text.append(subject.combine(*logits)[0, -1].argmax().item())
         assert_new_tokens(actual, [PROMPT], [text])

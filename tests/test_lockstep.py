@@ -10,6 +10,7 @@ from peft import LoraConfig
 from transformers import DynamicCache, StaticCache
 
 from uld_hf import ULDForCausalLM, build_assistant
+from uld_hf.cache_name import CACHE
 from uld_hf.lockstep import ROOM, Lockstep, _Buffer
 
 
@@ -113,7 +114,7 @@ def test_a_conversation_goes_on_in_the_other_execution(cache_class):
 def test_a_cache_that_grows_is_copied_once_in_many_steps():
     model = compose("llama", depths=(2, 3))
     options = {"do_sample": False, "return_dict_in_generate": True, "eos_token_id": None}
-    cache = model.generate(PROMPTS, attention_mask=MASK, max_new_tokens=4, **options).past_key_values
+    cache = model.generate(PROMPTS, attention_mask=MASK, max_new_tokens=4, **options)[CACHE]
     target_cache, *assistant_caches = model.split_cache(cache)
     target_keys = target_cache.layers[0].keys
     own = [each.layers[0].keys.untyped_storage().data_ptr() for each in (target_cache, *assistant_caches)]

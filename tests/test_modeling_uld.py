@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils.logging import warning_once
 
 from uld_hf.assistant import add_lora, build_assistant, load_truncated_model, shares_tensors, truncate_model
+from uld_hf.cache_name import CACHE
 from uld_hf.configuration_uld import ULDModelConfig
 from uld_hf.hub import fingerprint_target
 from uld_hf.logits_process import ULDLogitsProcessor
@@ -43,6 +44,7 @@ SETTINGS = {
     "mask": {"relative_top": 0.2, "outside": "mask", "center": False},
     "clamped": {"relative_top": 0.0, "alpha": 1.5, "clamp": True},
     "rank": {"relative_top": 0.0, "remove_top_k": 5},
+    "gated": {"relative_top": 0.0, "alpha": 1.5, "gate": 0.28},
 }
 
 
@@ -69,6 +71,7 @@ def plain_logits(model: ULDForCausalLM, ids: torch.Tensor) -> torch.Tensor:
         center=config.center,
         clamp=config.clamp,
         remove_top_k=config.remove_top_k,
+        gate=config.gate,
     )
 
 
@@ -245,7 +248,7 @@ def test_generation_from_embeddings(model):
 def test_generation_goes_on_from_a_cache(model):
     first = generate(model, PROMPT, max_new_tokens=5, return_dict_in_generate=True)
     question = torch.cat([first.sequences, PROMPTS[:1, :4]], dim=1)
-    actual = generate(model, question, past_key_values=first.past_key_values)
+    actual = generate(model, question, **{CACHE: first[CACHE]})
     assert torch.equal(actual, plain_greedy(model, question))
 
 
@@ -376,19 +379,19 @@ def test_logits_are_float32_for_a_bfloat16_target(family):
 
 def test_forward_in_two_parts_through_the_cache(model):
     first = model(PROMPTS[:, :7])
-    second = model(PROMPTS[:, 7:], past_key_values=first.past_key_values)
+    second = model(PROMPTS[:, 7:], **{CACHE: first[CACHE]})
     actual = torch.cat([first.logits, second.logits], dim=1)
     torch.testing.assert_close(actual, plain_logits(model, PROMPTS), rtol=1e-4, atol=1e-4)
 
 
 def test_no_cache_is_made_unless_asked_for(model):
-    assert model(PROMPTS, use_cache=False).past_key_values is None
+    assert model(PROMPTS, use_cache=False).get(CACHE) is None
 
 
 def test_one_cache_holds_the_targets_layers_and_then_the_assistants(model):
-    cache = model(PROMPTS).past_key_values
-    target = model.target(PROMPTS, use_cache=True).past_key_values
-    assistant = model.assistant(input_ids=PROMPTS, use_cache=True).past_key_values
+    cache = model(PROMPTS)[CACHE]
+    target = model.target(PROMPTS, use_cache=True)[CACHE]
+    assistant = model.assistant(input_ids=PROMPTS, use_cache=True)[CACHE]
     for layer, expected in zip(cache.layers, [*target.layers, *assistant.layers], strict=True):
         assert torch.equal(layer.keys, expected.keys)
         assert torch.equal(layer.values, expected.values)
@@ -398,19 +401,19 @@ def test_a_cache_made_without_a_config_grows_to_all_layers(model):
     cache = DynamicCache()
     first = model(PROMPTS[:, :7], past_key_values=cache)
     second = model(PROMPTS[:, 7:], past_key_values=cache)
-    assert first.past_key_values is cache
+    assert first[CACHE] is cache
     assert len(cache.layers) == 6
     actual = torch.cat([first.logits, second.logits], dim=1)
     torch.testing.assert_close(actual, plain_logits(model, PROMPTS), rtol=1e-4, atol=1e-4)
 
 
 def test_generation_into_a_cache_made_without_a_config(model):
-    assert torch.equal(generate(model, PROMPT, past_key_values=DynamicCache()), plain_greedy(model, PROMPT))
+    assert torch.equal(generate(model, PROMPT, **{CACHE: DynamicCache()}), plain_greedy(model, PROMPT))
 
 
 def test_generation_into_a_static_cache_of_the_models_config(model):
     cache = StaticCache(config=model.config, max_cache_len=PROMPT.shape[1] + NEW_TOKENS)
-    assert torch.equal(generate(model, PROMPT, past_key_values=cache), plain_greedy(model, PROMPT))
+    assert torch.equal(generate(model, PROMPT, **{CACHE: cache}), plain_greedy(model, PROMPT))
 
 
 def test_a_cache_of_the_targets_config_is_refused(model):
@@ -418,8 +421,14 @@ def test_a_cache_of_the_targets_config_is_refused(model):
         model(PROMPTS, past_key_values=DynamicCache(config=model.target.config))
 
 
+def test_a_cache_under_two_names_is_refused(model):
+    cache = DynamicCache()
+    with pytest.raises(ValueError, match="not both"):
+        model(PROMPTS, past_key_values=cache, cache=cache)
+
+
 def test_what_is_no_cache_is_refused():
-    with pytest.raises(ValueError, match="past_key_values of type tuple"):
+    with pytest.raises(ValueError, match=f"{CACHE} of type tuple"):
         compose("llama")(PROMPTS, past_key_values=((PROMPTS, PROMPTS),))
 
 
@@ -671,8 +680,8 @@ def test_generation_defaults_survive_saving(tmp_path):
 
 def test_a_cache_filled_by_the_target_alone_is_refused(model):
     for cache in (DynamicCache(), DynamicCache(config=model.config)):
-        model.target(PROMPT, past_key_values=cache)
-        with pytest.raises(ValueError, match=r"past_key_values (holds \[9, 0\] tokens|has 4 layers)"):
+        model.target(PROMPT, **{CACHE: cache})
+        with pytest.raises(ValueError, match=rf"{CACHE} (holds \[9, 0\] tokens|has 4 layers)"):
             model(PROMPT[:, -1:], past_key_values=cache)
 
 
@@ -741,7 +750,15 @@ def test_saving_does_not_change_the_model(tmp_path):
 
 def test_settings_may_be_given_to_from_pretrained(tmp_path):
     save("llama", tmp_path)
-    settings = {"alpha": 0.3, "relative_top": 0.0, "outside": "keep", "center": True, "clamp": True, "remove_top_k": 3}
+    settings = {
+        "alpha": 0.3,
+        "relative_top": 0.0,
+        "outside": "keep",
+        "center": True,
+        "clamp": True,
+        "remove_top_k": 3,
+        "gate": 0.2,
+    }
     config = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", **settings).config
     assert {name: getattr(config, name) for name in settings} == settings
 

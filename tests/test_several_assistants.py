@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from uld_hf import ULDForCausalLM, ULDModelConfig, build_assistant, logit_difference
+from uld_hf.cache_name import CACHE
 
 
 PROMPTS = torch.randint(4, 64, (3, 12), generator=torch.Generator().manual_seed(4))
@@ -265,7 +266,7 @@ def test_a_cache_from_before_is_refused(two: ULDForCausalLM):
     cache = DynamicCache(config=two.config)
     two(PROMPTS, past_key_values=cache)
     two.add_assistant(make_assistant(two.target, 2, seed=3), name="carol")
-    with pytest.raises(ValueError, match=r"past_key_values has 9 layers, but the unlearned model has 4 \+ 2 \+ 3 \+ 2"):
+    with pytest.raises(ValueError, match=rf"{CACHE} has 9 layers, but the unlearned model has 4 \+ 2 \+ 3 \+ 2"):
         two(PROMPTS[:, :1], past_key_values=cache)
 
 

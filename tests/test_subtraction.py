@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uld_hf.subtraction import center_logits, check_subtraction, logit_difference
+from uld_hf.subtraction import center_logits, certainty, check_subtraction, logit_difference
 
 
 INF = math.inf
@@ -402,3 +402,73 @@ def test_clamping_raw_logits_is_refused():
 @pytest.mark.parametrize("settings", [(0.75, 0.01, "keep"), (-2, 0, "mask"), (1, 1, "keep"), (1e-4, 0.99, "mask")])
 def test_settings_in_range_are_accepted(settings):
     assert check_subtraction(*settings) is None
+
+
+# --- gate ---
+
+
+def test_certainty_is_one_less_the_entropy_as_a_share_of_the_uniform_ones():
+    logits = torch.tensor(
+        [[2.0, 2.0, 2.0, 2.0], [1.0, 1.0, -INF, -INF], [5.0, -INF, -INF, -INF], [math.log(7), 0.0, 0.0, 0.0]],
+        dtype=torch.float64,
+    )
+    expected = 1 - (0.7 * math.log(1 / 0.7) + 0.3 * math.log(10)) / math.log(4)
+    actual = certainty(logits)[:, 0]
+    assert actual[:2].tolist() == [0.0, 0.0]  # as sure as a guess among the tokens that there are
+    assert math.isnan(actual[2])  # there is nothing to be sure of
+    torch.testing.assert_close(actual[3].item(), expected)
+
+
+@every_center
+@every_outside
+@every_relative_top
+@few
+@given(tensors=possible_rows(2), alpha=st.floats(0.1, 3), gate=st.floats(0.01, 0.5))
+def test_the_gate_takes_each_position_whole_or_leaves_it_to_the_bit(
+    tensors, alpha, gate, relative_top, outside, center
+):
+    target, assistant = tensors
+    options = {"relative_top": relative_top, "outside": outside, "center": center}
+    if outside == "mask" and relative_top == 1:
+        return  # refused
+    gated = logit_difference(target, [assistant], [alpha], gate=gate, **options)
+    subtracted = logit_difference(target, [assistant], [alpha], **options)
+    for position in range(len(target)):
+        is_sure = bool(certainty(assistant[position]) > gate)
+        assert torch.equal(gated[position], subtracted[position] if is_sure else target[position])
+
+
+def test_each_assistant_has_a_gate_of_its_own_and_one_is_added_where_another_is_subtracted():
+    target = torch.zeros(3, 4, dtype=torch.float64)
+    sure, unsure = torch.tensor([9.0, 0, 0, 0]), torch.zeros(4)
+    first, second = torch.stack([sure, unsure, unsure]), torch.stack([sure.flip(0), sure.flip(0), unsure])
+    added = torch.tensor([[1.0, 2, 3, 4]]).expand(3, 4)
+    parts = [part.double() for part in (first, second, added)]
+    actual = logit_difference(target, parts, [1.0, 2.0, -0.5], relative_top=0, center=False, gate=0.2)
+    expected = torch.stack(
+        [
+            -parts[0][0] - 2 * parts[1][0] + 0.5 * parts[2][0],
+            -2 * parts[1][1] + 0.5 * parts[2][1],
+            target[2],
+        ]
+    )
+    assert torch.equal(actual, expected)
+
+
+def test_where_the_gate_is_shut_no_token_is_ruled_out():
+    target = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    for options in ({"remove_top_k": 2, "relative_top": 0}, {"outside": "mask", "relative_top": 0.5}):
+        assert torch.equal(logit_difference(target, [torch.zeros(1, 4)], [1.0], gate=0.1, **options), target)
+        assert not torch.equal(logit_difference(target, [torch.zeros(1, 4)], [1.0], **options), target)
+
+
+def test_what_a_processor_has_ruled_out_does_not_make_an_assistant_sure():
+    target = torch.tensor([[3.0, 2.0, -INF, -INF]])
+    assistant = torch.tensor([[4.0, -4.0, 4.0, 4.0]])  # sure of the first of two, unsure of the first of three
+    assert torch.equal(logit_difference(target, [assistant], [1.0], relative_top=0, gate=0.4), target)
+
+
+@pytest.mark.parametrize("gate", [-0.1, 0.51, 1.0, math.nan, INF])
+def test_a_gate_that_could_shut_for_good_is_refused(gate):
+    with pytest.raises(ValueError, match=r"gate=.* must lie between 0 \(subtract everywhere\) and 0\.5"):
+        check_subtraction(1.0, 0.01, "keep", gate=gate)

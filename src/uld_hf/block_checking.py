@@ -43,6 +43,8 @@ from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .cache_name import CACHE
+
 
 if TYPE_CHECKING:
     from .modeling_uld import ULDForCausalLM
@@ -164,7 +166,7 @@ def can_check_blocks(generation_config: GenerationConfig, model_kwargs: dict[str
     Returns:
         `bool`: `False` for static, quantized and offloaded caches, no cache, and drafting for another model.
     """
-    cache = model_kwargs.get("past_key_values")
+    cache = model_kwargs.get(CACHE)
     return (
         isinstance(cache, Cache)
         and not generation_config.is_assistant
@@ -212,7 +214,7 @@ def generate_in_blocks(
     """
     text = _Text(input_ids, stopping_criteria, generation_config, streamer)
     outputs = model._prefill(input_ids, generation_config, model_kwargs)
-    cache = outputs.past_key_values
+    cache = outputs[CACHE]
     cache.activate_past_recording()  # sliding windows then keep what cropping brings back
     target_cache, *assistant_caches = model.split_cache(cache)
     do_sample = generation_config.do_sample
@@ -236,15 +238,15 @@ def generate_in_blocks(
         length = text.input_ids.shape[1]
         size = max(1, min(block.size, generation_config.max_length - length))  # no draft beyond the end
         if size == 1:  # a plain step, in lockstep where that is possible
-            kwargs = {**model_kwargs, "past_key_values": cache}
+            kwargs = {**model_kwargs, CACHE: cache}
             inputs = model.prepare_inputs_for_generation(text.input_ids, next_sequence_length=1, **kwargs)
-            step_logits, assistant_logits = model._run(inputs.pop("past_key_values"), {**inputs, "return_dict": True})
+            step_logits, assistant_logits = model._run(inputs.pop(CACHE), {**inputs, "return_dict": True})
             target_logits = [step_logits[:, -1].float()]
             drafted, noise = draw(text.input_ids, target_logits[0])
             noises = [noise]
         else:
             # The target alone. Its last draft is not fed to it: the choice at that place is known without.
-            drafted, kwargs = text.input_ids, {**model_kwargs, "past_key_values": target_cache}
+            drafted, kwargs = text.input_ids, {**model_kwargs, CACHE: target_cache}
             target_logits, noises = [], []
             for _ in range(size):
                 fed, fed_kwargs = drafted, dict(kwargs)
@@ -258,7 +260,7 @@ def generate_in_blocks(
             # The assistants over the whole block.
             assistant_logits = []
             for assistant, assistant_cache in zip(model.assistants.values(), assistant_caches, strict=True):
-                fed_kwargs["past_key_values"] = assistant_cache
+                fed_kwargs[CACHE] = assistant_cache
                 fed_kwargs.pop("logits_to_keep", None)  # generate() wants the last position only
                 inputs = model.target.prepare_inputs_for_generation(fed, next_sequence_length=size, **fed_kwargs)
                 assistant_logits.append(assistant(**inputs, return_dict=True).logits.to(input_ids.device))
@@ -277,14 +279,14 @@ def generate_in_blocks(
         kept = text.input_ids.shape[1] - length
         cache.crop(kept - size)
         block.update(agreed)
-        output = CausalLMOutputWithPast(past_key_values=cache)
+        output = CausalLMOutputWithPast(**{CACHE: cache})
         model_kwargs = model._update_model_kwargs_for_generation(output, model_kwargs, num_new_tokens=kept)
 
     if streamer is not None:
         streamer.end()
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(
-            sequences=text.input_ids, scores=text.scores, logits=text.logits, past_key_values=cache
+            sequences=text.input_ids, scores=text.scores, logits=text.logits, **{CACHE: cache}
         )
     return text.input_ids
 

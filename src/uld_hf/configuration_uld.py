@@ -15,7 +15,7 @@ from .truncated_config import ADAPTER_NAME, check_num_layers, select_layers
 
 
 # Settings of the subtraction that all assistants of a model have in common.
-SHARED_SETTINGS = ("relative_top", "outside", "center", "clamp", "remove_top_k")
+SHARED_SETTINGS = ("relative_top", "outside", "center", "clamp", "remove_top_k", "gate")
 
 
 def check_assistants(assistants: dict[str, dict[str, Any]], target_config: PreTrainedConfig | None) -> None:
@@ -72,9 +72,9 @@ class ULDModelConfig(PreTrainedConfig):
     r"""
     Configuration of a [`ULDForCausalLM`]: which target, which assistant, and how the one is subtracted from the other.
 
-    The settings of the subtraction (`alpha`, `relative_top`, `outside`, `center`, `clamp`, `remove_top_k`) may be
-    changed on a loaded model; they are checked at every forward pass. With several assistants, each has an `alpha` of
-    its own; a negative one adds the assistant, as the rivals do (docs/baselines.md).
+    The settings of the subtraction (`alpha`, `relative_top`, `outside`, `center`, `clamp`, `remove_top_k`, `gate`) may
+    be changed on a loaded model; they are checked at every forward pass. With several assistants, each has an `alpha`
+    of its own; a negative one adds the assistant, as the rivals do (docs/baselines.md).
 
     Args:
         target_config ([`~transformers.PreTrainedConfig`] or `dict[str, Any]`):
@@ -103,6 +103,9 @@ class ULDModelConfig(PreTrainedConfig):
         remove_top_k (`int`, *optional*, defaults to `0`):
             Instead of subtracting, rule out so many tokens, those with the highest weighted sum of the assistants'
             logits (Divergence Decoding's rank variant, not in the paper).
+        gate (`float`, *optional*, defaults to `0.0`):
+            Subtract an assistant only at positions where it is surer than this (0: uniform, 1: one token), and add one
+            only where another is subtracted; elsewhere the target's logits are kept to the bit (not in the paper).
         training (`dict[str, dict[str, Any]]`, *optional*):
             How each assistant was trained, for the model card: sizes of the data, settings, last metrics. Never texts.
             Results of an evaluation may be added by name: `training["assistant"]["evaluation"] = {"forget quality p":
@@ -131,6 +134,7 @@ class ULDModelConfig(PreTrainedConfig):
         center: bool = True,
         clamp: bool = False,
         remove_top_k: int = 0,
+        gate: float = 0.0,
         training: dict[str, dict[str, Any]] | None = None,
         files: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
@@ -156,6 +160,7 @@ class ULDModelConfig(PreTrainedConfig):
         self.center = center
         self.clamp = clamp
         self.remove_top_k = remove_top_k
+        self.gate = gate
         self.training = copy.deepcopy(training) or {}
         self.files = copy.deepcopy(files) or {}
         self.check()

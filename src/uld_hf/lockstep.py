@@ -26,6 +26,7 @@ from transformers.cache_utils import (
 from transformers.pytorch_utils import Conv1D
 
 from .assistant import find_decoder_layers, shared_with
+from .cache_name import CACHE
 
 
 def lora_layers(assistant: PeftModel) -> dict[str, LoraLayer]:
@@ -277,7 +278,7 @@ class Lockstep:
         given = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
         self.batch_size = len(given)
         self.waiting = []
-        logits = self.model(past_key_values=self._join(caches), **self._repeat(inputs)).logits
+        logits = self.model(**{CACHE: self._join(caches)}, **self._repeat(inputs)).logits
         target_logits, *of_groups = logits.chunk(self.num_groups)
         assistant_logits = [logits for _, logits in sorted(zip(self.order, of_groups, strict=True), key=lambda x: x[0])]
         return target_logits, assistant_logits

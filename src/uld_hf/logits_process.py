@@ -5,6 +5,7 @@ from peft import PeftModel
 from transformers import Cache, DynamicCache, LogitsProcessor
 
 from .assistant import ADAPTER_NAME, remembered_settings
+from .cache_name import CACHE
 from .configuration_uld import SHARED_SETTINGS, ULDModelConfig
 from .intact import NetEffect, Watch
 from .subtraction import Outside, check_subtraction, logit_difference
@@ -55,6 +56,8 @@ class ULDLogitsProcessor(LogitsProcessor):
             Whether tokens that the assistant finds improbable are left alone instead of lifted.
         remove_top_k (`int`, *optional*):
             How many tokens are ruled out instead of subtracting; `0` subtracts.
+        gate (`float`, *optional*):
+            Certainty below which the assistant is not subtracted; `0` subtracts everywhere.
         attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
             Mask of the prompts. Defaults to masking leading pad tokens, as the target's generation config names them:
             give the mask where the tokenizer pads with another token, or a prompt begins with that one.
@@ -79,6 +82,7 @@ class ULDLogitsProcessor(LogitsProcessor):
         center: bool | None = None,
         clamp: bool | None = None,
         remove_top_k: int | None = None,
+        gate: float | None = None,
         attention_mask: torch.LongTensor | None = None,
     ):
         if not isinstance(assistant, PeftModel) or ADAPTER_NAME not in assistant.peft_config:
@@ -86,7 +90,7 @@ class ULDLogitsProcessor(LogitsProcessor):
                 f"The assistant must be a PeftModel with an adapter named {ADAPTER_NAME!r} (ULDTrainer(...).model), "
                 f"got {type(assistant).__name__}."
             )
-        shared = dict(zip(SHARED_SETTINGS, (relative_top, outside, center, clamp, remove_top_k), strict=True))
+        shared = dict(zip(SHARED_SETTINGS, (relative_top, outside, center, clamp, remove_top_k, gate), strict=True))
         given = {name: value for name, value in {"alpha": alpha, **shared}.items() if value is not None}
         config = ULDModelConfig(**(remembered_settings(assistant) | given))
         self.assistant = assistant
@@ -97,6 +101,7 @@ class ULDLogitsProcessor(LogitsProcessor):
         self.center = config.center
         self.clamp = config.clamp
         self.remove_top_k = config.remove_top_k
+        self.gate = config.gate
         self._net_effect = NetEffect({ADAPTER_NAME: assistant})
         self._net_effect.check(config.alphas)
         self.attention_mask = attention_mask
@@ -177,7 +182,7 @@ class ULDLogitsProcessor(LogitsProcessor):
             input_ids=input_ids[:, start:],
             attention_mask=mask,
             position_ids=position_ids[:, start:],
-            past_key_values=self._cache,
+            **{CACHE: self._cache},
             use_cache=True,
         ).logits[:, -1]
         self._tokens = tokens

@@ -22,6 +22,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -38,6 +39,7 @@ from .assistant import (
     truncate_model,
 )
 from .block_checking import can_check_blocks, generate_in_blocks
+from .cache_name import CACHE
 from .cache_views import PagedView, view_layers
 from .configuration_uld import SHARED_SETTINGS, ULDModelConfig, check_assistants, check_name
 from .hub import (
@@ -117,6 +119,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             Whether tokens that the assistant finds improbable are left alone instead of lifted.
         remove_top_k (`int`, *optional*):
             How many tokens are ruled out instead of subtracting; `0` subtracts.
+        gate (`float`, *optional*):
+            Certainty below which an assistant is not subtracted; `0` subtracts everywhere.
         allow_target_mismatch (`bool`, *optional*, defaults to `False`):
             Only warn of an assistant that was trained on another target.
 
@@ -146,6 +150,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         center: bool | None = None,
         clamp: bool | None = None,
         remove_top_k: int | None = None,
+        gate: float | None = None,
         allow_target_mismatch: bool = False,
     ):
         if (target is None) != (assistant is None):
@@ -198,7 +203,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
             for name in alphas:
                 config.assistants[check_known(name, assistants)]["alpha"] = alphas[name]
-        given_settings = (relative_top, outside, center, clamp, remove_top_k)
+        given_settings = (relative_top, outside, center, clamp, remove_top_k, gate)
         for name, value in zip(SHARED_SETTINGS, given_settings, strict=True):
             if value is not None:
                 setattr(config, name, value)
@@ -419,7 +424,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         sizes = [num_target, *(entry["num_layers"] for entry in self.config.assistants.values())]
         if not isinstance(cache, Cache):
             raise ValueError(
-                f"past_key_values of type {type(cache).__name__} are not supported: the assistant would have no cache "
+                f"{CACHE} of type {type(cache).__name__} are not supported: the assistant would have no cache "
                 "of its own. Use a transformers Cache, built from the unlearned model's config."
             )
         if cache.layer_class_to_replicate is not None and cache.get_seq_length() == 0:  # grows by itself: grow it now
@@ -427,7 +432,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 cache.layers.append(cache.layer_class_to_replicate())
         if len(cache.layers) != sum(sizes):
             raise ValueError(
-                f"past_key_values has {len(cache.layers)} layers, but the unlearned model has "
+                f"{CACHE} has {len(cache.layers)} layers, but the unlearned model has "
                 f"{' + '.join(map(str, sizes))}. Build it from the unlearned model: DynamicCache(config=model.config)."
             )
         ends = list(accumulate(sizes))
@@ -436,7 +441,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         lengths = [0] if torch.compiler.is_compiling() else [int(view.get_seq_length()) for view in views]
         if len(set(lengths)) != 1:
             raise ValueError(
-                f"past_key_values holds {lengths} tokens of target and assistants: it was not filled by the unlearned "
+                f"{CACHE} holds {lengths} tokens of target and assistants: it was not filled by the unlearned "
                 "model. Begin with an empty one."
             )
         return views
@@ -453,6 +458,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        cache: Cache | PagedAttentionCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """
@@ -477,12 +483,15 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Compute the logits of the last so many positions only; `0` computes all.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Number of tokens by which the loss is divided. Defaults to those in `labels`.
+            cache ([`~transformers.Cache`] or `PagedAttentionCache`, *optional*):
+                `past_key_values` under the name that it has from transformers 5.24 on; or the pages of continuous
+                batching.
             **kwargs:
                 Passed to target and assistant alike.
 
         Returns:
             [`~transformers.modeling_outputs.CausalLMOutputWithPast`]: `logits` of shape `(batch_size,
-            sequence_length, vocab_size)` in float32, `loss` and `past_key_values`.
+            sequence_length, vocab_size)` in float32, `loss` and `past_key_values` (`cache` from transformers 5.24 on).
 
         Raises:
             RuntimeError: If an assistant was disabled, merged or taken apart.
@@ -496,6 +505,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"{refused[0]} is not supported: it would hand out the target's own, from which its output follows. "
                 "Call model.target for the target's."
             )
+        paged = cache if isinstance(cache, PagedAttentionCache) else None
+        if cache is not None and paged is None:
+            if past_key_values is not None:
+                raise ValueError("Give cache or past_key_values, not both: they are two names of one thing.")
+            past_key_values = cache
         if use_cache is None:
             use_cache = self.target.config.get_text_config(decoder=True).use_cache
         if use_cache and past_key_values is None:
@@ -510,14 +524,14 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         }
         if self._supports_logits_to_keep():
             inputs["logits_to_keep"] = logits_to_keep
-        target_logits, assistant_logits = self._run(past_key_values, inputs)
+        target_logits, assistant_logits = self._run(past_key_values, inputs, paged)
         logits = self.subtract(target_logits, assistant_logits)
         loss = None
         if labels is not None:
             loss = self.loss_function(
                 logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: past_key_values})
 
     def _check(self) -> None:
         """Refuse settings and assistants with which something else would be subtracted, before every step."""
@@ -547,7 +561,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return super()._get_candidate_generator(generation_config, *args, **kwargs)
 
-    def _run(self, cache: Cache | None, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _run(
+        self, cache: Cache | None, inputs: dict[str, Any], paged: PagedAttentionCache | None = None
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Logits of the target and of each assistant, in lockstep where that is possible."""
         if "adapter_names" in inputs:
             raise ValueError("adapter_names is not supported: with it, PEFT would leave the assistant's adapter out.")
@@ -555,19 +571,19 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         if (
             self._execution != "two passes"
             and self._no_lockstep is None
-            and "cache" not in inputs
+            and paged is None
             and can_join(cache)
             and not self.training
         ):
             if self._lockstep is None:
                 self._lockstep = Lockstep(self.target, list(self.assistants.values()))
             return self._lockstep(inputs, caches)
-        paged = inputs.pop("cache", None)  # of continuous batching
         logits, first = [], 0
         for module, cache in zip((self.target, *self.assistants.values()), caches, strict=True):
-            of_module = {} if paged is None else {"cache": PagedView(paged, first)}
-            logits.append(module(past_key_values=cache, **of_module, **inputs).logits)
-            if paged is not None and not of_module["cache"].updated:
+            pages = None if paged is None else PagedView(paged, first)
+            of_module = {CACHE: cache} if pages is None else {"cache": pages}
+            logits.append(module(**of_module, **inputs).logits)
+            if pages is not None and not pages.updated:
                 raise NotImplementedError(
                     f"Continuous batching is not supported for {type(self.target).__name__}: its attention does not "
                     "read the paged cache, so every answer would be wrong. Use generate()."
@@ -763,6 +779,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         center: bool | None = None,
         clamp: bool | None = None,
         remove_top_k: int | None = None,
+        gate: float | None = None,
         revision: str | None = None,
         token: bool | str | None = None,
         cache_dir: str | os.PathLike | None = None,
@@ -792,6 +809,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Whether tokens that the assistant finds improbable are left alone, in place of the saved setting.
             remove_top_k (`int`, *optional*):
                 How many tokens are ruled out instead of subtracting, in place of the saved setting.
+            gate (`float`, *optional*):
+                Certainty below which an assistant is not subtracted, in place of the saved setting.
             revision (`str`, *optional*):
                 Revision of the unlearned model's repository. The target's own is in the configuration.
             token (`bool` or `str`, *optional*):
@@ -846,6 +865,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             center=center,
             clamp=clamp,
             remove_top_k=remove_top_k,
+            gate=gate,
         )
         model.config.target_fingerprint = saved.target_fingerprint
         for name, entry in model.config.assistants.items():

@@ -14,10 +14,18 @@ import torch
 Outside = Literal["keep", "mask"]
 # Less is lost in the rounding of the target's logits; more overflows where they meet.
 SMALLEST_ALPHA, LARGEST_ALPHA = 1e-4, 1e4
+# Of what an assistant has learned it is surer than that; a higher gate would leave the target's own output.
+LARGEST_GATE = 0.5
 
 
 def check_subtraction(
-    alpha: float, relative_top: float, outside: str, center: bool = True, clamp: bool = False, remove_top_k: int = 0
+    alpha: float,
+    relative_top: float,
+    outside: str,
+    center: bool = True,
+    clamp: bool = False,
+    remove_top_k: int = 0,
+    gate: float = 0.0,
 ) -> None:
     """
     Refuse settings under which nothing would be subtracted, or something undefined would.
@@ -35,11 +43,13 @@ def check_subtraction(
             Whether they are then clamped at 0.
         remove_top_k (`int`, *optional*, defaults to `0`):
             Number of tokens to rule out instead of subtracting.
+        gate (`float`, *optional*, defaults to `0.0`):
+            Certainty below which an assistant is not subtracted.
 
     Raises:
         ValueError: If `alpha` is NaN or so small or large that nothing, or nothing else, is left, if `relative_top` is
-            not between 0 and 1, if `outside` is neither `"keep"` nor `"mask"`, if raw logits, which have no zero of
-            their own, are to be clamped, or if all tokens could be ruled out.
+            not between 0 and 1 or `gate` not between 0 and 0.5, if `outside` is neither `"keep"` nor `"mask"`, if raw
+            logits, which have no zero of their own, are to be clamped, or if all tokens could be ruled out.
     """
     if not SMALLEST_ALPHA <= abs(alpha) <= LARGEST_ALPHA:  # also refuses NaN
         raise ValueError(
@@ -60,6 +70,11 @@ def check_subtraction(
     if type(remove_top_k) is not int or remove_top_k < 0:
         raise ValueError(
             f"remove_top_k={remove_top_k!r} must be 0 (subtract) or a number of tokens to rule out, e.g. 20."
+        )
+    if not 0 <= gate <= LARGEST_GATE:  # also refuses NaN
+        raise ValueError(
+            f"gate={gate} must lie between 0 (subtract everywhere) and {LARGEST_GATE}, e.g. 0.1: above, an assistant "
+            "would not be sure enough of what it learned, and the output would be the target's own."
         )
     if remove_top_k and outside == "mask":
         raise ValueError(
@@ -84,6 +99,23 @@ def center_logits(logits: torch.Tensor) -> torch.Tensor:
     vocab_size = (~impossible).sum(dim=-1, keepdim=True)
     centered = torch.log_softmax(logits, dim=-1) + vocab_size.to(logits.dtype).log()
     return centered.masked_fill(impossible, -torch.inf)  # a row of nothing but -inf would be NaN
+
+
+def certainty(logits: torch.Tensor) -> torch.Tensor:
+    """
+    How far a distribution is from knowing nothing: one less its entropy, as a share of the uniform one's.
+
+    Args:
+        logits (`torch.Tensor` of shape `(..., vocab_size)`):
+            Unnormalized logits. Tokens at `-inf` do not count.
+
+    Returns:
+        `torch.Tensor` of shape `(..., 1)`: 0 for the uniform distribution, 1 for a single token.
+    """
+    log_probs = torch.log_softmax(logits, dim=-1)
+    possible = log_probs != -torch.inf
+    entropy = -(log_probs.exp() * log_probs.masked_fill(~possible, 0.0)).sum(dim=-1, keepdim=True)
+    return 1 - entropy / possible.sum(dim=-1, keepdim=True).to(logits.dtype).log()
 
 
 def rule_out(target: torch.Tensor, scores: torch.Tensor, candidates: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -128,6 +160,7 @@ def logit_difference(
     center: bool = True,
     clamp: bool = False,
     remove_top_k: int = 0,
+    gate: float = 0.0,
 ) -> torch.Tensor:
     """
     Logits of the unlearned model: target - sum_i alpha_i * assistant_i (paper section 3.1 and 3.4).
@@ -157,6 +190,10 @@ def logit_difference(
         remove_top_k (`int`, *optional*, defaults to `0`):
             Instead of subtracting, rule out so many tokens: those with the highest sum_i alpha_i * assistant_i, of the
             tokens that pass the filter (Divergence Decoding's rank variant, arXiv 2605.31293, which has no filter).
+        gate (`float`, *optional*, defaults to `0.0`):
+            Subtract an assistant only at positions where its [`certainty`] exceeds this, and add one (a negative
+            weight) only where another is subtracted. At all other positions the target's logits are kept to the bit.
+            Not in the paper.
 
     Returns:
         `torch.Tensor` of shape `(..., vocab_size)`, in float32 (float64 for float64 input). Tokens at which the
@@ -172,26 +209,36 @@ def logit_difference(
     possible = target != -torch.inf
 
     difference = torch.zeros_like(target) if remove_top_k else target
+    assistants, is_sure = [], []
     for logits, alpha in zip(assistant_logits, alphas, strict=True):
         if logits.shape != target.shape:
             raise ValueError(
                 f"The assistant's logits have shape {tuple(logits.shape)}, the target's {tuple(target.shape)}: they "
                 "must share one vocabulary. Train the assistant on this target."
             )
-        assistant = logits.to(device=target.device, dtype=dtype).masked_fill(~possible, -torch.inf)
+        assistants.append(logits.to(device=target.device, dtype=dtype).masked_fill(~possible, -torch.inf))
+        if gate and alpha > 0:
+            # Of all tokens: how sure it is does not depend on what the target, or a processor before it, rules out.
+            is_sure.append(certainty(logits.to(device=target.device, dtype=dtype)) > gate)
+    is_open = torch.stack(is_sure).any(dim=0) if is_sure else None
+    own = iter(is_sure)
+    for assistant, alpha in zip(assistants, alphas, strict=True):
         if center:
             assistant = center_logits(assistant)
             if clamp:
                 assistant = assistant.clamp(min=0)
         # A token that the assistant rules out is left to the target: -inf - (-inf) would be NaN.
-        difference = difference - alpha * assistant.masked_fill(assistant == -torch.inf, 0.0)
+        step = alpha * assistant.masked_fill(assistant == -torch.inf, 0.0)
+        if is_open is not None:
+            step = torch.where(next(own) if alpha > 0 else is_open, step, 0.0)
+        difference = difference - step
 
     plausible = possible
     if relative_top > 0:
         plausible = target >= target.amax(dim=-1, keepdim=True) + math.log(relative_top)
     if remove_top_k:
-        return rule_out(target, -difference, plausible & possible, remove_top_k)
-    if relative_top > 0:
+        difference = rule_out(target, -difference, plausible & possible, remove_top_k)
+    elif relative_top > 0:
         excluded = -torch.inf if outside == "mask" else target
         difference = torch.where(plausible, difference, excluded)
-    return difference
+    return difference if is_open is None else torch.where(is_open, difference, target)

@@ -53,6 +53,8 @@ class SweepArguments:
             Filters to try. Defaults to the saved one.
         clamps (`list[str]`, *optional*):
             `"on"`, `"off"`, or both. Defaults to the saved one.
+        gates (`list[float]`, *optional*):
+            Gates to try. Defaults to the saved one.
         utility_budget (`float`, *optional*, defaults to `0.02`):
             Share of the retain answers' probability that may be lost.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
@@ -78,6 +80,7 @@ class SweepArguments:
     )
     relative_tops: list[float] | None = field(default=None, metadata={"help": "filters to try, instead of the saved"})
     clamps: list[str] | None = field(default=None, metadata={"help": "'on', 'off' or both, instead of the saved"})
+    gates: list[float] | None = field(default=None, metadata={"help": "gates to try, instead of the saved"})
     utility_budget: float = field(
         default=0.02, metadata={"help": "share of the retain answers' probability that may be lost"}
     )
@@ -121,9 +124,11 @@ def main(argv: Sequence[str]) -> None:
         arguments.alphas,
         [config.relative_top] if arguments.relative_tops is None else arguments.relative_tops,
         [config.clamp] if arguments.clamps is None else [clamp == "on" for clamp in arguments.clamps],
+        [config.gate] if arguments.gates is None else arguments.gates,
     )
     settings = [
-        Subtraction(alpha, top, config.outside, config.center, clamp, config.remove_top_k) for alpha, top, clamp in grid
+        Subtraction(alpha, top, config.outside, config.center, clamp, config.remove_top_k, gate)
+        for alpha, top, clamp, gate in grid
     ]
 
     unknown_probability = ratios = None
@@ -187,14 +192,14 @@ def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: 
         `str`: The table.
     """
     lines = [
-        f"{'alpha':>8}{'filter':>8}{'clamp':>7}{'p(forget)':>12}{'p(retain)':>12}{'forget quality':>16}",
-        f"{'target':>23}{target.forget_probability:>12.3g}{target.retain_probability:>12.3g}",
+        f"{'alpha':>8}{'filter':>8}{'clamp':>7}{'gate':>6}{'p(forget)':>12}{'p(retain)':>12}{'forget quality':>16}",
+        f"{'target':>29}{target.forget_probability:>12.3g}{target.retain_probability:>12.3g}",
     ]
     for setting, outcome in zip(settings, outcomes, strict=True):
         quality = "" if outcome.forget_quality is None else f"{outcome.forget_quality:>16.3g}"
         lines.append(
             f"{setting.alpha:>8g}{setting.relative_top:>8g}{'on' if setting.clamp else 'off':>7}"
-            f"{outcome.forget_probability:>12.3g}{outcome.retain_probability:>12.3g}{quality}"
+            f"{setting.gate:>6g}{outcome.forget_probability:>12.3g}{outcome.retain_probability:>12.3g}{quality}"
         )
     return "\n".join(lines)
 
@@ -223,6 +228,7 @@ def describe_choice(settings: Sequence[Subtraction], chosen: int | None, unknown
         return f"No setting reaches {measure} within the budget: train the assistant better, or allow more to be lost."
     setting = settings[chosen]
     return (
-        f"Chosen: alpha={setting.alpha:g}, relative_top={setting.relative_top:g}, clamp={setting.clamp}: the smallest "
-        f"alpha with {measure} within the budget. Look at its answers before you trust it (uld generate --alpha)."
+        f"Chosen: alpha={setting.alpha:g}, relative_top={setting.relative_top:g}, clamp={setting.clamp}, "
+        f"gate={setting.gate:g}: the smallest alpha with {measure} within the budget. Look at its answers before you "
+        "trust it (uld generate --alpha)."
     )

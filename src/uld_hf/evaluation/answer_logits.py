@@ -12,6 +12,7 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from ..cache_name import CACHE
 from ..modeling_uld import ULDForCausalLM
 from .encoding import context_length, pad
 
@@ -186,7 +187,7 @@ def _logits_at(
         inputs["logits_to_keep"] = width
     is_unlearned = isinstance(model, ULDForCausalLM)
     if cache is not None:
-        inputs["past_key_values"] = cache
+        inputs["past_key_values" if is_unlearned else CACHE] = cache
         # The others take positions from the mask.
         if "position_ids" in inspect.signature((model.target if is_unlearned else model).forward).parameters:
             position_ids = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)

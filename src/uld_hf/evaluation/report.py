@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..configuration_uld import SHARED_SETTINGS
 from .comparison import compare, figure_table
 from .evaluation import Evaluation, SetResults
 from .tofu_logs import SetLog
@@ -345,6 +346,8 @@ def plot_frontier(outcomes: Sequence[Mapping[str, Any]], target: Mapping[str, An
         x, y = axes.place(point["forget_probability"], point["retain_probability"])
         ring = ' stroke="#000" stroke-width="2"' if index == chosen else ""
         name = f"alpha {point['alpha']:g}, filter {point['relative_top']:g}, clamp {'on' if point['clamp'] else 'off'}"
+        if point.get("gate"):  # sweeps of before it was there have none
+            name += f", gate {point['gate']:g}"
         marks.append(
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{COLORS["unlearned"]}"{ring}><title>{name}</title></circle>'
         )
@@ -483,7 +486,7 @@ def render_report(
         **{f"data: {split.replace('_', ' ')}, SHA-256": value for split, value in unlearned.settings["data"].items()},
         **{f"target: {part}, SHA-256": value for part, value in unlearned.settings["target"].items()},
         **{f"assistant: {name}, SHA-256": value for name, value in unlearned.settings["lora"].items()},
-        **{name: unlearned.settings[name] for name in ("assistants", "relative_top", "outside", "center", "clamp")},
+        **{name: unlearned.settings[name] for name in ("assistants", *SHARED_SETTINGS) if name in unlearned.settings},
         **versions,
     }
     rows = "".join(

@@ -70,6 +70,8 @@ class Subtraction:
             Whether tokens that the assistant finds improbable are left alone.
         remove_top_k (`int`, *optional*, defaults to `0`):
             How many tokens are ruled out instead of subtracting; `alpha` then counts by its sign only.
+        gate (`float`, *optional*, defaults to `0.0`):
+            Certainty below which an assistant is not subtracted.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -81,6 +83,7 @@ class Subtraction:
     center: bool = True
     clamp: bool = False
     remove_top_k: int = 0
+    gate: float = 0.0
 
     def __post_init__(self) -> None:
         check_subtraction(**vars(self))

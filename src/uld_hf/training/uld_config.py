@@ -113,6 +113,9 @@ class ULDConfig(SFTConfig):
         remove_top_k (`int`, *optional*, defaults to `0`):
             Instead of subtracting, rule out so many tokens, those with the highest weighted sum of the assistants'
             logits (Divergence Decoding's rank variant, not in the paper).
+        gate (`float`, *optional*, defaults to `0.0`):
+            Subtract only at positions where the assistant is surer than this (0: uniform, 1: one token); elsewhere the
+            target's logits are kept to the bit (not in the paper).
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
@@ -201,6 +204,12 @@ class ULDConfig(SFTConfig):
         metadata={
             "help": "At inference, rule out so many tokens, those that the assistants find most typical of what must "
             "be forgotten, instead of subtracting; 0 subtracts."
+        },
+    )
+    gate: float = field(
+        default=0.0,
+        metadata={
+            "help": "At inference, subtract only where the assistant is surer than this (0: uniform, 1: one token)."
         },
     )
 
