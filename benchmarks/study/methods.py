@@ -95,6 +95,9 @@ class Method:
         tuned_as (`str`, *optional*):
             Key of the line whose training this is. The composition is then chosen anew on every forget set, and without
             a retrained model: so that truth ratios are those of authors that the target has never met.
+        ratios (`tuple[float, ...]`):
+            Weights of the second assistant that are tried, as shares of the first one's. Where there is a choice, and
+            no retrained model, likelihoods and Min-K are to be those of unseen authors too.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Method:
     subtractions: tuple[Subtraction, ...] = ()
     augmented: bool = False
     tuned_as: str | None = None
+    ratios: tuple[float, ...] = (1.0,)
 
     @property
     def needs_unseen_authors(self) -> bool:
@@ -141,16 +145,36 @@ ULD_LINES: dict[str, Method] = {
     "uld_clamped_filter": Method(
         "ULD, filter, clamped (ours)", "", "uld", _subtractions(relative_top=0.01, clamp=True), augmented=True
     ),
+    "uld_gated": Method(
+        "ULD, filter, clamped, gated (ours)",
+        "",
+        "uld",
+        _subtractions(relative_top=0.01, clamp=True, gate=0.1) + _subtractions(relative_top=0.01, clamp=True, gate=0.2),
+        augmented=True,
+    ),
 }
+# Beside the assistant one that knows how such answers are worded, and wrong ones.
+CONTRAST = Method(
+    "ULD, gated contrast (ours)",
+    "",
+    "contrast",
+    tuple(setting for gate in (0.1, 0.2, 0.3) for setting in _subtractions(relative_top=0.0, gate=gate)),
+    augmented=True,
+    ratios=(0.4, 0.6, 0.8, 1.0),
+)
 METHODS: dict[str, Method] = {
     **ULD_LINES,
+    "uld_contrast": CONTRAST,
     # What a user can do who has no retrained model.
     **{
         f"{key}_unseen": replace(
             ULD_LINES[key], name=f"{ULD_LINES[key].name}, alpha by unseen authors", paper="", tuned_as=key
         )
-        for key in ("uld_paper", "uld_centered", "uld_clamped", "uld_clamped_filter")
+        for key in ("uld_paper", "uld_centered", "uld_clamped", "uld_clamped_filter", "uld_gated")
     },
+    "uld_contrast_unseen": replace(
+        CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_contrast"
+    ),
     "uld_rules": Method(
         "ULD, clamped, augmented by rules (ours)",
         "",
@@ -195,7 +219,7 @@ ULD_GRID = (
     {"learning_rate": 5e-3, "retain_weight": 6.5, "retain_per_forget": 4.0},
 )
 # The teacher of baked models: what forgets best of ours, with an alpha that needs no retrained model.
-TEACHER = "uld_clamped_filter_unseen"
+TEACHER = "uld_contrast_unseen"
 BAKE_GRID = (
     {"learning_rate": 1e-3},
     {"learning_rate": 2e-3, "noise": 0.3},
@@ -242,7 +266,7 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
     Returns:
         `list[dict]`: Options of the recipe's trainer.
     """
-    if recipe in ("uld", "uld_rules"):
+    if recipe in ("uld", "uld_rules", "contrast"):
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in ULD_GRID]
     elif recipe == "bake":
         settings = [dict(each) for each in BAKE_GRID]
@@ -287,6 +311,22 @@ def train_auxiliaries(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
     return model
 
 
+def train_contrast(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
+    """ULD's assistant, and one that learned what must be kept and the wrong answers to what must be forgotten."""
+    train_assistant(replace(job, folder=job.folder / "forget"), setting)
+    folder = job.folder / "retain"
+    if not is_trained(folder):
+        setting = {name: setting[name] for name in ("learning_rate", "num_assistant_layers")}
+        args = ULDConfig(
+            objective="likelihood", alpha=-1.0, relative_top=0.0, center=False, **job.options(folder, setting)
+        )
+        trainer = ULDTrainer(str(job.target), args, retain_dataset=job.retain, processing_class=job.tokenizer)
+        train_within(trainer, job.deadline)
+    model = ULDForCausalLM.from_pretrained(job.folder / "forget", **loading_options())
+    model.add_assistant(str(folder))
+    return model
+
+
 def train_baked(job: Job, setting: dict[str, Any]) -> PreTrainedModel:
     """One plain checkpoint of an unlearned model."""
     if not is_trained(job.folder):
@@ -321,6 +361,7 @@ def train_weights(job: Job, setting: dict[str, Any]) -> PreTrainedModel:
 RECIPES: dict[str, Callable[[Job, dict[str, Any]], PreTrainedModel]] = {
     "uld": train_assistant,
     "uld_rules": train_assistant,
+    "contrast": train_contrast,
     "bake": train_baked,
     "divergence": train_auxiliaries,
 }

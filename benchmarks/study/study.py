@@ -14,7 +14,9 @@ from measure import (
     figures,
     outcome_of,
     rank,
-    unseen_truth_ratios,
+    retrained_reference,
+    set_ratio,
+    unseen_reference,
 )
 from methods import METHODS, TEACHER, ULD_LINES, Job, costs, grid, train
 from presets import Preset
@@ -113,13 +115,18 @@ class Study:
         model = train(method.recipe, self.job(folder, split, seed, method.recipe, method.augmented), best["setting"])
 
         def choose() -> dict[str, Any]:
-            ratios = unseen_truth_ratios(load_model(self.target(seed)), self.tokenizer, split)
-            subtraction, outcome = best_subtraction(model, self.tokenizer, split, ratios, method.subtractions)
-            return {"subtraction": asdict(subtraction), "outcome": asdict(outcome)}
+            with_attacks = len(method.ratios) > 1
+            reference = unseen_reference(load_model(self.target(seed)), self.tokenizer, split, with_attacks)
+            return best_subtraction(model, self.tokenizer, split, reference, method.subtractions, method.ratios)
 
         chosen = self.ledger.unit(f"unseen.{method.tuned_as}.{split_name}.s{seed}", choose)
+        self.apply(model, chosen)
+        return model, chosen
+
+    def apply(self, model: ULDForCausalLM, chosen: dict[str, Any]) -> None:
+        """Set a model to a composition of [`best_subtraction`]."""
+        set_ratio(model, chosen.get("ratio", 1.0))
         apply_subtraction(model, Subtraction(**chosen["subtraction"]))
-        return model, chosen["subtraction"]
 
     def trial(self, key: str, number: int) -> dict[str, Any]:
         """One setting of a method on the split for tuning, with the first seed."""
@@ -142,9 +149,9 @@ class Study:
                 }
             result: dict[str, Any] = {"setting": setting, "costs": self._costs(job.folder)}
             if method.subtractions:
-                ratios = retrained.sets["forget"].truth_ratios
-                subtraction, outcome = best_subtraction(model, self.tokenizer, split, ratios, method.subtractions)
-                return result | {"subtraction": asdict(subtraction), "outcome": asdict(outcome)}
+                reference = retrained_reference(retrained)
+                options = (method.subtractions, method.ratios)
+                return result | best_subtraction(model, self.tokenizer, split, reference, *options)
             evaluation = evaluate_model(
                 key, model, self.tokenizer, split, self.work / "evaluations" / f"trial.{key}.{number}.json"
             )
@@ -177,21 +184,22 @@ class Study:
             references = self.references(split_name, seed)
             folder = self.run_folder(method.recipe, number, split_name, seed)
             job = self.job(folder, split, seed, method.recipe, method.augmented)
-            subtraction = best.get("subtraction")
+            composition = best
             try:
                 if method.tuned_as is None:
                     model = train(method.recipe, job, best["setting"])
-                    if subtraction is not None:
-                        apply_subtraction(model, Subtraction(**subtraction))
+                    if method.subtractions:
+                        self.apply(model, best)
                 else:
-                    model, subtraction = self.composed(key, split_name, seed)
+                    model, composition = self.composed(key, split_name, seed)
             except FloatingPointError as error:
                 return {"setting": best["setting"], "failed": str(error)}
             file = self.work / "evaluations" / f"{key}.{split_name}.s{seed}.json"
             evaluation = evaluate_model(key, model, self.tokenizer, split, file)
             return {
                 "setting": best["setting"],
-                "subtraction": subtraction,
+                "subtraction": composition.get("subtraction"),
+                "ratio": composition.get("ratio"),
                 "figures": figures(evaluation, *references),
                 "costs": self._costs(job.folder),
                 "answers": examples(evaluation),
@@ -224,10 +232,9 @@ class Study:
             job = self.job(f"ablations/{name}", split, seed, "uld", True, **(rows or {}))
             model = train("uld", job, setting)
             result: dict[str, Any] = {"setting": setting, "rows": rows or {}, "costs": self._costs(job.folder)}
-            ratios = retrained.sets["forget"].truth_ratios
+            reference = retrained_reference(retrained)
             for key, method in ULD_LINES.items():
-                chosen = best_subtraction(model, self.tokenizer, split, ratios, method.subtractions)
-                result[key] = {"subtraction": asdict(chosen[0]), "outcome": asdict(chosen[1])}
+                result[key] = best_subtraction(model, self.tokenizer, split, reference, method.subtractions)
             return result
 
         return self.ledger.unit(f"ablation.{name}", compute)
