@@ -149,7 +149,7 @@ ULD_LINES: dict[str, Method] = {
         "ULD, filter, clamped, gated (ours)",
         "",
         "uld",
-        _subtractions(relative_top=0.01, clamp=True, gate=0.1) + _subtractions(relative_top=0.01, clamp=True, gate=0.2),
+        _subtractions(relative_top=0.01, clamp=True, gate=0.1),
         augmented=True,
     ),
 }
