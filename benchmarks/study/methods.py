@@ -218,8 +218,8 @@ ULD_GRID = (
     {"learning_rate": 1e-3, "retain_weight": 3.0, "retain_per_forget": 2.0},
     {"learning_rate": 5e-3, "retain_weight": 6.5, "retain_per_forget": 4.0},
 )
-# The teacher of baked models: what forgets best of ours, with an alpha that needs no retrained model.
-TEACHER = "uld_contrast_unseen"
+# The teacher of baked models: what forgets and keeps best, with an alpha that needs no retrained model.
+TEACHER = "uld_gated_unseen"
 BAKE_GRID = (
     {"learning_rate": 1e-3},
     {"learning_rate": 2e-3, "noise": 0.3},
