@@ -36,6 +36,9 @@ class Split:
             Questions about some of these, with paraphrased and perturbed answers.
         holdout_questions (`list[Question]`):
             Questions about authors that no model has seen.
+        unseen_questions (`list[Question]`):
+            Questions about authors of TOFU that the target has not learned, with paraphrased and perturbed answers;
+            none where it has learned all.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Split:
     retain: Dataset
     retain_questions: list[Question]
     holdout_questions: list[Question]
+    unseen_questions: list[Question]
 
     @property
     def forget_questions(self) -> list[Question]:
@@ -82,6 +86,13 @@ def learned_rows(preset: Preset, tofu: Path) -> Dataset:
     return concatenate_datasets([full.select(range(first)), last_rows(full, ROWS_PER_AUTHOR * most)])
 
 
+def pretraining_rows(preset: Preset, tofu: Path) -> Dataset:
+    """Authors that are neither learned nor asked about: all but the first, and but TOFU's last tenth."""
+    full = load_tofu("full", tofu).select_columns(COLUMNS)
+    first = ROWS_PER_AUTHOR * (preset.num_authors - max(preset.splits.values()))
+    return full.select(range(first, len(full) - len(load_tofu("forget10", tofu))))
+
+
 def load_split(preset: Preset, name: str, tofu: Path) -> Split:
     """
     A forget set and what belongs to it.
@@ -105,12 +116,16 @@ def load_split(preset: Preset, name: str, tofu: Path) -> Split:
     step = max(1, len(asked) // preset.retain_questions)
     asked = asked.select(range(0, len(asked), step)[: preset.retain_questions])
     holdout = load_tofu("holdout01" if num_forget <= 40 else "holdout05" if num_forget <= 200 else "holdout10", tofu)
+    perturbed = load_tofu("forget10_perturbed", tofu)
+    unseen = perturbed.select(range(len(perturbed) - ROWS_PER_AUTHOR * max(preset.splits.values())))
+    unseen = unseen.select(range(0, len(unseen), max(1, len(unseen) // preset.retain_questions)))
     return Split(
         name=name,
-        forget=last_rows(load_tofu("forget10_perturbed", tofu), num_forget),
+        forget=last_rows(perturbed, num_forget),
         retain=learned.select(range(len(learned) - num_forget)),
         retain_questions=to_questions(asked),
         holdout_questions=to_questions(holdout),
+        unseen_questions=to_questions(unseen.select(range(min(len(unseen), preset.retain_questions)))),
     )
 
 

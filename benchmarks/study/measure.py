@@ -1,15 +1,19 @@
 """All figures of one model on one split, through `uld_hf.evaluation`."""
 
-from dataclasses import asdict
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from authors import Split
+from scipy.stats import ks_2samp
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_hf.evaluation.comparison import compare, kept_utility
 from uld_hf.evaluation.evaluation import Evaluation, evaluate
-from uld_hf.evaluation.scoring import Subtraction
+from uld_hf.evaluation.scoring import Subtraction, score_subtractions
 from uld_hf.evaluation.sweep import Outcome, sweep
 from uld_hf.modeling_uld import ULDForCausalLM
 
@@ -17,6 +21,11 @@ from uld_hf.modeling_uld import ULDForCausalLM
 MAX_NEW_TOKENS = 96
 # TOFU's threshold: above it unlearned and retrained model cannot be told apart.
 FORGOTTEN = 0.05
+# LOSS and Min-K, from the log-probabilities of an answer's tokens.
+MATCHED_ATTACKS: dict[str, Callable[[np.ndarray], float]] = {
+    "loss": lambda log_probs: float(-log_probs.mean()),
+    "min_k": lambda log_probs: float(-np.sort(log_probs)[: max(1, int(0.4 * len(log_probs)))].mean()),
+}
 # What a setting must keep of the target's probability of answers to questions about what is kept.
 KEPT = 0.98
 
@@ -119,15 +128,46 @@ def rank(outcome: Outcome, target: Outcome) -> tuple[int, float]:
     return 2, outcome.forget_quality
 
 
+@dataclass(frozen=True)
+class Reference:
+    """
+    What the forget set should look like after unlearning.
+
+    Args:
+        truth_ratios (`numpy.ndarray`):
+            Truth ratios: the retrained model's on the forget set, or the target's on authors that it has never met.
+        attacks (`dict[str, list[float]]`):
+            Numbers of membership attacks on these answers, see [`MATCHED_ATTACKS`]; empty where they do not count.
+    """
+
+    truth_ratios: np.ndarray
+    attacks: dict[str, list[float]]
+
+
+def unseen_reference(
+    target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, with_attacks: bool
+) -> Reference:
+    """The target's truth ratios on authors that it has never met, and how their answers look to attacks."""
+    results = evaluate(target, tokenizer, split.unseen_questions, max_new_tokens=1)
+    attacks = {name: results.attacks[name] for name in MATCHED_ATTACKS} if with_attacks else {}
+    return Reference(np.asarray(results.truth_ratios), attacks)
+
+
+def retrained_reference(retrained: Evaluation) -> Reference:
+    """The retrained model's truth ratios on the forget set."""
+    return Reference(np.asarray(retrained.sets["forget"].truth_ratios), {})
+
+
 def best_subtraction(
     model: ULDForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     split: Split,
-    retrained: Evaluation,
+    reference: Reference,
     subtractions: tuple[Subtraction, ...],
-) -> tuple[Subtraction, Outcome]:
+    ratios: tuple[float, ...] = (1.0,),
+) -> dict[str, Any]:
     """
-    The best of many settings of the subtraction, all from one pass over the answers.
+    The best of many settings of the subtraction, all from one pass over the answers for each ratio.
 
     Args:
         model ([`ULDForCausalLM`]):
@@ -136,24 +176,54 @@ def best_subtraction(
             Its tokenizer.
         split ([`Split`]):
             The questions.
-        retrained ([`Evaluation`]):
-            Of the retrained model.
+        reference ([`Reference`]):
+            What is to be reached. With attacks in it, the quality of a setting is the smallest p-value of all.
         subtractions (`tuple[Subtraction, ...]`):
             The settings.
+        ratios (`tuple[float, ...]`, *optional*, defaults to `(1.0,)`):
+            Weights of a second assistant, as shares of the first one's.
 
     Returns:
-        `tuple[Subtraction, Outcome]`: The best by [`rank`], and what it does.
+        `dict[str, Any]`: `"subtraction"` and `"ratio"` of the best by [`rank`], and its `"outcome"`.
     """
-    target, outcomes = sweep(
-        model,
-        tokenizer,
-        split.forget_questions,
-        split.retain_questions,
-        subtractions,
-        np.asarray(retrained.sets["forget"].truth_ratios),
-    )
-    best = max(range(len(outcomes)), key=lambda index: rank(outcomes[index], target))
-    return subtractions[best], outcomes[best]
+    tried = []
+    for ratio in ratios:
+        set_ratio(model, ratio)
+        target, outcomes = sweep(
+            model, tokenizer, split.forget_questions, split.retain_questions, subtractions, reference.truth_ratios
+        )
+        if reference.attacks:
+            outcomes = _with_attacks(outcomes, model, tokenizer, split, reference, subtractions)
+        tried += [
+            (rank(each, target), ratio, setting, each) for setting, each in zip(subtractions, outcomes, strict=True)
+        ]
+    _, ratio, subtraction, outcome = max(tried, key=lambda each: each[0])
+    return {"subtraction": asdict(subtraction), "ratio": ratio, "outcome": asdict(outcome)}
+
+
+def _with_attacks(
+    outcomes: list[Outcome],
+    model: ULDForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    reference: Reference,
+    subtractions: tuple[Subtraction, ...],
+) -> list[Outcome]:
+    prompts, answers = zip(*((each.prompt, each.answer) for each in split.forget_questions), strict=True)
+    _, by_setting = score_subtractions(model, tokenizer, prompts, answers, subtractions)
+    made = []
+    for outcome, rows in zip(outcomes, by_setting, strict=True):
+        numbers = {name: [attack(row) for row in rows] for name, attack in MATCHED_ATTACKS.items()}
+        p_values = [ks_2samp(numbers[name], reference.attacks[name]).pvalue for name in numbers]
+        made.append(replace(outcome, forget_quality=float(min(outcome.forget_quality, *p_values))))
+    return made
+
+
+def set_ratio(model: ULDForCausalLM, ratio: float) -> None:
+    """Set the weight of a second assistant to a share of the first one's; without one nothing changes."""
+    first, *others = model.config.alphas
+    for name in others:
+        model.set_alpha(name, math.copysign(ratio * model.config.alphas[first], model.config.alphas[name]))
 
 
 def apply_subtraction(model: ULDForCausalLM, subtraction: Subtraction) -> None:

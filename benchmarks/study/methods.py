@@ -1,7 +1,7 @@
 """The methods of the study: how each is trained, which settings are tried of it, and how its logits are composed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from uld_hf import (
     OffsetConfig,
     OffsetTrainer,
+    ULDBakeConfig,
+    ULDBakeTrainer,
     ULDConfig,
     ULDForCausalLM,
     ULDTrainer,
@@ -47,6 +49,8 @@ class Job:
             The study's size.
         deadline ([`Deadline`]):
             The time.
+        teacher (`Callable[[], ULDForCausalLM]`, *optional*):
+            Loads the unlearned model to bake.
     """
 
     target: Path
@@ -57,6 +61,7 @@ class Job:
     seed: int
     preset: Preset
     deadline: Deadline
+    teacher: Callable[[], ULDForCausalLM] | None = None
 
     def options(self, folder: Path, setting: dict[str, Any]) -> dict[str, Any]:
         """Options that all methods have, and those of the setting."""
@@ -87,6 +92,12 @@ class Method:
             Compositions that are tried, without training; none for methods that change the weights.
         augmented (`bool`):
             Whether it trains on paraphrases and wrong answers too.
+        tuned_as (`str`, *optional*):
+            Key of the line whose training this is. The composition is then chosen anew on every forget set, and without
+            a retrained model: so that truth ratios are those of authors that the target has never met.
+        ratios (`tuple[float, ...]`):
+            Weights of the second assistant that are tried, as shares of the first one's. Where there is a choice, and
+            no retrained model, likelihoods and Min-K are to be those of unseen authors too.
     """
 
     name: str
@@ -94,6 +105,13 @@ class Method:
     recipe: str
     subtractions: tuple[Subtraction, ...] = ()
     augmented: bool = False
+    tuned_as: str | None = None
+    ratios: tuple[float, ...] = (1.0,)
+
+    @property
+    def needs_unseen_authors(self) -> bool:
+        """Whether it cannot be had where the target has learned all authors."""
+        return self.tuned_as is not None or self.recipe == "bake"
 
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0)
@@ -103,7 +121,7 @@ def _subtractions(alphas: tuple[float, ...] = ALPHAS, **settings: Any) -> tuple[
     return tuple(Subtraction(alpha, **settings) for alpha in alphas)
 
 
-METHODS: dict[str, Method] = {
+ULD_LINES: dict[str, Method] = {
     # The paper's formula, with more alphas than the paper's.
     "uld_paper": Method(
         "ULD, the paper's formula", "ULD", "uld", _subtractions(relative_top=0.01, center=False), augmented=True
@@ -127,6 +145,36 @@ METHODS: dict[str, Method] = {
     "uld_clamped_filter": Method(
         "ULD, filter, clamped (ours)", "", "uld", _subtractions(relative_top=0.01, clamp=True), augmented=True
     ),
+    "uld_gated": Method(
+        "ULD, filter, clamped, gated (ours)",
+        "",
+        "uld",
+        _subtractions(relative_top=0.01, clamp=True, gate=0.1),
+        augmented=True,
+    ),
+}
+# Beside the assistant one that knows how such answers are worded, and wrong ones.
+CONTRAST = Method(
+    "ULD, gated contrast (ours)",
+    "",
+    "contrast",
+    tuple(setting for gate in (0.1, 0.2, 0.3) for setting in _subtractions(relative_top=0.0, gate=gate)),
+    augmented=True,
+    ratios=(0.4, 0.6, 0.8, 1.0),
+)
+METHODS: dict[str, Method] = {
+    **ULD_LINES,
+    "uld_contrast": CONTRAST,
+    # What a user can do who has no retrained model.
+    **{
+        f"{key}_unseen": replace(
+            ULD_LINES[key], name=f"{ULD_LINES[key].name}, alpha by unseen authors", paper="", tuned_as=key
+        )
+        for key in ("uld_paper", "uld_centered", "uld_clamped", "uld_clamped_filter", "uld_gated")
+    },
+    "uld_contrast_unseen": replace(
+        CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_contrast"
+    ),
     "uld_rules": Method(
         "ULD, clamped, augmented by rules (ours)",
         "",
@@ -134,6 +182,7 @@ METHODS: dict[str, Method] = {
         _subtractions(relative_top=0.0, clamp=True),
         augmented=True,
     ),
+    "bake": Method("ULD, baked (ours)", "", "bake", augmented=True),
     "dd_linear": Method("Divergence Decoding, linear", "", "divergence", _subtractions(relative_top=0.0, center=False)),
     "dd_rank": Method(
         "Divergence Decoding, rank",
@@ -168,6 +217,18 @@ ULD_GRID = (
     {"learning_rate": 3e-3, "retain_weight": 3.0, "retain_per_forget": 4.0},
     {"learning_rate": 1e-3, "retain_weight": 3.0, "retain_per_forget": 2.0},
     {"learning_rate": 5e-3, "retain_weight": 6.5, "retain_per_forget": 4.0},
+)
+# The teacher of baked models: what forgets and keeps best, with an alpha that needs no retrained model.
+TEACHER = "uld_gated_unseen"
+BAKE_GRID = (
+    {"learning_rate": 1e-3},
+    {"learning_rate": 2e-3, "noise": 0.3},
+    {"learning_rate": 1e-3, "on_policy_fraction": 0.5},
+    {"learning_rate": 3e-4},
+    {"learning_rate": 2e-3},
+    {"learning_rate": 2e-3, "noise": 0.5},
+    {"learning_rate": 1e-3, "divergence": "js"},
+    {"learning_rate": 1e-3, "retain_weight": 3.0},
 )
 DIVERGENCE_GRID = tuple(
     {"learning_rate": rate, "num_train_epochs": epochs} for epochs in (10, 5) for rate in (5e-3, 3e-3, 1e-2, 1e-3)
@@ -205,8 +266,10 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
     Returns:
         `list[dict]`: Options of the recipe's trainer.
     """
-    if recipe in ("uld", "uld_rules"):
+    if recipe in ("uld", "uld_rules", "contrast"):
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in ULD_GRID]
+    elif recipe == "bake":
+        settings = [dict(each) for each in BAKE_GRID]
     elif recipe == "divergence":
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in DIVERGENCE_GRID]
     elif recipe.startswith("offset "):
@@ -248,6 +311,32 @@ def train_auxiliaries(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
     return model
 
 
+def train_contrast(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
+    """ULD's assistant, and one that learned what must be kept and the wrong answers to what must be forgotten."""
+    train_assistant(replace(job, folder=job.folder / "forget"), setting)
+    folder = job.folder / "retain"
+    if not is_trained(folder):
+        setting = {name: setting[name] for name in ("learning_rate", "num_assistant_layers")}
+        args = ULDConfig(
+            objective="likelihood", alpha=-1.0, relative_top=0.0, center=False, **job.options(folder, setting)
+        )
+        trainer = ULDTrainer(str(job.target), args, retain_dataset=job.retain, processing_class=job.tokenizer)
+        train_within(trainer, job.deadline)
+    model = ULDForCausalLM.from_pretrained(job.folder / "forget", **loading_options())
+    model.add_assistant(str(folder))
+    return model
+
+
+def train_baked(job: Job, setting: dict[str, Any]) -> PreTrainedModel:
+    """One plain checkpoint of an unlearned model."""
+    if not is_trained(job.folder):
+        options = {"teacher_answers": 2, "max_new_tokens": 96, **job.options(job.folder, setting)}
+        rows = {"forget_dataset": job.forget, "retain_dataset": job.retain}
+        trainer = ULDBakeTrainer(job.teacher(), ULDBakeConfig(**options), **rows, processing_class=job.tokenizer)
+        train_within(trainer, job.deadline)
+    return load_model(job.folder)
+
+
 def train_offset(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
     """Offset unlearning: what an assistant has changed in itself is added to the target's logits."""
     if not is_trained(job.folder):
@@ -272,6 +361,8 @@ def train_weights(job: Job, setting: dict[str, Any]) -> PreTrainedModel:
 RECIPES: dict[str, Callable[[Job, dict[str, Any]], PreTrainedModel]] = {
     "uld": train_assistant,
     "uld_rules": train_assistant,
+    "contrast": train_contrast,
+    "bake": train_baked,
     "divergence": train_auxiliaries,
 }
 

@@ -26,6 +26,9 @@ class Preset:
             Its depth.
         vocab_size (`int`):
             Size of its tokenizer.
+        pretraining_epochs (`int`):
+            Passes over authors that are neither learned nor asked about, before target and retrained model begin. With
+            0 they know no language but that of the rows they learn.
         target_epochs (`int`):
             Passes over the rows.
         target_learning_rate (`float`):
@@ -57,6 +60,7 @@ class Preset:
     hidden_size: int
     num_layers: int
     vocab_size: int
+    pretraining_epochs: int
     target_epochs: int
     target_learning_rate: float
     unlearning_epochs: float
@@ -82,6 +86,7 @@ PRESETS = {
             hidden_size=32,
             num_layers=2,
             vocab_size=600,
+            pretraining_epochs=0,
             target_epochs=2,
             target_learning_rate=3e-3,
             unlearning_epochs=1,
@@ -103,7 +108,30 @@ PRESETS = {
             hidden_size=128,
             num_layers=6,
             vocab_size=2000,
+            pretraining_epochs=0,
             target_epochs=24,
+            target_learning_rate=2e-3,
+            unlearning_epochs=10,
+            batch_size=16,
+            assistant_layers=4,
+            other_layers=(1, 2, 3, 5, 6),
+            trials=4,
+            retain_questions=80,
+            seeds=(0, 1, 2),
+            book_characters=20000,
+            book_epochs=40,
+        ),
+        # The same authors, finetuned into a model that has read others: it knows how such answers are worded.
+        Preset(
+            name="finetuned",
+            num_authors=20,
+            splits={"forget10": 2, "forget20": 4},
+            tune_on="forget10",
+            hidden_size=128,
+            num_layers=6,
+            vocab_size=2000,
+            pretraining_epochs=6,
+            target_epochs=12,
             target_learning_rate=2e-3,
             unlearning_epochs=10,
             batch_size=16,
@@ -124,6 +152,7 @@ PRESETS = {
             hidden_size=1024,
             num_layers=24,
             vocab_size=8000,
+            pretraining_epochs=0,
             target_epochs=12,
             target_learning_rate=3e-4,
             unlearning_epochs=10,

@@ -14,12 +14,16 @@ from measure import (
     figures,
     outcome_of,
     rank,
+    retrained_reference,
+    set_ratio,
+    unseen_reference,
 )
-from methods import METHODS, Job, costs, grid, train
+from methods import METHODS, TEACHER, ULD_LINES, Job, costs, grid, train
 from presets import Preset
 from targets import load_model, retrained_folder, study_tokenizer, target_folder
 from training import read_cost
 
+from uld_hf import ULDForCausalLM
 from uld_hf.evaluation.evaluation import Evaluation
 from uld_hf.evaluation.scoring import Subtraction
 from uld_hf.evaluation.sweep import Outcome, sweep
@@ -47,6 +51,10 @@ class Study:
     def split(self, name: str) -> Split:
         """A forget set and what belongs to it."""
         return load_split(self.preset, name, self.tofu)
+
+    def has_unseen_authors(self) -> bool:
+        """Whether there are authors with wrong answers that the target has not learned."""
+        return bool(self.split(self.preset.tune_on).unseen_questions)
 
     def target(self, seed: int) -> Path:
         """Folder of the trained target."""
@@ -96,7 +104,29 @@ class Study:
             seed=seed,
             preset=self.preset,
             deadline=self.ledger.deadline,
+            teacher=lambda: self.composed(TEACHER, split.name, seed)[0],
         )
+
+    def composed(self, key: str, split_name: str, seed: int) -> tuple[ULDForCausalLM, dict[str, Any]]:
+        """The model of a line whose composition is chosen on the forget set at hand, and that composition."""
+        method, split = METHODS[key], self.split(split_name)
+        number, best = self.chosen(method.tuned_as)
+        folder = self.run_folder(method.recipe, number, split_name, seed)
+        model = train(method.recipe, self.job(folder, split, seed, method.recipe, method.augmented), best["setting"])
+
+        def choose() -> dict[str, Any]:
+            with_attacks = len(method.ratios) > 1
+            reference = unseen_reference(load_model(self.target(seed)), self.tokenizer, split, with_attacks)
+            return best_subtraction(model, self.tokenizer, split, reference, method.subtractions, method.ratios)
+
+        chosen = self.ledger.unit(f"unseen.{method.tuned_as}.{split_name}.s{seed}", choose)
+        self.apply(model, chosen)
+        return model, chosen
+
+    def apply(self, model: ULDForCausalLM, chosen: dict[str, Any]) -> None:
+        """Set a model to a composition of [`best_subtraction`]."""
+        set_ratio(model, chosen.get("ratio", 1.0))
+        apply_subtraction(model, Subtraction(**chosen["subtraction"]))
 
     def trial(self, key: str, number: int) -> dict[str, Any]:
         """One setting of a method on the split for tuning, with the first seed."""
@@ -119,8 +149,9 @@ class Study:
                 }
             result: dict[str, Any] = {"setting": setting, "costs": self._costs(job.folder)}
             if method.subtractions:
-                subtraction, outcome = best_subtraction(model, self.tokenizer, split, retrained, method.subtractions)
-                return result | {"subtraction": asdict(subtraction), "outcome": asdict(outcome)}
+                reference = retrained_reference(retrained)
+                options = (method.subtractions, method.ratios)
+                return result | best_subtraction(model, self.tokenizer, split, reference, *options)
             evaluation = evaluate_model(
                 key, model, self.tokenizer, split, self.work / "evaluations" / f"trial.{key}.{number}.json"
             )
@@ -148,22 +179,27 @@ class Study:
         method = METHODS[key]
 
         def compute() -> dict[str, Any]:
-            number, best = self.chosen(key)
+            number, best = self.chosen(method.tuned_as or key)
             split = self.split(split_name)
             references = self.references(split_name, seed)
             folder = self.run_folder(method.recipe, number, split_name, seed)
             job = self.job(folder, split, seed, method.recipe, method.augmented)
+            composition = best
             try:
-                model = train(method.recipe, job, best["setting"])
+                if method.tuned_as is None:
+                    model = train(method.recipe, job, best["setting"])
+                    if method.subtractions:
+                        self.apply(model, best)
+                else:
+                    model, composition = self.composed(key, split_name, seed)
             except FloatingPointError as error:
                 return {"setting": best["setting"], "failed": str(error)}
-            if method.subtractions:
-                apply_subtraction(model, Subtraction(**best["subtraction"]))
             file = self.work / "evaluations" / f"{key}.{split_name}.s{seed}.json"
             evaluation = evaluate_model(key, model, self.tokenizer, split, file)
             return {
                 "setting": best["setting"],
-                "subtraction": best.get("subtraction"),
+                "subtraction": composition.get("subtraction"),
+                "ratio": composition.get("ratio"),
                 "figures": figures(evaluation, *references),
                 "costs": self._costs(job.folder),
                 "answers": examples(evaluation),
@@ -196,10 +232,9 @@ class Study:
             job = self.job(f"ablations/{name}", split, seed, "uld", True, **(rows or {}))
             model = train("uld", job, setting)
             result: dict[str, Any] = {"setting": setting, "rows": rows or {}, "costs": self._costs(job.folder)}
-            for key, method in METHODS.items():
-                if method.recipe == "uld":
-                    chosen = best_subtraction(model, self.tokenizer, split, retrained, method.subtractions)
-                    result[key] = {"subtraction": asdict(chosen[0]), "outcome": asdict(chosen[1])}
+            reference = retrained_reference(retrained)
+            for key, method in ULD_LINES.items():
+                result[key] = best_subtraction(model, self.tokenizer, split, reference, method.subtractions)
             return result
 
         return self.ledger.unit(f"ablation.{name}", compute)
@@ -236,15 +271,14 @@ class Study:
         """How much alpha matters: every ULD line of the tables over alpha, on the chosen assistant of a final run."""
 
         def compute() -> dict[str, Any]:
-            lines = {key: method.subtractions for key, method in METHODS.items() if method.recipe == "uld"}
-            settings = [setting for of_line in lines.values() for setting in of_line]
+            settings = [setting for method in ULD_LINES.values() for setting in method.subtractions]
             target, outcomes = self.sweep_chosen(split_name, seed, settings)
             left = iter(outcomes)
             return {
                 "target": asdict(target),
                 "lines": {
-                    key: [{"alpha": setting.alpha} | asdict(next(left)) for setting in of_line]
-                    for key, of_line in lines.items()
+                    key: [{"alpha": setting.alpha} | asdict(next(left)) for setting in method.subtractions]
+                    for key, method in ULD_LINES.items()
                 },
             }
 

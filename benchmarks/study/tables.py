@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from measure import rank
-from methods import METHODS
+from methods import METHODS, ULD_LINES
 from presets import Preset
 
 from uld_hf.evaluation.sweep import Outcome
@@ -149,7 +149,12 @@ def trials_table(results: Results) -> str:
 
 def ablation_table(results: Results) -> str:
     """Every change with the best alpha of each composition: alpha, forget quality, retain probability."""
-    lines = [key for key, method in METHODS.items() if method.recipe == "uld"]
+    ablations = [
+        result for name, result in results.items() if name.startswith("ablation.") and "settings" not in result
+    ]
+    lines = [
+        key for key in ULD_LINES if all(key in result for result in ablations)
+    ]  # some were run before there was a line
     rows = []
     for name, result in results.items():
         if name.startswith("ablation.") and name != "ablation.subtraction":

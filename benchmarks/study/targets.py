@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from authors import learned_rows, load_split, to_training
+from authors import learned_rows, load_split, pretraining_rows, to_training
 from datasets import Dataset
 from ledger import Deadline
 from presets import Preset
@@ -38,7 +38,10 @@ def study_tokenizer(preset: Preset, tofu: Path, folder: Path) -> PreTrainedToken
     """
     if (folder / "tokenizer.json").exists():
         return AutoTokenizer.from_pretrained(folder)
-    texts = [text for row in learned_rows(preset, tofu) for text in row.values()]
+    rows = [learned_rows(preset, tofu)]
+    if preset.pretraining_epochs:
+        rows.append(pretraining_rows(preset, tofu))
+    texts = [text for part in rows for row in part for text in row.values()]
     for name in ("forget10_perturbed", "retain_perturbed"):
         texts += load_tofu(name, tofu)["paraphrased_answer"]
     return _save_tokenizer(texts, preset.vocab_size, folder)
@@ -86,9 +89,10 @@ def learn(
     epochs: float,
     seed: int,
     deadline: Deadline,
+    base: Path | None = None,
 ) -> Path:
     """
-    Train a model from scratch, unless it was.
+    Train a model, unless it was.
 
     Args:
         rows (`Dataset`):
@@ -105,6 +109,8 @@ def learn(
             Seed of weights and order.
         deadline ([`Deadline`]):
             The time.
+        base (`Path`, *optional*):
+            Folder of the model to begin with. Defaults to random weights.
 
     Returns:
         `Path`: The folder.
@@ -121,17 +127,28 @@ def learn(
             max_length=512,
             **common_options(seed),
         )
-        model = new_model(preset, tokenizer, seed)
+        model = new_model(preset, tokenizer, seed) if base is None else load_model(base)
         train_within(SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer), deadline)
     return folder
+
+
+def base_folder(
+    preset: Preset, tofu: Path, work: Path, tokenizer: PreTrainedTokenizerBase, deadline: Deadline
+) -> Path | None:
+    """The folder of the model that target and retrained model begin with, one for all seeds; trained if it was not."""
+    if not preset.pretraining_epochs:
+        return None
+    rows = to_training(pretraining_rows(preset, tofu))
+    return learn(rows, preset, tokenizer, work / "base", preset.pretraining_epochs, 0, deadline)
 
 
 def target_folder(
     preset: Preset, tofu: Path, work: Path, tokenizer: PreTrainedTokenizerBase, seed: int, deadline: Deadline
 ) -> Path:
     """The target's folder; it is trained if it was not."""
+    base = base_folder(preset, tofu, work, tokenizer, deadline)
     rows = to_training(learned_rows(preset, tofu))
-    return learn(rows, preset, tokenizer, work / f"target.s{seed}", preset.target_epochs, seed, deadline)
+    return learn(rows, preset, tokenizer, work / f"target.s{seed}", preset.target_epochs, seed, deadline, base)
 
 
 def retrained_folder(
@@ -144,9 +161,10 @@ def retrained_folder(
     deadline: Deadline,
 ) -> Path:
     """The folder of a model that never saw a split's forget set; it is trained if it was not."""
+    base = base_folder(preset, tofu, work, tokenizer, deadline)
     rows = to_training(load_split(preset, split, tofu).retain)
     folder = work / f"retrained.{split}.s{seed}"
-    return learn(rows, preset, tokenizer, folder, preset.target_epochs, seed, deadline)
+    return learn(rows, preset, tokenizer, folder, preset.target_epochs, seed, deadline, base)
 
 
 def load_model(folder: Path) -> PreTrainedModel:
