@@ -213,7 +213,7 @@ def _with_attacks(
     _, by_setting = score_subtractions(model, tokenizer, prompts, answers, subtractions)
     made = []
     for outcome, rows in zip(outcomes, by_setting, strict=True):
-        numbers = {name: [attack(row) for row in rows] for name, attack in MATCHED_ATTACKS.items()}
+        numbers = {name: [attack(row.log_probs) for row in rows] for name, attack in MATCHED_ATTACKS.items()}
         p_values = [ks_2samp(numbers[name], reference.attacks[name]).pvalue for name in numbers]
         made.append(replace(outcome, forget_quality=float(min(outcome.forget_quality, *p_values))))
     return made

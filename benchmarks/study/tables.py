@@ -202,7 +202,7 @@ def subtraction_table(results: Results) -> str:
 
 
 def _outcome(values: Mapping[str, Any]) -> Outcome:
-    return Outcome(**{field.name: values[field.name] for field in fields(Outcome)})
+    return Outcome(**{field.name: values.get(field.name) for field in fields(Outcome)})  # older runs have fewer
 
 
 def alphas_table(results: Results, split: str) -> str:
