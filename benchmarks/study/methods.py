@@ -330,11 +330,11 @@ def train_contrast(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
 def train_baked(job: Job, setting: dict[str, Any]) -> PreTrainedModel:
     """One plain checkpoint of an unlearned model."""
     if not is_trained(job.folder):
-        options = {"teacher_answers": 2, "max_new_tokens": 96, **job.options(job.folder, setting)}
+        options = {"teacher_answers": 2, "max_new_tokens": 96, **job.options(job.folder / "model", setting)}
         rows = {"forget_dataset": job.forget, "retain_dataset": job.retain}
         trainer = ULDBakeTrainer(job.teacher(), ULDBakeConfig(**options), **rows, processing_class=job.tokenizer)
-        train_within(trainer, job.deadline)
-    return load_model(job.folder)
+        train_within(trainer, job.deadline, job.folder)
+    return load_model(job.folder / "model")
 
 
 def train_offset(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:

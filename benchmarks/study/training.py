@@ -77,7 +77,7 @@ def loading_options() -> dict[str, Any]:
     return {"dtype": "float32", "device_map": "auto" if torch.accelerator.is_available() else None}
 
 
-def train_within(trainer: Trainer, deadline: Deadline) -> Cost:
+def train_within(trainer: Trainer, deadline: Deadline, notes: Path | None = None) -> Cost:
     """
     Train to the end, or as far as the time goes, and save the model.
 
@@ -86,6 +86,8 @@ def train_within(trainer: Trainer, deadline: Deadline) -> Cost:
             Not yet trained; its output folder holds the checkpoint of an earlier run, if there was one.
         deadline ([`Deadline`]):
             The time.
+        notes (`Path`, *optional*):
+            Folder for cost and log, where the trainer wants its own for itself. Defaults to the output folder.
 
     Returns:
         [`Cost`]: Of all runs together.
@@ -94,7 +96,8 @@ def train_within(trainer: Trainer, deadline: Deadline) -> Cost:
         OutOfTimeError: If the training is not finished.
     """
     folder = Path(trainer.args.output_dir)
-    file = folder / "cost.json"
+    notes = folder if notes is None else notes
+    file = notes / "cost.json"
     earlier = Cost(**json.loads(file.read_text())) if file.exists() else Cost(0.0, 0, 0)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StopAtDeadline(deadline))
@@ -107,12 +110,12 @@ def train_within(trainer: Trainer, deadline: Deadline) -> Cost:
         peak_memory=max(earlier.peak_memory, _peak() - before),
         trained_parameters=sum(each.numel() for each in trainer.model.parameters() if each.requires_grad),
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    notes.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(cost)))
     if trainer.state.global_step < trainer.state.max_steps:
         raise OutOfTimeError(str(folder))
     trainer.save_model()
-    (folder / "log.json").write_text(json.dumps(trainer.state.log_history))
+    (notes / "log.json").write_text(json.dumps(trainer.state.log_history))
     return cost
 
 
