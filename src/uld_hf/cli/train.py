@@ -23,6 +23,7 @@ from ..training.uld_trainer import ULDTrainer
 from . import output
 from .interrupt import train_until_done
 from .parsing import CommandParser, check_model_path
+from .rows import check_columns, check_is_json_lines
 
 
 DESCRIPTION = """Train an assistant that makes a model forget, and save it; or, with --method, change the model itself.
@@ -132,6 +133,7 @@ def load_rows(name_or_path: str, conversational: bool) -> Dataset:
         FileNotFoundError: If it looks like a file that is not there.
         ValueError: If the file is empty, or a line of it is not a JSON object.
     """
+    check_is_json_lines(name_or_path)
     if os.path.isfile(name_or_path):
         dataset = Dataset.from_list(read_json_lines(name_or_path))
     else:
@@ -211,6 +213,7 @@ def main(argv: Sequence[str]) -> None:
         f"{name}_dataset": None if source is None else load_rows(source, conversational)
         for name, source in (("forget", arguments.forget_dataset), ("retain", arguments.retain_dataset))
     }
+    check_columns(sets, config.dataset_text_field)
     lora = None
     if method not in LOSS_TYPES or arguments.lora_r != 0:
         lora = LoraConfig(
