@@ -386,7 +386,10 @@ def test_train_reads_the_method_from_a_yaml_file(rival_arguments: list[str], tmp
     ("arguments", "message"),
     [
         (["nop"], "--method='nop' must be one of 'uld', 'ga', 'npo'"),
-        (["npo", "--alpha", "0.5"], "Unknown option --alpha"),
+        (["npo", "--alpha", "0.5"], "Unknown option --alpha (it belongs to --method uld)"),
+        (["npo", "--num_assistant_layers", "3"], "--num_assistant_layers (it belongs to --method uld or offset)"),
+        (["uld", "--margin", "3"], "--margin (it belongs to --method ga or npo or simnpo"),
+        (["npo", "--btea", "0.5"], "Unknown option --btea (did you mean --beta?)"),
         (["npo", "--retain_loss_type", "gd"], "retain_loss_type"),
     ],
 )

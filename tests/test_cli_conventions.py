@@ -249,6 +249,21 @@ def test_a_missing_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]):
     assert "--output_dir" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "example"),
+    [
+        (["completion"], "  uld completion bash > "),
+        (["estimate", "target"], "--forget_rows 200 --tokens_per_row 300"),
+        (["train"], "  uld train my-finetuned-model .*\\\\\n.* --output_dir forget-alice\n$"),
+    ],
+    ids=str,
+)
+def test_a_missing_option_is_shown_in_an_example(capsys: pytest.CaptureFixture[str], argv: list[str], example: str):
+    with pytest.raises(SystemExit, match="2"):
+        uld(argv)
+    assert re.search(f"required: .*\nexample:\n.*{example}", capsys.readouterr().err)
+
+
 # --- completion ---
 
 

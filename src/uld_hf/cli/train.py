@@ -176,6 +176,26 @@ def find_method(argv: Sequence[str]) -> str:
     return method
 
 
+def options_of_other_methods(method: str) -> dict[str, str]:
+    """
+    Options that a method lacks and others have.
+
+    Args:
+        method (`str`):
+            The method.
+
+    Returns:
+        `dict[str, str]`: By the option's name, the methods that have it: `{"num_assistant_layers": "--method uld"}`.
+    """
+    classes = {name: CLASSES.get(name, (UnlearnConfig, UnlearnTrainer))[0] for name in METHODS}
+    options = {name: {option.name for option in fields(config_class)} for name, config_class in classes.items()}
+    others: dict[str, list[str]] = {}
+    for name in METHODS:
+        for option in sorted(options[name] - options[method]):
+            others.setdefault(option, []).append(name)
+    return {option: f"--method {' or '.join(names)}" for option, names in others.items()}
+
+
 def build_parser(method: str = "uld") -> CommandParser:
     """The command line of `uld train` for a method."""
     config_class, _ = CLASSES.get(method, (UnlearnConfig, UnlearnTrainer))
@@ -183,7 +203,13 @@ def build_parser(method: str = "uld") -> CommandParser:
     own = [option.name for option in (*fields(TrainArguments), *fields(config_class)) if option.name not in inherited]
     shown = (*own, *COMMON_OPTIONS, *(["loss_type"] if method == "offset" else []))
     return CommandParser(
-        (TrainArguments, config_class), "uld train", DESCRIPTION, shown, words=("model",), has_json=True
+        (TrainArguments, config_class),
+        "uld train",
+        DESCRIPTION,
+        shown,
+        words=("model",),
+        has_json=True,
+        elsewhere=options_of_other_methods(method),
     )
 
 
