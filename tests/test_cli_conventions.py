@@ -368,6 +368,30 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
         torch.testing.assert_close(weights[1][name], weights[0][name], rtol=0, atol=0)
 
 
+def test_a_training_that_starts_over_says_that_there_is_a_checkpoint(
+    workplace: Path, interrupt_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    note = "starts over; to go on from trained/checkpoint-3, add --resume_from_checkpoint True."
+    interrupt_at(signal.SIGINT, 3)
+    assert uld(TRAIN) == 130
+    assert note not in capsys.readouterr().err
+    monkeypatch.undo()
+    os.chdir(workplace)
+    assert uld(TRAIN) == 0
+    assert note in capsys.readouterr().err
+
+
+def test_a_training_that_goes_on_does_not_speak_of_starting_over(
+    workplace: Path, interrupt_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    interrupt_at(signal.SIGINT, 3)
+    assert uld(TRAIN) == 130
+    monkeypatch.undo()
+    os.chdir(workplace)
+    assert uld([*TRAIN, "--resume_from_checkpoint", "True"]) == 0
+    assert "starts over" not in capsys.readouterr().err
+
+
 def test_a_second_interrupt_does_not_wait(
     workplace: Path, interrupt_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -18,6 +18,7 @@ from ..baselines.unlearn_config import LOSS_TYPES, UnlearnConfig
 from ..baselines.unlearn_trainer import UnlearnTrainer
 from ..data.formatting import question_answer_to_prompt_completion, read_json_lines
 from ..data.local import load_from_hub
+from ..training.checkpoints import find_last_checkpoint, resolve_checkpoint
 from ..training.uld_config import ULDConfig, check_choice
 from ..training.uld_trainer import ULDTrainer
 from . import output
@@ -233,6 +234,9 @@ def main(argv: Sequence[str]) -> None:
     saved = [os.path.join(config.output_dir, name) for name in ("config.json", "adapter_config.json")]
     if any(map(os.path.exists, saved)) and config.resume_from_checkpoint is None:
         raise ValueError(f"{config.output_dir} holds a model already: give another --output_dir, or delete it.")
+    unfinished = find_last_checkpoint(config.output_dir)
+    if unfinished is not None and resolve_checkpoint(config.resume_from_checkpoint, config.output_dir) is None:
+        output.note(f"This training starts over; to go on from {unfinished}, add --resume_from_checkpoint True.")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.model_revision)
     conversational = tokenizer.chat_template is not None
     sets = {
