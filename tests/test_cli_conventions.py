@@ -143,6 +143,14 @@ def test_quiet_leaves_results_and_errors(workplace: Path, capfd: pytest.CaptureF
     assert done.stderr == ""
 
 
+def test_no_command_speaks_of_bitsandbytes():
+    pytest.importorskip("bitsandbytes")
+    # `uld completion` imports the modules of all commands. A new process: what is imported speaks once.
+    code = "import sys; from uld_hf.cli.main import main; sys.exit(main(['completion', 'bash']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", ["train", "bake"])
 def test_quiet_leaves_only_the_warnings_of_a_training(workplace: Path, command: str):
     arguments = TRAIN if command == "train" else BAKE

@@ -235,7 +235,8 @@ def main(argv: Sequence[str]) -> None:
     if any(map(os.path.exists, saved)) and config.resume_from_checkpoint is None:
         raise ValueError(f"{config.output_dir} holds a model already: give another --output_dir, or delete it.")
     unfinished = find_last_checkpoint(config.output_dir)
-    if unfinished is not None and resolve_checkpoint(config.resume_from_checkpoint, config.output_dir) is None:
+    begins_anew = unfinished and resolve_checkpoint(config.resume_from_checkpoint, config.output_dir) is None
+    if begins_anew and config.process_index == 0:
         output.note(f"This training starts over; to go on from {unfinished}, add --resume_from_checkpoint True.")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.model_revision)
     conversational = tokenizer.chat_template is not None
