@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -310,6 +311,40 @@ def test_damaged_data_is_one_line_without_traceback(
     assert re.search(message, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_the_advice_for_a_table_makes_a_file_that_is_read(
+    train_arguments: list[str], data: tuple[Path, Path], capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    table = data[0].with_suffix(".csv")
+    Dataset.from_json(str(data[0])).to_csv(str(table))
+    data[0].unlink()
+    arguments = {
+        "train": [str(table) if part == str(data[0]) else part for part in train_arguments],
+        "eval": ["eval", "unlearned", "--output_dir", "evaluation", "--forget_dataset", str(table)],
+    }[command]
+    assert uld([*arguments, "--retain_dataset", str(data[1])]) == 2
+    message = capsys.readouterr().err
+    assert "forget.csv is not JSONL, which is what is read: one JSON object to a line" in message
+    advice = shlex.split(message.splitlines()[-1])
+    subprocess.run([sys.executable, *advice[1:]], check=True, capture_output=True)
+    assert len(load_rows(str(data[0]), conversational=False)) == 4
+
+
+def test_columns_of_other_names_are_told_what_the_command_line_takes(
+    train_arguments: list[str], data: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data[0].write_text('{"q": "w5", "a": "w6"}\n')
+    assert uld(train_arguments) == 2
+    message = capsys.readouterr().err
+    assert "The rows of --forget_dataset have ['a', 'q']: they need 'question' and 'answer'" in message
+
+
+def test_text_may_be_in_a_column_of_another_name(train_arguments: list[str], data: tuple[Path, Path]) -> None:
+    for path, first in zip(data, (4, 34), strict=True):
+        path.write_text("".join(json.dumps({"body": f"w{first + i} w{i} w{first}"}) + "\n" for i in range(4)))
+    assert uld([*train_arguments, "--dataset_text_field", "body"]) == 0
+
+
 def test_generate_finds_the_targets_tokenizer(target: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(target)
     assistant = train_like(build_assistant(model, 2))
@@ -354,7 +389,10 @@ def test_train_reads_the_method_from_a_yaml_file(rival_arguments: list[str], tmp
     ("arguments", "message"),
     [
         (["nop"], "--method='nop' must be one of 'uld', 'ga', 'npo'"),
-        (["npo", "--alpha", "0.5"], "Unknown option --alpha"),
+        (["npo", "--alpha", "0.5"], "Unknown option --alpha (it belongs to --method uld)"),
+        (["npo", "--num_assistant_layers", "3"], "--num_assistant_layers (it belongs to --method uld or offset)"),
+        (["uld", "--margin", "3"], "--margin (it belongs to --method ga or npo or simnpo"),
+        (["npo", "--btea", "0.5"], "Unknown option --btea (did you mean --beta?)"),
         (["npo", "--retain_loss_type", "gd"], "retain_loss_type"),
     ],
 )

@@ -143,6 +143,14 @@ def test_quiet_leaves_results_and_errors(workplace: Path, capfd: pytest.CaptureF
     assert done.stderr == ""
 
 
+def test_no_command_speaks_of_bitsandbytes():
+    pytest.importorskip("bitsandbytes")
+    # `uld completion` imports the modules of all commands. A new process: what is imported speaks once.
+    code = "import sys; from uld_hf.cli.main import main; sys.exit(main(['completion', 'bash']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("command", ["train", "bake"])
 def test_quiet_leaves_only_the_warnings_of_a_training(workplace: Path, command: str):
     arguments = TRAIN if command == "train" else BAKE
@@ -249,6 +257,21 @@ def test_a_missing_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]):
     assert "--output_dir" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "example"),
+    [
+        (["completion"], "  uld completion bash > "),
+        (["estimate", "target"], "--forget_rows 200 --tokens_per_row 300"),
+        (["train"], "  uld train my-finetuned-model .*\\\\\n.* --output_dir forget-alice\n$"),
+    ],
+    ids=str,
+)
+def test_a_missing_option_is_shown_in_an_example(capsys: pytest.CaptureFixture[str], argv: list[str], example: str):
+    with pytest.raises(SystemExit, match="2"):
+        uld(argv)
+    assert re.search(f"required: .*\nexample:\n.*{example}", capsys.readouterr().err)
+
+
 # --- completion ---
 
 
@@ -351,6 +374,30 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_been(
     assert weights[0].keys() == weights[1].keys()
     for name in weights[0]:
         torch.testing.assert_close(weights[1][name], weights[0][name], rtol=0, atol=0)
+
+
+def test_a_training_that_starts_over_says_that_there_is_a_checkpoint(
+    workplace: Path, interrupt_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    note = "starts over; to go on from trained/checkpoint-3, add --resume_from_checkpoint True."
+    interrupt_at(signal.SIGINT, 3)
+    assert uld(TRAIN) == 130
+    assert note not in capsys.readouterr().err
+    monkeypatch.undo()
+    os.chdir(workplace)
+    assert uld(TRAIN) == 0
+    assert note in capsys.readouterr().err
+
+
+def test_a_training_that_goes_on_does_not_speak_of_starting_over(
+    workplace: Path, interrupt_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    interrupt_at(signal.SIGINT, 3)
+    assert uld(TRAIN) == 130
+    monkeypatch.undo()
+    os.chdir(workplace)
+    assert uld([*TRAIN, "--resume_from_checkpoint", "True"]) == 0
+    assert "starts over" not in capsys.readouterr().err
 
 
 def test_a_second_interrupt_does_not_wait(

@@ -13,6 +13,7 @@ from ..hub import load_config
 from . import output
 from .interrupt import train_until_done
 from .parsing import CommandParser, check_model_path
+from .rows import check_columns
 from .train import COMMON_OPTIONS, load_rows
 
 
@@ -98,12 +99,16 @@ def main(argv: Sequence[str]) -> None:
     tokenizer = load_target_tokenizer(load_config(arguments.model), arguments.model)
     conversational = tokenizer.chat_template is not None
     general = arguments.general_dataset
+    sets = {
+        "forget_dataset": load_rows(arguments.forget_dataset, conversational),
+        "retain_dataset": load_rows(arguments.retain_dataset, conversational),
+        "general_dataset": None if general is None else load_rows(general, conversational),
+    }
+    check_columns(sets, config.dataset_text_field)
     trainer = ULDBakeTrainer(
         model=arguments.model,
         args=config,
-        forget_dataset=load_rows(arguments.forget_dataset, conversational),
-        retain_dataset=load_rows(arguments.retain_dataset, conversational),
-        general_dataset=None if general is None else load_rows(general, conversational),
+        **sets,
         processing_class=tokenizer,
         peft_config=LoraConfig(
             task_type="CAUSAL_LM",

@@ -14,6 +14,7 @@ from ..data.formatting import PROMPT_TEMPLATE, read_json_lines
 from . import output
 from .loading import load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_files, check_model_path
+from .rows import check_is_json_lines
 
 
 DESCRIPTION = """Answer prompts with the target and with the unlearned model, side by side.
@@ -85,8 +86,9 @@ def read_prompts(path: str, conversational: bool) -> list[str]:
         `list[str]`: The prompts.
 
     Raises:
-        ValueError: If there are none, or a JSONL row has neither field.
+        ValueError: If there are none, a JSONL row has neither field, or it is a table in another format.
     """
+    check_is_json_lines(path)  # its lines would be taken for prompts
     if not path.endswith((".jsonl", ".json")):
         lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
         if not lines:

@@ -4,10 +4,11 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import shtab
 import yaml
@@ -62,6 +63,18 @@ HELP = {
 }
 
 
+class _Parser(TrlParser):
+    """TrlParser that ends its errors with an example, which has values for what is missing."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        lines = self.description.splitlines()
+        start = next((number for number, line in enumerate(lines) if line.startswith(f"  {self.prog} ")), len(lines))
+        end = next((number for number in range(start, len(lines)) if not lines[number].endswith("\\")), start)
+        example = "\n".join(["", "example:", *lines[start : end + 1]]) if lines[start:] else ""
+        self.exit(2, f"{self.prog}: error: {message}{example}\n")
+
+
 class CommandParser:
     """
     The command line of one command.
@@ -79,6 +92,8 @@ class CommandParser:
             Options that may be given by their place instead of their name, before all others: `uld generate MODEL`.
         has_json (`bool`, *optional*, defaults to `False`):
             Whether the command has results, and with them `--json`.
+        elsewhere (`Mapping[str, str]`, *optional*):
+            Options that this command line lacks and another has, with what gives them, e.g. `"--method uld"`.
     """
 
     def __init__(
@@ -89,12 +104,14 @@ class CommandParser:
         shown: Sequence[str] | None = None,
         words: Sequence[str] = (),
         has_json: bool = False,
+        elsewhere: Mapping[str, str] | None = None,
     ):
+        self.elsewhere = {} if elsewhere is None else elsewhere
         self.words = tuple(words)
         self.num_own = len(dataclasses)
         self.has_json = has_json
         common = [OutputArguments, JsonArguments] if has_json else [OutputArguments]
-        self.parser = TrlParser(
+        self.parser = _Parser(
             [*dataclasses, *common],
             prog=prog,
             description=description,
@@ -178,9 +195,16 @@ class CommandParser:
         unknown = [option for option in unknown if option not in known]
         if not unknown or not re.search("not used by|Unknown arguments", str(error)):
             return error
-        hints = {option: difflib.get_close_matches(option, known, n=1) for option in unknown}
-        named = [f"{option} (did you mean {hint[0]}?)" if hint else option for option, hint in hints.items()]
+        named = [f"{option}{self._hint(option, known)}" for option in unknown]
         return ValueError(f"Unknown option {', '.join(named)}. See {self.parser.prog} --help.")
+
+    def _hint(self, option: str, known: Sequence[str]) -> str:
+        """What may have been meant by an unknown option, in brackets; empty where nobody can tell."""
+        place = self.elsewhere.get(option.removeprefix("--"))
+        if place is not None:
+            return f" (it belongs to {place})"
+        meant = difflib.get_close_matches(option, known, n=1)
+        return f" (did you mean {meant[0]}?)" if meant else ""
 
 
 def check_model_path(name: str, revision: str | None = None) -> None:

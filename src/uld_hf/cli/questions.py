@@ -9,6 +9,7 @@ from ..data.formatting import PROMPT_TEMPLATE, read_json_lines
 from ..data.local import load_from_hub
 from ..evaluation.evaluation import Question, check_questions
 from ..evaluation.verbatim import split_passages
+from .rows import check_is_json_lines
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:
@@ -21,7 +22,11 @@ def read_rows(path: str) -> list[dict[str, Any]]:
 
     Returns:
         `list[dict[str, Any]]`: The rows.
+
+    Raises:
+        ValueError: If a file is not JSONL.
     """
+    check_is_json_lines(path)
     return read_json_lines(path) if os.path.isfile(path) else load_from_hub(path).to_list()
 
 

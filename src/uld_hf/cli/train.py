@@ -19,11 +19,13 @@ from ..baselines.unlearn_config import LOSS_TYPES, UnlearnConfig
 from ..baselines.unlearn_trainer import UnlearnTrainer
 from ..data.formatting import question_answer_to_prompt_completion, read_json_lines
 from ..data.local import load_from_hub
+from ..training.checkpoints import find_last_checkpoint, resolve_checkpoint
 from ..training.uld_config import ULDConfig, check_choice
 from ..training.uld_trainer import ULDTrainer
 from . import output
 from .interrupt import train_until_done
 from .parsing import CommandParser, check_model_path
+from .rows import check_columns, check_is_json_lines
 
 
 DESCRIPTION = """Train an assistant that makes a model forget, and save it; or, with --method, change the model itself.
@@ -160,6 +162,7 @@ def load_rows(name_or_path: str, conversational: bool) -> Dataset:
         FileNotFoundError: If it looks like a file that is not there.
         ValueError: If the file is empty, a line of it is not a JSON object, or its rows are of several formats.
     """
+    check_is_json_lines(name_or_path)
     if os.path.isfile(name_or_path):
         rows = read_json_lines(name_or_path)
         check_one_format(rows, name_or_path)
@@ -209,6 +212,26 @@ def find_method(argv: Sequence[str]) -> str:
     return method
 
 
+def options_of_other_methods(method: str) -> dict[str, str]:
+    """
+    Options that a method lacks and others have.
+
+    Args:
+        method (`str`):
+            The method.
+
+    Returns:
+        `dict[str, str]`: By the option's name, the methods that have it: `{"num_assistant_layers": "--method uld"}`.
+    """
+    classes = {name: CLASSES.get(name, (UnlearnConfig, UnlearnTrainer))[0] for name in METHODS}
+    options = {name: {option.name for option in fields(config_class)} for name, config_class in classes.items()}
+    others: dict[str, list[str]] = {}
+    for name in METHODS:
+        for option in sorted(options[name] - options[method]):
+            others.setdefault(option, []).append(name)
+    return {option: f"--method {' or '.join(names)}" for option, names in others.items()}
+
+
 def build_parser(method: str = "uld") -> CommandParser:
     """The command line of `uld train` for a method."""
     config_class, _ = CLASSES.get(method, (UnlearnConfig, UnlearnTrainer))
@@ -216,7 +239,13 @@ def build_parser(method: str = "uld") -> CommandParser:
     own = [option.name for option in (*fields(TrainArguments), *fields(config_class)) if option.name not in inherited]
     shown = (*own, *COMMON_OPTIONS, *(["loss_type"] if method == "offset" else []))
     return CommandParser(
-        (TrainArguments, config_class), "uld train", DESCRIPTION, shown, words=("model",), has_json=True
+        (TrainArguments, config_class),
+        "uld train",
+        DESCRIPTION,
+        shown,
+        words=("model",),
+        has_json=True,
+        elsewhere=options_of_other_methods(method),
     )
 
 
@@ -240,12 +269,17 @@ def main(argv: Sequence[str]) -> None:
     saved = [os.path.join(config.output_dir, name) for name in ("config.json", "adapter_config.json")]
     if any(map(os.path.exists, saved)) and config.resume_from_checkpoint is None:
         raise ValueError(f"{config.output_dir} holds a model already: give another --output_dir, or delete it.")
+    unfinished = find_last_checkpoint(config.output_dir)
+    begins_anew = unfinished and resolve_checkpoint(config.resume_from_checkpoint, config.output_dir) is None
+    if begins_anew and config.process_index == 0:
+        output.note(f"This training starts over; to go on from {unfinished}, add --resume_from_checkpoint True.")
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.model_revision)
     conversational = tokenizer.chat_template is not None
     sets = {
         f"{name}_dataset": None if source is None else load_rows(source, conversational)
         for name, source in (("forget", arguments.forget_dataset), ("retain", arguments.retain_dataset))
     }
+    check_columns(sets, config.dataset_text_field)
     lora = None
     if method not in LOSS_TYPES or arguments.lora_r != 0:
         lora = LoraConfig(

@@ -1,0 +1,52 @@
+"""What commands say of rows that they can't read: files of another format, columns of other names."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets import Dataset
+
+
+# How datasets reads the tables that are mistaken for JSONL most often: by the file's suffix.
+_READERS = {".csv": "from_csv", ".parquet": "from_parquet"}
+
+
+def check_is_json_lines(path: str) -> None:
+    """
+    Refuse a table in another format, and say how to convert it.
+
+    Args:
+        path (`str`):
+            A file, or a hub id.
+
+    Raises:
+        ValueError: If it is named like CSV or Parquet.
+    """
+    reader = _READERS.get(Path(path).suffix.lower())
+    if reader is not None and Path(path).is_file():
+        converted = str(Path(path).with_suffix(".jsonl"))
+        raise ValueError(
+            f"{path} is not JSONL, which is what is read: one JSON object to a line. Convert it with:\n"
+            f'  python -c "from datasets import Dataset; Dataset.{reader}({path!r}).to_json({converted!r})"'
+        )
+
+
+def check_columns(sets: Mapping[str, Dataset | None], text_field: str) -> None:
+    """
+    Refuse sets whose columns nothing is trained on, and name those that the command line takes.
+
+    Args:
+        sets (`Mapping[str, Dataset | None]`):
+            Sets by the names of their options.
+        text_field (`str`):
+            Name of the column that holds plain text.
+
+    Raises:
+        ValueError: If a set has none of the formats.
+    """
+    formats = [{"prompt", "completion"}, {"messages"}, {"conversations"}, {text_field}, {"input_ids"}]
+    for name, dataset in sets.items():
+        if dataset is not None and not any(required <= set(dataset.column_names) for required in formats):
+            raise ValueError(
+                f"The rows of --{name} have {sorted(dataset.column_names)}: they need 'question' and 'answer', "
+                f"'prompt' and 'completion', 'messages', {text_field!r} or 'input_ids'. Rename the fields."
+            )
