@@ -1,13 +1,16 @@
-"""What commands say of rows that they can't read: files of another format, columns of other names."""
+"""What commands say of rows that they can't read: files of another format, columns of other names, or of several."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 
 
 # How datasets reads the tables that are mistaken for JSONL most often: by the file's suffix.
 _READERS = {".csv": "from_csv", ".parquet": "from_parquet"}
+# Which of these a row has says what kind it is.
+FORMAT_COLUMNS = {"question", "answer", "prompt", "completion", "messages", "conversations", "text", "input_ids"}
 
 
 def check_is_json_lines(path: str) -> None:
@@ -49,4 +52,27 @@ def check_columns(sets: Mapping[str, Dataset | None], text_field: str) -> None:
             raise ValueError(
                 f"The rows of --{name} have {sorted(dataset.column_names)}: they need 'question' and 'answer', "
                 f"'prompt' and 'completion', 'messages', {text_field!r} or 'input_ids'. Rename the fields."
+            )
+
+
+def check_one_format(rows: Sequence[dict[str, Any]], path: str) -> None:
+    """
+    Refuse rows of another format than the first: a dataset has one, and would drop what the others say.
+
+    Args:
+        rows (`Sequence[dict]`):
+            Rows of a file.
+        path (`str`):
+            The file.
+
+    Raises:
+        ValueError: If a row is of another format.
+    """
+    first = FORMAT_COLUMNS & rows[0].keys()
+    for index, row in enumerate(rows, start=1):
+        found = FORMAT_COLUMNS & row.keys()
+        if found != first:
+            raise ValueError(
+                f"Row {index} of {path} has {sorted(found) or sorted(row)}, row 1 has {sorted(first)}: write all rows "
+                "of a file alike."
             )

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 import yaml
 from datasets import Dataset
@@ -25,7 +24,7 @@ from ..training.uld_trainer import ULDTrainer
 from . import output
 from .interrupt import train_until_done
 from .parsing import CommandParser, check_model_path
-from .rows import check_columns, check_is_json_lines
+from .rows import check_columns, check_is_json_lines, check_one_format
 
 
 DESCRIPTION = """Train an assistant that makes a model forget, and save it; or, with --method, change the model itself.
@@ -116,33 +115,6 @@ COMMON_OPTIONS = (
     "push_to_hub",
     "resume_from_checkpoint",
 )
-
-
-# Which of these a row has says what kind it is.
-FORMAT_COLUMNS = {"question", "answer", "prompt", "completion", "messages", "conversations", "text", "input_ids"}
-
-
-def check_one_format(rows: Sequence[dict[str, Any]], path: str) -> None:
-    """
-    Refuse rows of another format than the first: a dataset has one, and would drop what the others say.
-
-    Args:
-        rows (`Sequence[dict]`):
-            Rows of a file.
-        path (`str`):
-            The file.
-
-    Raises:
-        ValueError: If a row is of another format.
-    """
-    first = FORMAT_COLUMNS & rows[0].keys()
-    for index, row in enumerate(rows, start=1):
-        found = FORMAT_COLUMNS & row.keys()
-        if found != first:
-            raise ValueError(
-                f"Row {index} of {path} has {sorted(found) or sorted(row)}, row 1 has {sorted(first)}: write all rows "
-                "of a file alike."
-            )
 
 
 def load_rows(name_or_path: str, conversational: bool) -> Dataset:
