@@ -234,8 +234,8 @@ class ULDTrainer(ForgetRetainTrainer):
         self._target_license = find_license(name, **source) if name else {}
 
         # trl knows padding-free batches with flash attention only, and without max_length; see below.
-        padding_free, args = args.padding_free, copy.copy(args)
-        args.padding_free = False
+        padding_free, init_kwargs, args = args.padding_free, args.model_init_kwargs, copy.copy(args)
+        args.padding_free, args.model_init_kwargs = False, None  # of the latter it would say that they are ignored
         forward = base.forward
         # trl tokenizes through `_prepare_dataset`, where the retain set joins; the loss below replaces trl's own.
         super().__init__(
@@ -248,6 +248,7 @@ class ULDTrainer(ForgetRetainTrainer):
         )
         base.forward = forward
         add_uld_loss(base, args.retain_weight)
+        args.model_init_kwargs = init_kwargs
         args.padding_free = self.padding_free = takes_rows_without_padding(base, padding_free)
         self.data_collator = DataCollatorForULD(
             pad_token_id=self.data_collator.pad_token_id,
