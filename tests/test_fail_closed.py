@@ -372,6 +372,7 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
         after(lambda model: setattr(model.config, "relative_top", 2.0)),
         "must lie between 0",
     ),
+    "model.config.gate = 0.9": (after(lambda model: setattr(model.config, "gate", 0.9)), r"gate=0\.9 must lie between"),
     "model.config.assistants.clear()": (
         after(lambda model: model.config.assistants.clear()),
         r"config\.assistants names \[\]",
@@ -443,6 +444,7 @@ ELSEWHERE = {
     "a saved model that is damaged": "tests/test_damaged_files.py",
     "a repository opened without uld_hf": "tests/test_hub.py",
     "another target, or another revision of it": "tests/test_hub.py",
+    "an assistant that was never trained": "tests/test_saving.py",
 }
 
 
