@@ -888,7 +888,9 @@ def test_a_target_that_was_finetuned_above_an_assistant_trained_without_these_la
 def test_the_fingerprint_does_not_depend_on_the_precision_of_the_load(tmp_path, saved, built, loaded):
     tiny_model("llama").to(saved).save_pretrained(tmp_path / "target")
     target = AutoModelForCausalLM.from_pretrained(tmp_path / "target", dtype=built)
-    ULDForCausalLM(target=target, assistant=build_assistant(target, 2)).save_pretrained(tmp_path / "unlearned")
+    ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2))).save_pretrained(
+        tmp_path / "unlearned"
+    )
     model = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", dtype=loaded)
     assert model.target.dtype == loaded
     assert fingerprint_target(model.target, 2) == fingerprint_target(target, 2)
@@ -899,7 +901,9 @@ def test_a_target_in_float16_is_refused_rather_than_mistaken(tmp_path, saved):
     target = tiny_model("llama").to(saved)
     target.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1.23e-6  # of real weights, the smallest lose bits in float16
     target.save_pretrained(tmp_path / "target")
-    ULDForCausalLM(target=target, assistant=build_assistant(target, 2)).save_pretrained(tmp_path / "unlearned")
+    ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2))).save_pretrained(
+        tmp_path / "unlearned"
+    )
     half = AutoModelForCausalLM.from_pretrained(tmp_path / "target", dtype=torch.float16)
     with pytest.raises(ValueError, match="trained on another target"):
         ULDForCausalLM.from_pretrained(tmp_path / "unlearned", target=half)

@@ -33,6 +33,8 @@ from .assistant import (
     ADAPTER_NAME,
     add_lora,
     check_target,
+    check_trained,
+    lora_weights,
     remember_settings,
     remembered_settings,
     remembered_training,
@@ -831,8 +833,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             OSError: If the assistant or its target is not there.
-            ValueError: If the assistant was trained on another target, its files are damaged, or a setting is out of
-                range.
+            ValueError: If the assistant was trained on another target or never, its files are damaged, or a setting is
+                out of range.
         """
         hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         # What AutoModelForCausalLM says of this repository must not be taken for the target's.
@@ -855,6 +857,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             name: attach_assistant(target, entry["num_layers"], *adapters[name], name)
             for name, entry in saved.assistants.items()
         }
+        check_trained({name: lora_weights(each) for name, each in assistant.items()})
         model = cls(
             config,
             target=target,
