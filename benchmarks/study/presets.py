@@ -119,7 +119,7 @@ PRESETS = {
             retain_questions=80,
             seeds=(0, 1, 2),
             book_characters=20000,
-            book_epochs=250,
+            book_epochs=40,
         ),
         # The same authors, finetuned into a model that has read others: it knows how such answers are worded.
         Preset(
@@ -141,7 +141,7 @@ PRESETS = {
             retain_questions=80,
             seeds=(0, 1, 2),
             book_characters=20000,
-            book_epochs=250,
+            book_epochs=40,
         ),
         # For one H200; about 400 million parameters. Never run so far: the epochs and the rate are guesses.
         Preset(
