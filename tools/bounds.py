@@ -1,7 +1,7 @@
 """The oldest or the newest versions that setup.cfg allows of the five libraries this one is built on, for pip.
 
-python tools/bounds.py oldest      # transformers==5.18 peft==0.20 ...
-python tools/bounds.py newest      # transformers>=5.18,<5.24 ...: pip takes the newest of each
+python tools/bounds.py oldest      # transformers==5.23 peft==0.20 ...
+python tools/bounds.py newest      # transformers>=5.23,<5.25 ...: pip takes the newest of each
 """
 
 import configparser
