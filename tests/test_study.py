@@ -170,6 +170,7 @@ def test_a_subtraction_is_applied_to_all_assistants_in_proportion(study_path: No
 
 
 def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice_preset: object) -> None:
+    pytest.importorskip("matplotlib", reason="the study's plots need it: pip install 'uld_hf[study]'")
     from tables import COLUMNS, write_report
 
     def final(quality: float) -> dict:
