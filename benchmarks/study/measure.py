@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_hf.evaluation.comparison import compare, kept_utility
 from uld_hf.evaluation.evaluation import Evaluation, evaluate
-from uld_hf.evaluation.scoring import Subtraction, score_subtractions
+from uld_hf.evaluation.privacy import loss_attack, min_k_attack
+from uld_hf.evaluation.scoring import ChoiceScores, Subtraction, score_subtractions
 from uld_hf.evaluation.sweep import Outcome, sweep
 from uld_hf.modeling_uld import ULDForCausalLM
 
@@ -21,11 +22,8 @@ from uld_hf.modeling_uld import ULDForCausalLM
 MAX_NEW_TOKENS = 96
 # TOFU's threshold: above it unlearned and retrained model cannot be told apart.
 FORGOTTEN = 0.05
-# LOSS and Min-K, from the log-probabilities of an answer's tokens.
-MATCHED_ATTACKS: dict[str, Callable[[np.ndarray], float]] = {
-    "loss": lambda log_probs: float(-log_probs.mean()),
-    "min_k": lambda log_probs: float(-np.sort(log_probs)[: max(1, int(0.4 * len(log_probs)))].mean()),
-}
+# Those of the evaluation's attacks that log-probabilities are enough for, by its names.
+MATCHED_ATTACKS: dict[str, Callable[[ChoiceScores], float]] = {"loss": loss_attack, "min_k": min_k_attack}
 # What a setting must keep of the target's probability of answers to questions about what is kept.
 KEPT = 0.98
 
@@ -213,7 +211,7 @@ def _with_attacks(
     _, by_setting = score_subtractions(model, tokenizer, prompts, answers, subtractions)
     made = []
     for outcome, rows in zip(outcomes, by_setting, strict=True):
-        numbers = {name: [attack(row.log_probs) for row in rows] for name, attack in MATCHED_ATTACKS.items()}
+        numbers = {name: [attack(row) for row in rows] for name, attack in MATCHED_ATTACKS.items()}
         p_values = [ks_2samp(numbers[name], reference.attacks[name]).pvalue for name in numbers]
         made.append(replace(outcome, forget_quality=float(min(outcome.forget_quality, *p_values))))
     return made

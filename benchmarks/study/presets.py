@@ -1,6 +1,6 @@
 """Sizes of the study: a smoke test of a minute, a slice of TOFU's authors for two CPU cores, all of TOFU for a GPU."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 ROWS_PER_AUTHOR = 20
@@ -74,6 +74,29 @@ class Preset:
     book_epochs: int
 
 
+# TOFU's proportions with a tenth of its authors: 10 % and 20 % of them are forgotten.
+SLICE = Preset(
+    name="slice",
+    num_authors=20,
+    splits={"forget10": 2, "forget20": 4},
+    tune_on="forget10",
+    hidden_size=128,
+    num_layers=6,
+    vocab_size=2000,
+    pretraining_epochs=0,
+    target_epochs=24,
+    target_learning_rate=2e-3,
+    unlearning_epochs=10,
+    batch_size=16,
+    assistant_layers=4,
+    other_layers=(1, 2, 3, 5, 6),
+    trials=4,
+    retain_questions=80,
+    seeds=(0, 1, 2),
+    book_characters=20000,
+    book_epochs=40,
+)
+
 PRESETS = {
     preset.name: preset
     for preset in (
@@ -99,50 +122,9 @@ PRESETS = {
             book_characters=3000,
             book_epochs=1,
         ),
-        # TOFU's proportions with a tenth of its authors: 10 % and 20 % of them are forgotten.
-        Preset(
-            name="slice",
-            num_authors=20,
-            splits={"forget10": 2, "forget20": 4},
-            tune_on="forget10",
-            hidden_size=128,
-            num_layers=6,
-            vocab_size=2000,
-            pretraining_epochs=0,
-            target_epochs=24,
-            target_learning_rate=2e-3,
-            unlearning_epochs=10,
-            batch_size=16,
-            assistant_layers=4,
-            other_layers=(1, 2, 3, 5, 6),
-            trials=4,
-            retain_questions=80,
-            seeds=(0, 1, 2),
-            book_characters=20000,
-            book_epochs=40,
-        ),
+        SLICE,
         # The same authors, finetuned into a model that has read others: it knows how such answers are worded.
-        Preset(
-            name="finetuned",
-            num_authors=20,
-            splits={"forget10": 2, "forget20": 4},
-            tune_on="forget10",
-            hidden_size=128,
-            num_layers=6,
-            vocab_size=2000,
-            pretraining_epochs=6,
-            target_epochs=12,
-            target_learning_rate=2e-3,
-            unlearning_epochs=10,
-            batch_size=16,
-            assistant_layers=4,
-            other_layers=(1, 2, 3, 5, 6),
-            trials=4,
-            retain_questions=80,
-            seeds=(0, 1, 2),
-            book_characters=20000,
-            book_epochs=40,
-        ),
+        replace(SLICE, name="finetuned", pretraining_epochs=6, target_epochs=12),
         # For one H200; about 400 million parameters. Never run so far: the epochs and the rate are guesses.
         Preset(
             name="full",

@@ -152,9 +152,8 @@ def ablation_table(results: Results) -> str:
     ablations = [
         result for name, result in results.items() if name.startswith("ablation.") and "settings" not in result
     ]
-    lines = [
-        key for key in ULD_LINES if all(key in result for result in ablations)
-    ]  # some were run before there was a line
+    # Some were run before there was a line.
+    lines = [key for key in ULD_LINES if all(key in result for result in ablations)]
     rows = []
     for name, result in results.items():
         if name.startswith("ablation.") and name != "ablation.subtraction":

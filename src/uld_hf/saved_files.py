@@ -164,7 +164,7 @@ def delete_stale_files(folder: Path, files: Collection[str]) -> None:
     config_file = folder / CONFIG_FILE
     if not config_file.exists():
         return
-    for file in find_stale_files(json.loads(config_file.read_text(encoding="utf-8")), files):
+    for file in find_stale_files(read_json_object(config_file), files):
         if (folder / file).parent.is_symlink():  # it leads out of the folder
             continue
         (folder / file).unlink(missing_ok=True)

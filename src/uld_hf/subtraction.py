@@ -208,21 +208,23 @@ def logit_difference(
     target = target_logits.to(dtype)
     possible = target != -torch.inf
 
-    difference = torch.zeros_like(target) if remove_top_k else target
-    assistants, is_sure = [], []
-    for logits, alpha in zip(assistant_logits, alphas, strict=True):
+    for logits in assistant_logits:
         if logits.shape != target.shape:
             raise ValueError(
                 f"The assistant's logits have shape {tuple(logits.shape)}, the target's {tuple(target.shape)}: they "
                 "must share one vocabulary. Train the assistant on this target."
             )
-        assistants.append(logits.to(device=target.device, dtype=dtype).masked_fill(~possible, -torch.inf))
-        if gate and alpha > 0:
-            # Of all tokens: how sure it is does not depend on what the target, or a processor before it, rules out.
-            is_sure.append(certainty(logits.to(device=target.device, dtype=dtype)) > gate)
-    is_open = torch.stack(is_sure).any(dim=0) if is_sure else None
-    own = iter(is_sure)
-    for assistant, alpha in zip(assistants, alphas, strict=True):
+    # Of all tokens: how sure an assistant is does not depend on what the target, or a processor before it, rules out.
+    gates = [
+        certainty(logits.to(device=target.device, dtype=dtype)) > gate if gate and alpha > 0 else None
+        for logits, alpha in zip(assistant_logits, alphas, strict=True)
+    ]
+    own_gates = [each for each in gates if each is not None]
+    is_open = torch.stack(own_gates).any(dim=0) if own_gates else None
+
+    difference = torch.zeros_like(target) if remove_top_k else target
+    for logits, alpha, own_gate in zip(assistant_logits, alphas, gates, strict=True):
+        assistant = logits.to(device=target.device, dtype=dtype).masked_fill(~possible, -torch.inf)
         if center:
             assistant = center_logits(assistant)
             if clamp:
@@ -230,7 +232,7 @@ def logit_difference(
         # A token that the assistant rules out is left to the target: -inf - (-inf) would be NaN.
         step = alpha * assistant.masked_fill(assistant == -torch.inf, 0.0)
         if is_open is not None:
-            step = torch.where(next(own) if alpha > 0 else is_open, step, 0.0)
+            step = torch.where(is_open if own_gate is None else own_gate, step, 0.0)
         difference = difference - step
 
     plausible = possible

@@ -3,11 +3,9 @@
 import math
 from dataclasses import dataclass, field
 
-import torch
-from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
-from ..training.uld_config import check_choice, check_data_settings
+from ..training.uld_config import check_choice, check_data_settings, fit_to_machine
 from .losses import DIVERGENCES
 
 
@@ -109,10 +107,7 @@ class ULDBakeConfig(SFTConfig):
     )
 
     def __post_init__(self):
-        if self.bf16 is None:
-            self.bf16 = is_torch_bf16_gpu_available() and not self.fp16 and not self.use_cpu
-        # Pinned memory is an accelerator's: torch warns where there is none.
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        fit_to_machine(self)
         super().__post_init__()
         check_choice("divergence", self.divergence, DIVERGENCES)
         check_data_settings(self)

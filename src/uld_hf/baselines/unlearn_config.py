@@ -3,11 +3,9 @@
 import math
 from dataclasses import dataclass, field
 
-import torch
-from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
-from ..training.uld_config import check_choice, check_data_settings
+from ..training.uld_config import check_choice, check_data_settings, fit_to_machine
 
 
 LOSS_TYPES = ("ga", "npo", "simnpo", "dpo", "undial", "rmu")
@@ -118,10 +116,7 @@ class UnlearnConfig(SFTConfig):
     )
 
     def __post_init__(self):
-        if self.bf16 is None:
-            self.bf16 = is_torch_bf16_gpu_available() and not self.fp16 and not self.use_cpu
-        # Pinned memory is an accelerator's: torch warns where there is none.
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        fit_to_machine(self)
         super().__post_init__()
         check_choice("loss_type", self.loss_type, LOSS_TYPES)
         if self.retain_loss_type is None:

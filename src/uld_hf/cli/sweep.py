@@ -210,7 +210,8 @@ def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: 
         quality = "" if outcome.forget_quality is None else f"{outcome.forget_quality:>16.3g}"
         lines.append(
             f"{setting.alpha:>8g}{setting.relative_top:>8g}{'on' if setting.clamp else 'off':>7}"
-            f"{setting.gate:>6g}{outcome.forget_probability:>12.3g}{outcome.forget_first_choice:>12.0%}{outcome.retain_probability:>12.3g}{quality}"
+            f"{setting.gate:>6g}{outcome.forget_probability:>12.3g}{outcome.forget_first_choice:>12.0%}"
+            f"{outcome.retain_probability:>12.3g}{quality}"
         )
     return "\n".join(lines)
 

@@ -252,6 +252,8 @@ def main(argv: Sequence[str]) -> None:
         for name, source in (("forget", arguments.forget_dataset), ("retain", arguments.retain_dataset))
     }
     check_columns(sets, config.dataset_text_field)
+    # What was trained as questions is asked as questions: another prompt, and the target does not know either.
+    option = "--question" if conversational or has_questions(arguments.forget_dataset) else "--prompt"
     lora = None
     if method not in LOSS_TYPES or arguments.lora_r != 0:
         lora = LoraConfig(
@@ -266,8 +268,6 @@ def main(argv: Sequence[str]) -> None:
     trainer.save_model()  # with --push_to_hub it pushes too
     advice = "It is an ordinary model: AutoModelForCausalLM loads it."
     if method not in LOSS_TYPES:
-        # What was trained as questions is asked as questions: another prompt, and the target does not know either.
-        option = "--question" if conversational or has_questions(arguments.forget_dataset) else "--prompt"
         advice = f'Compare target and unlearned model:\n  uld generate {config.output_dir} {option} "..."'
     if method == "uld" and config.alpha < 0:
         advice = "It is added to a model with an assistant of the forget set: model.add_assistant(...)."

@@ -12,19 +12,19 @@ import numpy as np
 from scipy.stats import hmean, rankdata
 from sklearn.metrics import roc_auc_score
 
-from .scoring import TokenScores
+from .scoring import ChoiceScores, TokenScores
 
 
 def _lowest(values: np.ndarray, share: float) -> float:
     return float(np.sort(values)[: max(1, int(share * len(values)))].mean())
 
 
-def loss_attack(scores: TokenScores) -> float:
+def loss_attack(scores: ChoiceScores) -> float:
     """
     LOSS (Yeom et al., arXiv 1709.01604): the loss itself.
 
     Args:
-        scores ([`TokenScores`]):
+        scores ([`ChoiceScores`]):
             Scores of the answer.
 
     Returns:
@@ -49,12 +49,12 @@ def zlib_attack(scores: TokenScores, text: str) -> float:
     return scores.loss / len(zlib.compress(text.encode()))
 
 
-def min_k_attack(scores: TokenScores, share: float = 0.4) -> float:
+def min_k_attack(scores: ChoiceScores, share: float = 0.4) -> float:
     """
     Min-K% (Shi et al., arXiv 2310.16789): the loss of the least probable tokens.
 
     Args:
-        scores ([`TokenScores`]):
+        scores ([`ChoiceScores`]):
             Scores of the answer.
         share (`float`, *optional*, defaults to `0.4`):
             Share of the tokens that count; OpenUnlearning's.

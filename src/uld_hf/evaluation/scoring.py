@@ -20,24 +20,18 @@ TOKENS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class TokenScores:
+class ChoiceScores:
     """
-    What a model makes of the tokens of one answer, its end included.
+    How likely a model finds the tokens of one answer, its end included.
 
     Args:
         log_probs (`numpy.ndarray` of shape `(num_tokens,)`):
             Log-probability of each token, in nats.
-        means (`numpy.ndarray` of shape `(num_tokens,)`):
-            Mean log-probability of a token drawn from the model at that place (minus its entropy).
-        deviations (`numpy.ndarray` of shape `(num_tokens,)`):
-            Standard deviation of the same.
         most_probable (`numpy.ndarray` of `bool` of shape `(num_tokens,)`):
             Whether the token is the model's first choice.
     """
 
     log_probs: np.ndarray
-    means: np.ndarray
-    deviations: np.ndarray
     most_probable: np.ndarray
 
     @property
@@ -52,19 +46,19 @@ class TokenScores:
 
 
 @dataclass(frozen=True)
-class ChoiceScores:
+class TokenScores(ChoiceScores):
     """
-    What one setting makes of a completion's tokens.
+    What a model makes of the tokens of one answer: [`ChoiceScores`], and what it expected at their places.
 
     Args:
-        log_probs (`numpy.ndarray` of shape `(num_tokens,)`):
-            Their log-probabilities, in nats.
-        most_probable (`numpy.ndarray` of shape `(num_tokens,)`):
-            Whether each is the first choice.
+        means (`numpy.ndarray` of shape `(num_tokens,)`):
+            Mean log-probability of a token drawn from the model at that place (minus its entropy).
+        deviations (`numpy.ndarray` of shape `(num_tokens,)`):
+            Standard deviation of the same.
     """
 
-    log_probs: np.ndarray
-    most_probable: np.ndarray
+    means: np.ndarray
+    deviations: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,10 @@ class Subtraction:
 
 
 def _statistics(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """The fields of [`TokenScores`], of shape `(4, num_tokens)`; `logits` has one row for each token."""
+    """
+    Log-probabilities, means, deviations and first choices, of shape `(4, num_tokens)`; `logits` has one row for each
+    token.
+    """
     log_probs = logits.float().log_softmax(dim=-1)
     # A token that cannot be drawn adds nothing to mean and deviation: 0, where the product would be 0 times infinity.
     finite = log_probs.masked_fill(log_probs == -torch.inf, 0.0)
@@ -221,7 +218,7 @@ def score_completions(
         return _statistics(model.subtract(logits, assistants) if assistants else logits, tokens)
 
     rows = _measure(model, tokenizer, prompts, completions, max_batch_tokens, with_end, statistics)
-    return [TokenScores(*row[:3], most_probable=row[3].astype(bool)) for row in rows]
+    return [TokenScores(log_probs, top.astype(bool), means, deviations) for log_probs, means, deviations, top in rows]
 
 
 def score_subtractions(

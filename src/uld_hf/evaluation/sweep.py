@@ -103,7 +103,7 @@ def sweep(
     prompts, answers = zip(*pairs, strict=True)
 
     def outcome(scores: Sequence[ChoiceScores]) -> Outcome:
-        losses = (-row.log_probs.mean() for row in scores)
+        losses = (row.loss for row in scores)
         right, kept = (np.array([next(losses) for _ in questions]) for questions in (forget, retain))
         probabilities = [np.exp(-each).mean() for each in (right, kept)]
         quality = None

@@ -31,6 +31,20 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, choices))}.")
 
 
+def fit_to_machine(config: SFTConfig) -> None:
+    """
+    Settle what depends on the accelerator: bf16, where nobody has said, and pinned memory.
+
+    Args:
+        config ([`~trl.SFTConfig`]):
+            The trainer's configuration, before transformers looks at it.
+    """
+    if config.bf16 is None:
+        config.bf16 = is_torch_bf16_gpu_available() and not config.fp16 and not config.use_cpu
+    # Pinned memory is an accelerator's: torch warns where there is none.
+    config.dataloader_pin_memory = config.dataloader_pin_memory and torch.accelerator.is_available()
+
+
 def check_data_settings(config: SFTConfig) -> None:
     """
     Refuse settings of trl that do not go with two sets of rows on the target's own vocabulary.
@@ -216,10 +230,7 @@ class ULDConfig(SFTConfig):
     )
 
     def __post_init__(self):
-        if self.bf16 is None:
-            self.bf16 = is_torch_bf16_gpu_available() and not self.fp16 and not self.use_cpu
-        # Pinned memory is an accelerator's: torch warns where there is none.
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        fit_to_machine(self)
         super().__post_init__()
         check_subtraction(self.alpha, **{name: vars(self)[name] for name in SHARED_SETTINGS})
         check_choice("objective", self.objective, ("uld", "likelihood"))
