@@ -1,13 +1,15 @@
 """Scoring TOFU's seven answers to each question: row by row, in batches, in batches with prompts run once, and a sweep
 beside one evaluation. How many rows a second, how many tokens go through layers and head for it, and how much memory.
+And whole evaluations, which score the seven and give an answer of their own to every question (for ROUGE).
 
     python benchmarks/eval.py --tofu ../shared/data/tofu      # CPU, minutes: 16 layers of width 512
     python benchmarks/eval.py --tofu ../shared/data/tofu --rows 400 --hidden_size 2048 --heads 32 --vocab_size 128256 \\
         --dtype bfloat16 --device cuda --max_batch_tokens 4096 16384 --output benchmarks/results/eval_gpu.json
 
 Texts are TOFU's, weights are random; the smaller shape has the 1B's ratio of head to layers. Modes take turns; figures
-are medians over the turns. CPU time of the process is given too: it does not count what else the machine does. Memory
-is what a pass takes besides the model: on a GPU what torch allocated, on a CPU how much the process grew.
+are medians over the turns. Random weights end no answer: those that are given are as long as TOFU's own, row by row;
+in batches all are as long as the longest. CPU time of the process is given too: it does not count what else the machine
+does. Memory is what a pass takes besides the model: on a GPU what torch allocated, on a CPU how much the process grew.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from typing import Any
 
 import torch
 import transformers
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, Cache, LlamaConfig, PreTrainedTokenizerBase
 
 from uld_hf import ULDForCausalLM, __version__, build_assistant, load_tofu
@@ -34,6 +37,7 @@ from uld_hf.data.formatting import PROMPT_TEMPLATE
 from uld_hf.evaluation import answer_logits
 from uld_hf.evaluation.encoding import encode
 from uld_hf.evaluation.scoring import Subtraction, score_completions, score_subtractions
+from uld_hf.evaluation.tofu import generate_completions
 
 
 NUM_SETTINGS = 20
@@ -71,11 +75,13 @@ class Work:
         model._run = self._count
         self.layers = self.head = 0
 
-    def _count(self, cache: Cache | None, inputs: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _count(
+        self, cache: Cache | None, inputs: dict[str, Any], *args: Any
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         rows, length = inputs["input_ids"].shape
         self.layers += rows * length
         self.head += rows * (inputs["logits_to_keep"] or length)
-        return self._run(cache, inputs)
+        return self._run(cache, inputs, *args)
 
 
 class Memory:
@@ -114,11 +120,38 @@ class Memory:
             self._thread.join()
 
 
+def rows_to_score(questions: Dataset) -> tuple[list[str], list[str]]:
+    """Prompts and completions of the seven answers to each question."""
+    pairs = [
+        (PROMPT_TEMPLATE.format(question=row["question"]), f" {answer}")
+        for row in questions
+        for answer in (row["answer"], row["paraphrased_answer"], *row["perturbed_answer"])
+    ]
+    return [prompt for prompt, _ in pairs], [completion for _, completion in pairs]
+
+
+def whole_evaluation(
+    model: ULDForCausalLM, tokenizer: PreTrainedTokenizerBase, questions: Dataset, max_batch_tokens: int | None
+) -> None:
+    """Seven answers of every question scored and one given, in batches of so many tokens, or row by row."""
+    prompts, completions = rows_to_score(questions)
+    asked = [PROMPT_TEMPLATE.format(question=question) for question in questions["question"]]
+    lengths = [len(tokenizer(f" {answer}")["input_ids"]) for answer in questions["answer"]]
+    if max_batch_tokens is not None:
+        score_completions(model, tokenizer, prompts, completions, max_batch_tokens)
+        generate_completions(model, tokenizer, asked, max_new_tokens=max(lengths))
+        return
+    row_by_row(model, tokenizer, prompts, completions)
+    for prompt, length in zip(asked, lengths, strict=True):
+        generate_completions(model, tokenizer, [prompt], max_new_tokens=length)
+
+
 def main() -> None:
     """Measure, print, write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tofu", help="folder of TOFU's JSONL files; from the Hub if left out")
     parser.add_argument("--rows", type=int, default=4, help="questions, each with seven answers")
+    parser.add_argument("--questions", type=int, default=32, help="questions of whole evaluations")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--heads", type=int, default=8)
@@ -130,14 +163,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/eval_cpu.json"))
     args = parser.parse_args()
 
-    rows = load_tofu("forget10_perturbed", args.tofu).select(range(args.rows))
-    tokenizer = train_tokenizer([text for row in rows for text in (row["question"], row["answer"])], vocab_size=4000)
-    pairs = [
-        (PROMPT_TEMPLATE.format(question=row["question"]), f" {answer}")
-        for row in rows
-        for answer in (row["answer"], row["paraphrased_answer"], *row["perturbed_answer"])
-    ]
-    prompts, completions = map(list, zip(*pairs, strict=True))
+    every = load_tofu("forget10_perturbed", args.tofu)
+    rows = every.select(range(args.rows))
+    tokenizer = train_tokenizer([text for row in every for text in (row["question"], row["answer"])], vocab_size=4000)
+    prompts, completions = rows_to_score(rows)
+    questions = every.select(range(args.questions))
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=args.vocab_size,
@@ -147,6 +177,7 @@ def main() -> None:
         num_attention_heads=args.heads,
         num_key_value_heads=args.heads,
         tie_word_embeddings=True,
+        eos_token_id=None,  # by chance it would end an answer
     )
     target = AutoModelForCausalLM.from_config(config, dtype=args.dtype).to(args.device).eval()
     assistant = build_assistant(target, args.layers // 4)
@@ -163,7 +194,10 @@ def main() -> None:
         "prompts for every answer": lambda: without_sharing(batches(largest)),
         **{f"batches of {size} tokens": batches(size) for size in args.max_batch_tokens},
         sweep: lambda: score_subtractions(model, tokenizer, prompts, completions, settings, largest),
+        "evaluation, row by row": lambda: whole_evaluation(model, tokenizer, questions, None),
+        "evaluation": lambda: whole_evaluation(model, tokenizer, questions, largest),
     }
+    baselines = {"evaluation": "evaluation, row by row", "evaluation, row by row": "evaluation, row by row"}
     score_completions(model, tokenizer, prompts[:2], completions[:2])  # warms up
     work = Work(model)
     # Multiplications for each token, of target and assistant together.
@@ -192,18 +226,18 @@ def main() -> None:
         name: {what: statistics.median(turn[what] for turn in turns) for what in turns[0]}
         for name, turns in measured.items()
     }
-    alone = medians["row by row"]
-    results = {
-        name: {
+    results = {}
+    for name, median in medians.items():
+        alone = medians[baselines.get(name, "row by row")]
+        num_rows = len(prompts) if name not in baselines else 8 * args.questions
+        results[name] = {
             **{what: round(value, 2) for what, value in median.items()},
             "spread_seconds": [round(pick(turn["seconds"] for turn in measured[name]), 2) for pick in (min, max)],
-            "rows_per_second": round(len(pairs) / median["seconds"], 2),
+            "rows_per_second": round(num_rows / median["seconds"], 2),
             "times_row_by_row": round(alone["seconds"] / median["seconds"], 2),
             "times_row_by_row_in_cpu_time": round(alone["cpu_seconds"] / median["cpu_seconds"], 2),
             "times_row_by_row_in_multiplications": round(alone["multiplications"] / median["multiplications"], 2),
         }
-        for name, median in medians.items()
-    }
     for name, row in results.items():
         print(
             f"{name:<26}{row['rows_per_second']:>8} rows/s{row['times_row_by_row']:>7} times row by row "
@@ -219,7 +253,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "versions": {"uld_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "settings": {name: str(value) for name, value in vars(args).items()},
-        "rows": len(pairs),
+        "rows": len(prompts),
+        "questions_of_whole_evaluations": args.questions,
         "multiplications_per_token": {"layers": of_layers, "head": of_head},
         "results": results,
         "sweep_times_one_evaluation": ratios,

@@ -2,11 +2,11 @@
 
 `ULD` is this package's trainer step. `released recipe` is what ULD's released code does, re-expressed: two forward
 passes, rows padded to 256 tokens, the uniform term over every position through a full softmax, copied layers.
-Activation checkpointing is transformers' own, of all K layers or of every second one. `NPO` (with a retain term) and
-`GA + KL` train all layers, or LoRA on all of them, beside a frozen reference model. Every method gets the same rows in
-every step, as many to forget as to retain; those of the rivals are padded to the longest of their batch, which is
-kinder than the 256 or more of their code, and their cross-entropy is the fastest that torch has. All use torch's fused
-AdamW, the trainer's default.
+Activation checkpointing is transformers' own, of all K layers or of every second one, or keeps products (ours).
+`NPO` (with a retain term) and `GA + KL` train all layers, or LoRA on all of them, beside a frozen reference model.
+Every method gets the same rows in every step, as many to forget as to retain; those of the rivals are padded to the
+longest of their batch, which is kinder than the 256 or more of their code, and their cross-entropy is the fastest that
+torch has. All use torch's fused AdamW, the trainer's default.
 
 Weights are random. Rows are TOFU's questions and answers.
 """
@@ -30,6 +30,7 @@ from uld_hf import __version__, build_assistant, load_tofu
 from uld_hf.cli.demo import train_tokenizer
 from uld_hf.data.formatting import PROMPT_TEMPLATE
 from uld_hf.evaluation.encoding import encode
+from uld_hf.training.checkpointing import keep_products
 from uld_hf.training.collator import DataCollatorForULD
 from uld_hf.training.losses import add_uld_loss
 from uld_hf.training.padding_free import attention_by_row
@@ -57,6 +58,7 @@ SHAPES = {
 METHODS = (
     "ULD",
     "ULD, activation checkpointing",
+    "ULD, products kept",
     "ULD, every 2nd layer's",
     "ULD, rows padded to 256",
     "released recipe",
@@ -65,7 +67,7 @@ METHODS = (
     "GA + KL, full",
     "GA + KL, LoRA",
 )
-CHECKPOINTED = {"ULD, activation checkpointing": 1, "ULD, every 2nd layer's": 2}
+CHECKPOINTED = {"ULD, activation checkpointing": 1, "ULD, products kept": 1, "ULD, every 2nd layer's": 2}
 Batch = dict[str, torch.Tensor]
 
 
@@ -140,6 +142,8 @@ def make_step(method: str, args: argparse.Namespace) -> Callable[[list[dict], li
             model = get_peft_model(target, lora)
     if method in CHECKPOINTED:
         model.enable_input_require_grads()  # as trl does
+        if method == "ULD, products kept":
+            keep_products(model.get_base_model())
         model.get_base_model().activation_checkpointing_enable(
             activation_checkpointing_kwargs={"use_reentrant": False}, every_n_layers=CHECKPOINTED[method]
         )

@@ -104,6 +104,29 @@ def test_recomputed_layers_are_kept_one_at_a_time():
     assert many.activation_bytes < 0.1 * kept.activation_bytes
 
 
+def test_kept_products_are_counted():
+    everything, products, nothing = (
+        estimate_training(LlamaConfig(**LLAMA_2_7B), 8, 64, dtype=torch.float32, **checkpointing)
+        for checkpointing in (
+            {},
+            {"activation_checkpointing": True, "keep_products": True},
+            {"activation_checkpointing": True},
+        )
+    )
+    # Numbers a token: queries, keys, values, attention and its output, gate, up, and the layer's output; LoRA's first
+    # factors of seven projections; and the logarithms of attention's sums.
+    numbers = 32 * 64 * (6 * 4096 + 2 * 11008 + 7 * 32 + 32)
+    between_layers = nothing.activation_bytes
+    assert products.activation_bytes - between_layers == pytest.approx(8 * 4 * numbers, rel=0.01)
+    assert everything.flops < products.flops < 1.05 * everything.flops < nothing.flops
+    assert products.bytes_above_weights < everything.bytes_above_weights
+
+
+def test_products_of_layers_that_are_not_computed_again_are_refused():
+    with pytest.raises(ValueError, match="keep_products=True has no effect"):
+        estimate_training(LlamaConfig(**LLAMA_2_7B), 8, 64, keep_products=True)
+
+
 def test_loaded_weights_are_those_of_the_first_layers():
     estimate = estimate_training(LlamaConfig(**LLAMA_2_7B), 8, 64)
     layer = 4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096
@@ -213,7 +236,7 @@ def test_command_refuses_what_makes_no_sense(
 # The benchmark
 
 
-def benchmark(name: str, activation_checkpointing: bool = False) -> tuple[dict, TrainingEstimate]:
+def benchmark(name: str, **checkpointing: bool) -> tuple[dict, TrainingEstimate]:
     """A committed result, and the estimate for the same training."""
     report = json.loads((RESULTS / name).read_text())
     config: PreTrainedConfig = LlamaConfig(**report["shape"])
@@ -224,15 +247,22 @@ def benchmark(name: str, activation_checkpointing: bool = False) -> tuple[dict, 
         round(report["rows"]["mean_answer"]),
         rows_per_batch=2 * int(report["settings"]["batch_size"]),
         dtype=getattr(torch, report["settings"]["dtype"]),
-        activation_checkpointing=activation_checkpointing,
+        **checkpointing,
     )
     return report, estimate
 
 
-@pytest.mark.parametrize("method", ["ULD", "ULD, activation checkpointing"])
+CHECKPOINTING = {
+    "ULD": {},
+    "ULD, products kept": {"activation_checkpointing": True, "keep_products": True},
+    "ULD, activation checkpointing": {"activation_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("method", CHECKPOINTING)
 @pytest.mark.parametrize("shape", ["small_1b", "small_7b"])
 def test_estimated_memory_is_that_of_the_benchmark(shape: str, method: str):
-    report, estimate = benchmark(f"train_memory_{shape}_cpu.json", method.endswith("checkpointing"))
+    report, estimate = benchmark(f"train_memory_{shape}_cpu.json", **CHECKPOINTING[method])
     measured = report["results"][method]["peak_bytes_above_weights"]
     # LoRA was loaded before the measurement began.
     assert estimate.bytes_above_weights - estimate.lora_bytes == pytest.approx(measured, rel=0.25)

@@ -382,9 +382,13 @@ def test_activation_checkpointing_changes_nothing(reference: ULDTrainer, tmp_pat
     assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("keep_products", [False, True])
 @pytest.mark.parametrize("every_n_layers", [1, 2])
-def test_activations_computed_again_are_the_same_to_the_last_bit(tmp_path: Path, every_n_layers: int):
+def test_activations_computed_again_are_the_same_to_the_last_bit(
+    tmp_path: Path, every_n_layers: int, keep_products: bool
+):
     again = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"every_n_layers": every_n_layers}}
+    again["keep_products"] = keep_products
     trainers = [descend(tmp_path, **settings) for settings in ({}, again)]
     checkpointed = [
         sum(vars(module).get("gradient_checkpointing", False) for module in trainer.model.get_base_model().model.layers)
@@ -883,7 +887,7 @@ def test_tokenizer_of_a_padded_vocabulary_is_accepted(tmp_path: Path):
 def test_documented_defaults_are_the_defaults():
     defaults = {field.name: field.default for field in fields(ULDConfig)}
     documented = re.findall(r"^\s+(\w+) \(`\w+`, \*optional\*, defaults to `(.+?)`\):", ULDConfig.__doc__, re.MULTILINE)
-    assert len(documented) == 12
+    assert len(documented) == 13
     assert {name: ast.literal_eval(text) for name, text in documented} == {
         name: defaults[name] for name, _ in documented
     }

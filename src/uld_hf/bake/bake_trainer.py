@@ -340,7 +340,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         self.prepare_teacher()
 
     def _after_training(self) -> None:
-        last = next((entry for entry in reversed(self.state.log_history) if "forget_divergence" in entry), {})
+        last = self._recent_metrics()
         for part in ("forget", "retain"):
             value = last.get(f"{part}_divergence", 0.0)
             if value > _LIKE_THE_TEACHER:
@@ -400,20 +400,24 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         batch = {name: value for name, value in inputs.items() if name != "row"}
         return model(**batch, targets=self._targets(batch, inputs["row"].tolist()), num_items=num_items)
 
+    def _per_token(self, *sums: float) -> dict[str, float]:
+        metrics = {}
+        for part, divergence, agreed, count in zip(("forget", "retain"), sums[:2], sums[2:4], sums[4:], strict=True):
+            if count:
+                metrics[f"{part}_divergence"] = divergence / count
+                metrics[f"{part}_agreement"] = agreed / count
+        return metrics
+
     def _record(self, outputs: BakeLossOutput, counts: torch.Tensor, batch: dict[str, torch.Tensor]) -> None:
         """Per-token averages for the log, and a stop at the first divergence that is not a number."""
         names = ("forget_divergence", "retain_divergence", "forget_agreed", "retain_agreed")
         sums = torch.stack([outputs[name].float() for name in names])
         num_tokens = batch["attention_mask"].sum()[None]
         row = self.accelerator.gather(torch.cat([sums, counts.float(), num_tokens.float()])[None]).sum(dim=0).tolist()
-        divergences, agreed, counted = row[:2], row[2:4], row[4:6]
-        terms = {"forget": divergences[0], "retain": divergences[1]}
-        check_finite(terms, self.state.global_step + 1, self.args.learning_rate)
-        for part, divergence, same, count in zip(("forget", "retain"), divergences, agreed, counted, strict=True):
-            if count:
-                self._metrics["train"][f"{part}_divergence"].append(divergence / count)
-                self._metrics["train"][f"{part}_agreement"].append(same / count)
-        self._total_train_tokens += int(row[6])
+        *sums, num_tokens = row
+        check_finite({"forget": sums[0], "retain": sums[1]}, self.state.global_step + 1, self.args.learning_rate)
+        self._log_per_token(tuple(sums), "train")
+        self._total_train_tokens += int(num_tokens)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
     def _trained_parameters(self) -> dict[str, nn.Parameter]:
@@ -457,8 +461,6 @@ class ULDBakeTrainer(ForgetRetainTrainer):
 
     def _describe_training(self) -> dict[str, Any]:
         args = self.args
-        last = next((entry for entry in reversed(self.state.log_history) if "forget_divergence" in entry), {})
-        metrics = ("forget_divergence", "forget_agreement", "retain_divergence", "retain_agreement")
         settings = (
             "divergence",
             "temperature",
@@ -481,7 +483,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
                 "rows per step": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
                 **{name: vars(args)[name] for name in (*settings, *drawn)},
             },
-            "metrics": {name: last[name] for name in metrics if name in last},
+            "metrics": self._recent_metrics(),
             "versions": {
                 "uld_hf": uld_hf.__version__,
                 **{module.__name__: module.__version__ for module in (transformers, trl, peft, torch)},

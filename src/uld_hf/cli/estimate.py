@@ -52,6 +52,8 @@ class EstimateArguments:
             `4bit` or `8bit`: the target is loaded by bitsandbytes in that form.
         activation_checkpointing (`bool`, *optional*, defaults to `False`):
             Whether layers are computed again in the backward pass.
+        keep_products (`bool`, *optional*, defaults to `False`):
+            Whether their matrix products are kept, and only the rest is computed again.
         lora_r (`int`, *optional*, defaults to `32`):
             Rank of the assistant's LoRA.
         tflops (`float`, *optional*):
@@ -80,6 +82,9 @@ class EstimateArguments:
     )
     activation_checkpointing: bool = field(
         default=False, metadata={"help": "compute layers again in the backward pass, instead of keeping activations"}
+    )
+    keep_products: bool = field(
+        default=False, metadata={"help": "with activation_checkpointing, keep products and compute only the rest"}
     )
     lora_r: int = field(default=32, metadata={"help": "rank of the assistant's LoRA"})
     tflops: float | None = field(
@@ -157,6 +162,7 @@ def main(argv: Sequence[str]) -> None:
             task_type="CAUSAL_LM", r=arguments.lora_r, lora_alpha=arguments.lora_r, target_modules="all-linear"
         ),
         activation_checkpointing=arguments.activation_checkpointing,
+        keep_products=arguments.keep_products,
     )
     seconds = None if arguments.tflops is None else estimate.seconds(arguments.tflops)
     output.result(format_estimate(estimate, arguments.tflops), {**asdict(estimate), "seconds": seconds})

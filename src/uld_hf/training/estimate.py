@@ -5,18 +5,23 @@ contents. What autograd keeps for the backward pass is counted, and so is the ar
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..assistant import add_lora, truncate_config
+from .checkpointing import is_kept
+from .checkpointing import keep_products as keep_products_of
 from .losses import tile_tokens
 from .padding_free import attention_by_row
 
@@ -153,21 +158,46 @@ def _fake_weights(model: nn.Module) -> Iterator[FakeTensorMode]:
         yield mode
 
 
-def recompute_layers(assistant: PeftModel) -> None:
+class KeptProducts(TorchDispatchMode):
+    """
+    Bytes of what `keep_products` keeps of the operations within.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: tuple, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        results = func(*args, **(kwargs or {}))
+        if is_kept(func, args):
+            tensors = results if isinstance(results, tuple) else (results,)
+            self.bytes += sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
+        return results
+
+
+def recompute_layers(assistant: PeftModel, products_are_kept: bool = False) -> None:
     """
     Turn activation checkpointing on, as trl and transformers do it.
 
     Args:
         assistant ([`~peft.PeftModel`]):
             The assistant.
+        products_are_kept (`bool`, *optional*, defaults to `False`):
+            Whether matrix products are kept.
     """
     assistant.enable_input_require_grads()
+    if products_are_kept:
+        keep_products_of(assistant.get_base_model())
     assistant.get_base_model().activation_checkpointing_enable(
         activation_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
     )
 
 
-def trace_layers(assistant: PeftModel, rows: int, tokens_per_row: int, dtype: torch.dtype) -> tuple[int, int]:
+def trace_layers(
+    assistant: PeftModel, rows: int, tokens_per_row: int, dtype: torch.dtype, products_are_kept: bool = False
+) -> tuple[int, int]:
     """
     What a forward and a backward pass of the layers take. The assistant's weights lose their contents.
 
@@ -180,6 +210,8 @@ def trace_layers(assistant: PeftModel, rows: int, tokens_per_row: int, dtype: to
             Tokens of each.
         dtype (`torch.dtype`):
             Data type of the computation (autocast, unless float32).
+        products_are_kept (`bool`, *optional*, defaults to `False`):
+            Whether [`recompute_layers`] was told so.
 
     Returns:
         `tuple[int, int]`: Bytes that are kept for the backward pass, and operations of both passes.
@@ -189,9 +221,10 @@ def trace_layers(assistant: PeftModel, rows: int, tokens_per_row: int, dtype: to
     flat = flat_inputs(rows, tokens_per_row)
     try:
         with attention_by_row(base):
-            return _trace(assistant, flat, dtype)
+            return _trace(assistant, flat, dtype, products_are_kept)
     except (NotImplementedError, TypeError):  # it is padded in training
-        return _trace(assistant, {"input_ids": flat["input_ids"].view(rows, tokens_per_row)}, dtype)
+        padded = {"input_ids": flat["input_ids"].view(rows, tokens_per_row)}
+        return _trace(assistant, padded, dtype, products_are_kept)
 
 
 def flat_inputs(rows: int, tokens_per_row: int) -> dict[str, torch.Tensor | int]:
@@ -218,7 +251,9 @@ def flat_inputs(rows: int, tokens_per_row: int) -> dict[str, torch.Tensor | int]
     }
 
 
-def _trace(assistant: PeftModel, inputs: dict[str, torch.Tensor | int], dtype: torch.dtype) -> tuple[int, int]:
+def _trace(
+    assistant: PeftModel, inputs: dict[str, torch.Tensor | int], dtype: torch.dtype, products_are_kept: bool
+) -> tuple[int, int]:
     base = assistant.get_base_model()
     with _fake_weights(assistant) as mode:
         own = {weight.untyped_storage()._cdata for weight in (*assistant.parameters(), *assistant.buffers())}
@@ -238,10 +273,11 @@ def _trace(assistant: PeftModel, inputs: dict[str, torch.Tensor | int], dtype: t
             FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter,
             torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
         ):
-            with saved_tensors_hooks(keep, lambda tensor: tensor):
+            products = KeptProducts()
+            with saved_tensors_hooks(keep, lambda tensor: tensor), products if products_are_kept else nullcontext():
                 hidden = base.base_model(**inputs, use_cache=False).last_hidden_state
             hidden.sum().backward()
-        return sum(storage.nbytes() for storage in kept.values()), counter.get_total_flops()
+        return products.bytes + sum(storage.nbytes() for storage in kept.values()), counter.get_total_flops()
 
 
 def estimate_training(
@@ -257,6 +293,7 @@ def estimate_training(
     quantization: str | None = None,
     peft_config: LoraConfig | None = None,
     activation_checkpointing: bool = False,
+    keep_products: bool = False,
 ) -> TrainingEstimate:
     """
     Memory and arithmetic of a training, from the target's configuration.
@@ -286,6 +323,8 @@ def estimate_training(
             The assistant's LoRA. Defaults to the paper's.
         activation_checkpointing (`bool`, *optional*, defaults to `False`):
             Whether layers are computed again in the backward pass.
+        keep_products (`bool`, *optional*, defaults to `False`):
+            Whether their matrix products are kept, and only the rest is computed again.
 
     Returns:
         [`TrainingEstimate`]: Bytes and operations.
@@ -306,6 +345,8 @@ def estimate_training(
             raise ValueError(f"{name}={number} must be at least 1.")
     if answer_tokens_per_row > tokens_per_row:
         raise ValueError(f"answer_tokens_per_row={answer_tokens_per_row} is more than tokens_per_row={tokens_per_row}.")
+    if keep_products and not activation_checkpointing:
+        raise ValueError("keep_products=True has no effect without activation_checkpointing=True. Set both.")
     if quantization not in (None, "4bit", "8bit"):
         raise ValueError(f"quantization={quantization!r} must be '4bit', '8bit' or left out.")
     truncated = build_without_memory(truncate_config(config, num_layers), dtype)
@@ -325,8 +366,8 @@ def estimate_training(
     recomputed = 0
     if activation_checkpointing:
         everything = kept
-        recompute_layers(assistant)
-        kept, flops = trace_layers(assistant, rows_per_batch, tokens_per_row, dtype)
+        recompute_layers(assistant, keep_products)
+        kept, flops = trace_layers(assistant, rows_per_batch, tokens_per_row, dtype, keep_products)
         recomputed = (everything - kept) // num_layers
 
     vocab_size, hidden_size = head.shape

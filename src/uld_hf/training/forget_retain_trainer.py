@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +19,10 @@ from .checkpoints import resolve_checkpoint
 from .preparation import ROW, check_dataset, check_disjoint, check_tokens, join_sets, split_long_rows
 from .sampler import AlternatingSampler, EpochCallback
 from .target import check_processes
+
+
+# Batches whose averages say how a training has ended.
+_RECENT_BATCHES = 10
 
 
 def check_given(args: SFTConfig, sets: Mapping[str, Dataset | None]) -> None:
@@ -93,6 +98,7 @@ class ForgetRetainTrainer(SFTTrainer):
     _vocab_size: int
     _context_length: int | None
     _first_set = "forget"  # name of the set that is passed as `train_dataset`, for messages
+    _recent: deque[tuple[float, ...]] | None = None  # of a training that has begun
 
     def _prepare_rows(
         self, rows: Dataset, name: str, processing_class: PreTrainedTokenizerBase, args: SFTConfig
@@ -156,6 +162,23 @@ class ForgetRetainTrainer(SFTTrainer):
     def _after_training(self) -> None:
         """Warnings of a training that has not reached what it is for."""
 
+    def _per_token(self, *sums: float) -> dict[str, float]:
+        """Averages by name, of sums over one or several batches and the tokens they are over."""
+        raise NotImplementedError
+
+    def _log_per_token(self, sums: tuple[float, ...], mode: str) -> None:
+        """Note a batch's sums for the log, and for the end of the training."""
+        for name, value in self._per_token(*sums).items():
+            self._metrics[mode][name].append(value)
+        if mode == "train" and self._recent is not None:
+            self._recent.append(sums)
+
+    def _recent_metrics(self) -> dict[str, float]:
+        """Per-token averages of the last batches: logs may cover the whole training, or be off."""
+        if not self._recent:
+            return {}
+        return self._per_token(*(sum(column) for column in zip(*self._recent, strict=True)))
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> TrainOutput:
         """
         Train, and say so if what is trained has not become what it is for.
@@ -176,6 +199,7 @@ class ForgetRetainTrainer(SFTTrainer):
         """
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         self._before_training(checkpoint)
+        self._recent = deque(maxlen=_RECENT_BATCHES)
         result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self._after_training()
         return result

@@ -77,6 +77,35 @@ def check_data_settings(config: SFTConfig) -> None:
         )
 
 
+def check_keep_products(config: "ULDConfig") -> None:
+    """
+    Refuse to keep products of layers that are not computed again, or not in a way that could keep them.
+
+    Args:
+        config ([`ULDConfig`]):
+            Configuration of the training.
+
+    Raises:
+        ValueError: If `keep_products` would have no effect.
+    """
+    if not config.keep_products:
+        return
+    if not config.activation_checkpointing:
+        raise ValueError("keep_products=True has no effect without activation_checkpointing=True. Set both.")
+    others = {"use_reentrant", "selective"} & {
+        name for name, value in (config.activation_checkpointing_kwargs or {}).items() if value
+    }
+    if others:
+        raise ValueError(
+            f"keep_products=True does not go with {sorted(others)} in activation_checkpointing_kwargs. Leave them out."
+        )
+    if config.deepspeed_plugin is not None and config.deepspeed_plugin.zero_stage == 3:
+        raise ValueError(
+            "keep_products=True does not go with DeepSpeed ZeRO-3, which needs use_reentrant. Use ZeRO-2 or DDP, or "
+            "leave it out."
+        )
+
+
 @dataclass
 class ULDConfig(SFTConfig):
     r"""
@@ -107,6 +136,9 @@ class ULDConfig(SFTConfig):
             Put the rows of a batch one after another into one sequence, instead of padding them: the same result in
             less time and memory. Defaults to doing so where the attention is sdpa or flash attention, and the model is
             found to keep rows apart.
+        keep_products (`bool`, *optional*, defaults to `False`):
+            With `activation_checkpointing`, keep matrix products and attention, and compute again only what is cheap:
+            less memory is saved, at little time.
         train_sampling_strategy (`str`, *optional*, defaults to `"group_by_length"`):
             Where rows are padded, put rows of similar lengths into a step (`"group_by_length"`), or leave the order to
             chance (`"random"`). Either way every step has the same share of both sets.
@@ -183,6 +215,13 @@ class ULDConfig(SFTConfig):
             "sdpa or flash attention and the model keeps rows apart."
         },
     )
+    keep_products: bool = field(
+        default=False,
+        metadata={
+            "help": "With activation_checkpointing, keep matrix products and attention, and compute again only what is "
+            "cheap."
+        },
+    )
     train_sampling_strategy: str = field(
         default="group_by_length",
         metadata={
@@ -242,5 +281,6 @@ class ULDConfig(SFTConfig):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value} must be a finite number above 0.")
         check_data_settings(self)
+        check_keep_products(self)
         if self.loss_type != "nll":
             raise ValueError(f"loss_type={self.loss_type!r} has no meaning here: the loss is ULD's. Leave it out.")

@@ -4,7 +4,6 @@ import copy
 import math
 import os
 import shutil
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -46,6 +45,7 @@ from ..context import context_length
 from ..hub import check_layout, find_commit, fingerprint_target, fingerprint_tokenizer, save_unlearned_model
 from ..model_card import find_license, model_card
 from ..publish import open_repository, push_unlearned_model
+from .checkpointing import keep_products
 from .collator import DataCollatorForULD
 from .forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
 from .four_bit import keep_gradients
@@ -59,10 +59,6 @@ from .uld_config import ULDConfig
 # Shares and nats per token beyond which train() warns that the assistant is not done.
 _KNOWS_THE_FORGET_SET = 0.95
 _SILENT_ON_THE_RETAIN_SET = 0.5
-
-
-# Batches whose averages say how a training has ended.
-_RECENT_BATCHES = 10
 
 # Bytes of free space below which a checkpoint that failed has failed for want of it. What was written of it stays.
 _FULL_DISK = 2**24
@@ -212,6 +208,8 @@ class ULDTrainer(ForgetRetainTrainer):
         base = assistant.get_base_model()
         keep_gradients(base)
         check_head(base)
+        if args.keep_products:
+            keep_products(base)
         self._num_embeddings = base.get_input_embeddings().weight.shape[0]  # sharding will hide it
         settings = {name: vars(args)[name] for name in ("alpha", *SHARED_SETTINGS)}
         remember_settings(assistant, settings)
@@ -229,7 +227,6 @@ class ULDTrainer(ForgetRetainTrainer):
             architectures=["ULDForCausalLM"],
         )
 
-        self._recent: deque[tuple[float, ...]] = deque(maxlen=_RECENT_BATCHES)
         self._num_rows = {f"{name}_rows": len(sets.get(name, ())) for name in ("forget", "retain")}
         self._target_license = find_license(name, **source) if name else {}
 
@@ -281,12 +278,6 @@ class ULDTrainer(ForgetRetainTrainer):
                 "not kept as it is. Train for more epochs, or with a higher retain_weight or retain_per_forget."
             )
 
-    def _recent_metrics(self) -> dict[str, float]:
-        """Per-token averages of the last batches: logs may cover the whole training, or be off."""
-        if not self._recent:
-            return {}
-        return self._per_token(*(sum(column) for column in zip(*self._recent, strict=True)))
-
     def _per_token(
         self, forget_loss: float, retain_loss: float, correct: float, num_forget: float, num_retain: float
     ) -> dict[str, float]:
@@ -313,13 +304,10 @@ class ULDTrainer(ForgetRetainTrainer):
             else {"forget": forget_loss, "retain": retain_loss}
         )
         check_finite(terms, self.state.global_step + 1, self.args.learning_rate)
-        metrics = self._metrics[mode]
-        for name, value in self._per_token(forget_loss, retain_loss, correct, num_forget, num_retain).items():
-            metrics[name].append(value)
+        self._log_per_token((forget_loss, retain_loss, correct, num_forget, num_retain), mode)
         if mode == "train":
-            self._recent.append((forget_loss, retain_loss, correct, num_forget, num_retain))
             self._total_train_tokens += int(num_tokens)
-        metrics["num_tokens"] = [self._total_train_tokens]
+        self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
 
     def _describe_training(self) -> dict[str, Any]:
         """What the model card says about the run: sizes and settings, never the texts."""
