@@ -111,6 +111,30 @@ STUDENTS = pytest.mark.parametrize("peft_config", [None, LORA], ids=["all weight
 INPUTS = torch.tensor([[5, 9, 33, 7, 21, 40]])
 
 
+# --- what it says of itself ---
+
+
+def test_closing_figures_are_of_the_last_batches(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    trainer = make_trainer(teacher, tmp_path / "out", max_steps=20, learning_rate=1e-2, logging_steps=1)
+    trainer.train()
+    figures = trainer._describe_training()["metrics"]
+    assert set(figures) == {f"{part}_{kind}" for part in ("forget", "retain") for kind in ("divergence", "agreement")}
+    last = logged(trainer, "forget_divergence")[-10:]
+    assert min(last) <= figures["forget_divergence"] <= max(last)
+    # Averages over tokens, which batches have about as many of.
+    assert figures["forget_divergence"] == pytest.approx(np.mean(last), rel=0.1)
+    assert figures["forget_divergence"] != pytest.approx(np.mean(logged(trainer, "forget_divergence")), rel=1e-3)
+
+
+def test_closing_figures_need_no_log(
+    teacher: ULDForCausalLM, tmp_path: Path, caplog: pytest.LogCaptureFixture, transformers_log: None
+) -> None:
+    trainer = make_trainer(teacher, tmp_path / "out", max_steps=2, learning_rate=1e-6, logging_strategy="no")
+    trainer.train()
+    assert "On the forget rows the student is" in caplog.text
+    assert trainer._describe_training()["metrics"]["forget_divergence"] > 0.1
+
+
 # --- what it learns, and what it leaves alone ---
 
 

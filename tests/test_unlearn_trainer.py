@@ -397,6 +397,15 @@ def test_the_saved_model_is_an_ordinary_one(folder: Path, tmp_path: Path, form: 
     assert AutoTokenizer.from_pretrained(tmp_path)("w1")["input_ids"] == [5]
 
 
+def test_options_of_loading_are_not_said_to_be_ignored(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, transformers_log: None
+):
+    trainer = make_trainer(tmp_path, str(folder), model_init_kwargs={"attn_implementation": "eager"})
+    assert trainer.model.config._attn_implementation == "eager"
+    assert trainer.args.model_init_kwargs == {"attn_implementation": "eager"}
+    assert "ignored" not in caplog.text
+
+
 def test_the_card_names_method_and_sizes_and_no_text(folder: Path, tmp_path: Path):
     trainer = make_trainer(tmp_path, str(folder), max_steps=1)
     trainer.train()

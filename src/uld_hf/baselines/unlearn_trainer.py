@@ -187,6 +187,7 @@ class UnlearnTrainer(ForgetRetainTrainer):
         # trl knows two losses and compares this setting with their names.
         of_trl = copy.copy(args)
         of_trl.loss_type = "nll"
+        of_trl.model_init_kwargs = None  # of these it would say that they are ignored
         super().__init__(
             model=model,
             args=of_trl,
@@ -195,7 +196,7 @@ class UnlearnTrainer(ForgetRetainTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        self.args.loss_type = args.loss_type
+        self.args.loss_type, self.args.model_init_kwargs = args.loss_type, args.model_init_kwargs
         self.data_collator = DataCollatorForUnlearning(
             pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=self.data_collator.pad_to_multiple_of
         )
