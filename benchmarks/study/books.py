@@ -27,6 +27,7 @@ BASELINES = ("ga kl", "npo nll")
 COMPOSITIONS = {
     "the paper's formula": {"relative_top": 0.01, "center": False},
     "clamped (ours)": {"relative_top": 0.0, "clamp": True},
+    "clamped, gated (ours)": {"relative_top": 0.01, "clamp": True, "gate": 0.1},
 }
 ALPHAS = (0.5, 1.0, 1.5, 2.0)
 

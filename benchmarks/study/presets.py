@@ -94,7 +94,7 @@ SLICE = Preset(
     retain_questions=80,
     seeds=(0, 1, 2),
     book_characters=20000,
-    book_epochs=40,
+    book_epochs=250,
 )
 
 PRESETS = {
