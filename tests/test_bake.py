@@ -671,6 +671,46 @@ def test_reverse_kl_to_a_masked_teacher_is_refused(teacher: ULDForCausalLM, tmp_
         make_trainer(teacher, tmp_path / "out", divergence="reverse_kl")
 
 
+@pytest.mark.parametrize("settings", [{"outside": "mask", "relative_top": 0.01}, {"remove_top_k": 3}])
+def test_likelihoods_of_a_masked_teacher_are_refused(
+    teacher: ULDForCausalLM, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    for name, value in settings.items():
+        setattr(teacher.config, name, value)
+    with pytest.raises(ValueError, match="likelihood_weight has no meaning where"):
+        make_trainer(teacher, tmp_path / "out", likelihood_weight=0.1)
+
+
+def test_likelihoods_that_were_not_kept_are_refused(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"likelihood_weight=0\.1 needs the teacher's probability of every token"):
+        make_trainer(teacher, tmp_path / "out", likelihood_weight=0.1, teacher_top_k=4)
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_a_likelihood_weight_that_makes_no_sense_is_refused(tmp_path: Path, weight: float) -> None:
+    with pytest.raises(ValueError, match=r"likelihood_weight=.* must be a finite number, at least 0"):
+        ULDBakeConfig(str(tmp_path), likelihood_weight=weight)
+
+
+def test_the_likelihood_of_given_text_comes_nearer_with_its_weight(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    apart = {}
+    for weight in (0.0, 1.0):
+        settings = {"max_steps": 40, "learning_rate": 1e-2, "likelihood_weight": weight}
+        trainer = make_trainer(teacher, tmp_path / str(weight), **settings)
+        trainer.train()
+        batch = next(iter(trainer.get_train_dataloader()))
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        counted = batch["labels"][:, 1:] != -100
+        trainer.model.eval()
+        with torch.no_grad():
+            student, expected = (
+                model(**inputs).logits[:, :-1].log_softmax(dim=-1).gather(-1, inputs["input_ids"][:, 1:, None])[..., 0]
+                for model in (trainer.model, teacher)
+            )
+        apart[weight] = (student - expected)[counted].abs().mean().item()
+    assert apart[1.0] < 0.8 * apart[0.0]
+
+
 def test_noise_with_lora_is_refused(teacher: ULDForCausalLM, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"noise=0\.5 needs all weights"):
         make_trainer(teacher, tmp_path / "out", noise=0.5, peft_config=LORA)

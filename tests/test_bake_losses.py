@@ -168,7 +168,10 @@ def test_targets_are_the_composed_distribution(family: str, settings: dict[str, 
 @pytest.mark.parametrize("kind", DIVERGENCES)
 @pytest.mark.parametrize("trains", ["all", "body", "head"])
 @pytest.mark.parametrize("tied", [False, True])
-def test_loss_and_gradients_are_those_of_whole_logits(kind: str, trains: str, tied: bool) -> None:
+@pytest.mark.parametrize("likelihood_weight", [0.0, 0.3])
+def test_loss_and_gradients_are_those_of_whole_logits(
+    kind: str, trains: str, tied: bool, likelihood_weight: float
+) -> None:
     teacher, batch = make_teacher(), make_batch()
     student = tiny_model("llama", seed=3, tie_word_embeddings=tied)
     student.requires_grad_(trains == "all")
@@ -183,7 +186,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(kind: str, trains: str, ti
     hidden = student.model(**inputs).last_hidden_state
     output = bake_loss(
         student, hidden, batch["labels"], retain, num_items, composed_targets(teacher, batch),
-        retain_weight=2.5, kind=kind, temperature=1.5, chunk_size=3,
+        retain_weight=2.5, kind=kind, temperature=1.5, likelihood_weight=likelihood_weight, chunk_size=3,
     )  # fmt: skip
     output.loss.backward()
     actual = {name: parameter.grad.clone() for name, parameter in student.named_parameters() if parameter.requires_grad}
@@ -194,10 +197,18 @@ def test_loss_and_gradients_are_those_of_whole_logits(kind: str, trains: str, ti
         expected = (teacher(**inputs).logits.double() / 1.5).log_softmax(dim=-1)[:, :-1]
     log_probs = (plain(**inputs).logits / 1.5).log_softmax(dim=-1)[:, :-1]
     per_token = torch.stack([token_divergence(*rows, kind) for rows in zip(log_probs, expected, strict=True)])
-    forget, kept = (per_token[counted & mask].mean() for mask in (~retain[:, 1:], retain[:, 1:]))
-    (forget + 2.5 * kept).backward()
+    tokens = batch["labels"][:, 1:].clamp(min=0)[..., None]
+    apart = (log_probs - expected).gather(-1, tokens)[..., 0].abs()
+    gaps = torch.where(apart < 1, apart.square() / 2, apart - 0.5)
+    parts = (~retain[:, 1:], retain[:, 1:])
+    forget, kept = (per_token[counted & mask].mean() for mask in parts)
+    forget_gap, kept_gap = (gaps[counted & mask].mean() for mask in parts)
+    loss = forget + 2.5 * kept + likelihood_weight * (forget_gap + 2.5 * kept_gap)
+    loss.backward()
 
-    assert output.loss.item() == pytest.approx((forget + 2.5 * kept).item(), rel=1e-4)
+    assert (apart[counted] < 1).any()
+    assert (apart[counted] > 1).any()
+    assert output.loss.item() == pytest.approx(loss.item(), rel=1e-4)
     assert output.forget_divergence.item() == pytest.approx(forget.item() * num_items[0].item(), rel=1e-4)
     assert output.retain_divergence.item() == pytest.approx(kept.item() * num_items[1].item(), rel=1e-4)
     assert actual

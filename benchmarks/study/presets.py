@@ -34,7 +34,7 @@ class Preset:
         target_learning_rate (`float`):
             Highest learning rate of the target's training.
         unlearning_epochs (`float`):
-            Passes over the forget set, for every method alike.
+            Passes over the forget set, for every method alike but baking.
         batch_size (`int`):
             Rows of a step.
         assistant_layers (`int`):

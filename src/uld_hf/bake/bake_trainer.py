@@ -158,7 +158,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             name, model = model, ULDForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
         else:
             name = None
-        check_teacher(model, args.divergence)
+        check_teacher(model, args.divergence, args.likelihood_weight)
         target = model.target
         if processing_class is None:
             processing_class = load_target_tokenizer(model.config, name)
@@ -200,8 +200,9 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         base.forward = forward
 
         def loss(student: PreTrainedModel, hidden: torch.Tensor, **given: Any) -> BakeLossOutput:
-            settings = {"retain_weight": args.retain_weight, "kind": args.divergence, "temperature": args.temperature}
-            return bake_loss(student, hidden, **given, **settings)
+            names = ("retain_weight", "temperature", "likelihood_weight")
+            settings = {name: vars(args)[name] for name in names}
+            return bake_loss(student, hidden, **given, kind=args.divergence, **settings)
 
         add_loss(base, loss)
         self.data_collator = DataCollatorForBaking(
@@ -336,7 +337,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
                 f"{self.args.output_dir} holds the checkpoints of an unfinished bake: go on with "
                 "resume_from_checkpoint=True, or delete them."
             )
-        check_teacher(self.teacher, self.args.divergence)
+        check_teacher(self.teacher, self.args.divergence, self.args.likelihood_weight)
         self.prepare_teacher()
 
     def _after_training(self) -> None:
@@ -464,6 +465,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         settings = (
             "divergence",
             "temperature",
+            "likelihood_weight",
             "learning_rate",
             "num_train_epochs",
             "retain_weight",

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -163,6 +164,29 @@ def split_top(log_probs: torch.Tensor, tokens: torch.LongTensor) -> torch.Tensor
     return torch.cat([log_probs.gather(-1, tokens), others], dim=-1)
 
 
+def likelihood_gap(student: torch.Tensor, teacher: torch.Tensor, tokens: torch.LongTensor) -> torch.Tensor:
+    """
+    How far apart student and teacher are in the likelihood of given tokens.
+
+    A divergence hardly sees a token that the teacher finds improbable, whether it is a hundred or a million times so;
+    the text that is forgotten consists of such tokens, and its likelihood is what many tests look at.
+
+    Args:
+        student (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
+            The student's log-probabilities.
+        teacher (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
+            The teacher's log-probabilities.
+        tokens (`torch.LongTensor` of shape `(num_tokens,)`):
+            The token that comes next in the text.
+
+    Returns:
+        `torch.Tensor` of shape `(num_tokens,)`: Smooth L1 distance of the two log-probabilities (half the square, below
+        a difference of 1 nat).
+    """
+    of_student, of_teacher = (log_probs.gather(-1, tokens[:, None])[:, 0] for log_probs in (student, teacher))
+    return F.smooth_l1_loss(of_student, of_teacher, reduction="none")
+
+
 @dataclass
 class BakeLossOutput(ModelOutput):
     """
@@ -170,7 +194,8 @@ class BakeLossOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`):
-            `forget_divergence / num_forget + retain_weight * retain_divergence / num_retain`.
+            `forget_divergence / num_forget + retain_weight * retain_divergence / num_retain`, and `likelihood_weight`
+            times the same of the likelihood gap.
         forget_divergence (`torch.FloatTensor`):
             Sum over forget tokens, in nats.
         retain_divergence (`torch.FloatTensor`):
@@ -199,6 +224,7 @@ def bake_loss(
     retain_weight: float,
     kind: Divergence,
     temperature: float,
+    likelihood_weight: float = 0.0,
     chunk_size: int | None = None,
 ) -> BakeLossOutput:
     """
@@ -210,7 +236,8 @@ def bake_loss(
         hidden (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`):
             Its last hidden states.
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-            Tokens, not shifted. Only where they are not -100 is compared; which token it is does not matter.
+            Tokens, not shifted. Only where they are not -100 is compared; which token it is matters to the likelihood
+            gap alone.
         retain_mask (`torch.BoolTensor` of shape `(batch_size, sequence_length)`):
             `True` for tokens of what must be kept.
         num_items (`torch.Tensor` of shape `(2,)`):
@@ -223,6 +250,8 @@ def bake_loss(
             The divergence, see [`token_divergence`].
         temperature (`float`):
             Temperature of both distributions.
+        likelihood_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of the [`likelihood_gap`] beside the divergence. Not with [`TopKTargets`], which do not have it.
         chunk_size (`int`, *optional*):
             Tokens per tile of logits. Defaults to [`tile_tokens`].
 
@@ -230,6 +259,7 @@ def bake_loss(
         [`BakeLossOutput`]: The loss and its parts.
     """
     counted = labels[:, 1:] != -100
+    next_tokens = labels[:, 1:][counted]
     hidden, retain_mask = hidden[:, :-1][counted], retain_mask[:, 1:][counted]
     trained = [parameter for parameter in model.get_output_embeddings().parameters() if parameter.requires_grad]
     if len(hidden) == 0:  # a micro-batch without answers still has to reach backward(), and all that is trained
@@ -244,13 +274,17 @@ def bake_loss(
             logits = logits.float().requires_grad_()
             log_probs = (logits / temperature).log_softmax(dim=-1)
             student, teacher, first_choices = targets.outcomes(log_probs, where, temperature)
-            divergence = token_divergence(student, teacher, kind)
-            (gradient,) = torch.autograd.grad((divergence * weights).sum(), logits)
-        return divergence.detach(), log_probs.argmax(dim=-1) == first_choices, gradient
+            divergence = loss = token_divergence(student, teacher, kind)
+            if likelihood_weight:
+                loss = divergence + likelihood_weight * likelihood_gap(student, teacher, next_tokens[where])
+            (gradient,) = torch.autograd.grad((loss * weights).sum(), logits)
+        agreed = log_probs.argmax(dim=-1) == first_choices
+        return loss.detach(), torch.stack([divergence.detach(), agreed.to(divergence.dtype)], dim=-1), gradient
 
     chunk_size = chunk_size or tile_tokens(model.config.get_text_config(decoder=True).vocab_size)
     weights = token_weights(retain_mask, num_items, retain_weight)
-    loss, per_token, agreed = chunked_loss(hidden, weights, make_head(model), score, chunk_size, trained)
+    loss, _, parts = chunked_loss(hidden, weights, make_head(model), score, chunk_size, trained)
+    per_token, agreed = parts[:, 0], parts[:, 1].bool()
     return BakeLossOutput(
         loss=loss,
         forget_divergence=per_token[~retain_mask].sum(),

@@ -18,7 +18,7 @@ from ..training.losses import make_head
 from .losses import ComposedTargets
 
 
-def check_teacher(teacher: Any, divergence: str) -> None:
+def check_teacher(teacher: Any, divergence: str, likelihood_weight: float = 0.0) -> None:
     """
     Refuse a teacher from which a student would learn something else than to forget.
 
@@ -27,6 +27,8 @@ def check_teacher(teacher: Any, divergence: str) -> None:
             The teacher.
         divergence (`str`):
             What the student minimizes, see [`uld_hf.bake.losses.token_divergence`].
+        likelihood_weight (`float`, *optional*, defaults to `0.0`):
+            Weight of [`uld_hf.bake.losses.likelihood_gap`].
 
     Raises:
         TypeError: If it is not an unlearned model: a plain one would teach the student to be itself.
@@ -52,7 +54,13 @@ def check_teacher(teacher: Any, divergence: str) -> None:
             "it onto one device."
         )
     config = teacher.config
-    if divergence == "reverse_kl" and (config.remove_top_k or (config.outside == "mask" and config.relative_top > 0)):
+    rules_out = config.remove_top_k or (config.outside == "mask" and config.relative_top > 0)
+    if likelihood_weight and rules_out:
+        raise ValueError(
+            "likelihood_weight has no meaning where the unlearned model rules tokens out (outside='mask', "
+            "remove_top_k). Leave it out, or load it with other settings."
+        )
+    if divergence == "reverse_kl" and rules_out:
         raise ValueError(
             "divergence='reverse_kl' is infinite where the unlearned model rules tokens out (outside='mask', "
             "remove_top_k). Use 'forward_kl' or 'js', or load it with other settings."
