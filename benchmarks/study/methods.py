@@ -220,8 +220,8 @@ ULD_GRID = (
 )
 # The teacher of baked models: what forgets and keeps best, with an alpha that needs no retrained model.
 TEACHER = "uld_gated_unseen"
-# It is no rival: its epochs are its own. A divergence alone leaves the forgotten too likely; the likelihood of given text
-# is what the last two learn beside it.
+# It is no rival: its epochs are its own. A divergence alone leaves the forgotten too likely; some settings learn the
+# likelihood of given text beside it.
 BAKE_GRID = (
     {"learning_rate": 1e-3},
     {"learning_rate": 2e-3, "noise": 0.3},
