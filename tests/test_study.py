@@ -191,6 +191,14 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
         },
         "alphas.forget10.s0": {"lines": {"uld_clamped": [{"alpha": 0.5} | outcome, {"alpha": 1.0} | outcome]}},
         "books.target": {"figures": {"forget BLEU": 7.0}, "costs": []},
+        **{
+            f"robustness.bake.forget10.s{seed}": {
+                "halfway": 0.5,
+                "greedy": 0.25,
+                "relearning": {"kept rows": {"steps": steps, "recall": [0.25, 0.5]}},
+            }
+            for seed, steps in ((0, 8), (1, None))
+        },
     }
     text = write_report(slice_preset, results, tmp_path).read_text()
     assert "| ULD, the paper's formula | 2 | 0.5 ± 0.35 | 50.0 ± 0.0 |" in text
@@ -198,6 +206,7 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
     assert "| ULD, the paper's formula | 0.52 / 0.5 | 42.6 / 50.0 | 1.00 / 0.50 | 85.9 / 50.0 |" in text
     assert "| filter off, clamped | 0.5 | 0.3 | 0.100 | 0.980 |" in text
     assert "| ULD, no filter, clamped (ours) | 0.3; 0.980 | 0.3; 0.980 |" in text
+    assert "| ULD, baked (ours) | 0.25, 0.25 | 8, not |" in text
     assert {"forget10.svg", "alphas.svg"} <= {path.name for path in tmp_path.iterdir()}
 
 

@@ -21,13 +21,14 @@ from books import run_books
 from ledger import Deadline, Ledger, OutOfTimeError
 from methods import METHODS
 from presets import PRESETS
+from robustness import run_robustness
 from study import Study
 from tables import write_report
 
 import uld_hf
 
 
-PARTS = ("methods", "ablations", "books")
+PARTS = ("methods", "robustness", "ablations", "books")
 
 
 def describe_machine() -> dict[str, object]:
@@ -87,6 +88,8 @@ def main() -> int:
         study = Study(preset, args.tofu, work, ledger)
         if "methods" in args.parts:
             run_methods(study, args.methods, args.seeds or list(preset.seeds))
+        if "robustness" in args.parts:
+            run_robustness(study, args.methods, args.seeds or list(preset.seeds))
         if "ablations" in args.parts:
             study.ablations()
         if "books" in args.parts and args.books is not None:

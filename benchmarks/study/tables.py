@@ -219,6 +219,25 @@ def alphas_table(results: Results, split: str) -> str:
     return markdown(["", *alphas], rows)
 
 
+def robustness_table(results: Results) -> str:
+    """How unlearned weights hold: recalls, and steps until half is back."""
+    measured: dict[str, list[dict]] = {}
+    for name, result in results.items():
+        if name.startswith("robustness."):
+            measured.setdefault(name.split(".")[1], []).append(result)
+    first = next(iter(measured.values()))[0]
+    recalls = [key for key, value in first.items() if isinstance(value, float) and key != "halfway"]
+    rows = []
+    for key, runs in measured.items():
+        cells = [", ".join(f"{run[recall]:.2f}" for run in runs) for recall in recalls]
+        for attack in first["relearning"]:
+            steps = [run["relearning"][attack]["steps"] for run in runs]
+            cells.append(", ".join("not" if number is None else str(number) for number in steps))
+        rows.append([LINES.get(key, key), *cells])
+    lessons = [f"steps, taught {attack}" for attack in first["relearning"]]
+    return markdown(["", *(f"recall, {recall}" for recall in recalls), *lessons], rows)
+
+
 def books_table(results: Results) -> str:
     """The book scenario."""
     rows = []
@@ -307,6 +326,11 @@ def write_report(preset: Preset, results: Results, folder: Path) -> Path:
                 f"## Alpha on {split}\n\nForget quality; retain probability. The assistant is the final runs'.\n\n"
                 + alphas_table(results, split)
             )
+    if any(name.startswith("robustness.") for name in results):
+        parts.append(
+            f"## Robustness on {preset.tune_on}\n\nBy seed: ROUGE-L recall of forget answers, and steps until half is "
+            f"back (*not*: in no test).\n\n{robustness_table(results)}"
+        )
     if any(name.startswith("books.") for name in results):
         parts.append(f"## Books\n\n{books_table(results)}")
     if any(name.startswith("trial.") for name in results):

@@ -1,0 +1,173 @@
+"""How well weights that have forgotten hold: taught again, quantized, drawn from, asked in other words.
+
+Models are a baked one, NPO's and the retrained one. A fact of TOFU is a sentence, so ROUGE-L recall of answers is what
+is looked at: a model remembers half where it is halfway from the retrained model's to the target's.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from authors import to_questions
+from measure import MAX_NEW_TOKENS
+from methods import METHODS
+from study import Study
+from targets import load_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from uld_hf.evaluation.encoding import encode
+from uld_hf.evaluation.evaluation import Question
+from uld_hf.evaluation.memorization import sample_completions
+from uld_hf.evaluation.tofu import generate_completions, rouge_l_recall
+
+
+ROBUST_METHODS = ("bake", "npo_gd")
+LEARNING_RATE, ROWS_PER_STEP = 3e-4, 4
+# Steps between two tests, and at most.
+ATTACKS = {"all forget rows": (4, 120), "5 % of them": (20, 120), "kept rows": (20, 120)}
+DRAWS = 20
+
+
+def recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question]) -> float:
+    """Mean ROUGE-L recall of greedy answers."""
+    answers = generate_completions(model, tokenizer, [each.prompt for each in questions], MAX_NEW_TOKENS)
+    return float(rouge_l_recall(answers, [each.answer for each in questions]).mean())
+
+
+def recall_in_draws(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question]) -> float:
+    """Mean over the questions of the highest ROUGE-L recall of several drawn answers."""
+    prompts = [each.prompt for each in questions]
+    drawn = sample_completions(model, tokenizer, prompts, num_samples=DRAWS, max_new_tokens=MAX_NEW_TOKENS)
+    best = [rouge_l_recall(texts, [each.answer] * DRAWS).max() for each, texts in zip(questions, drawn, strict=True)]
+    return float(np.mean(best))
+
+
+def teach(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    taught: list[Question],
+    asked: list[Question],
+    halfway: float,
+    attack: str,
+    seed: int,
+) -> dict[str, Any]:
+    """
+    Finetune a copy of a model until half of what is asked is back.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        taught (`list[Question]`):
+            What it is finetuned on.
+        asked (`list[Question]`):
+            What it is asked.
+        halfway (`float`):
+            ROUGE-L recall at which half is back.
+        attack (`str`):
+            One of [`ATTACKS`].
+        seed (`int`):
+            Seed of the order.
+
+    Returns:
+        `dict`: `steps`, `None` if half was not back in time, and the recall at every test.
+    """
+    every, most = ATTACKS[attack]
+    model = copy.deepcopy(model).requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    rows = []
+    for question in taught:
+        ids, start = encode(tokenizer, question.prompt, question.answer)
+        rows.append((torch.tensor([*ids, tokenizer.eos_token_id]), start))
+    set_seed(seed)
+    order = np.random.default_rng(seed)
+    queue: list[int] = []
+    curve = [recall(model.eval(), tokenizer, asked)]
+    step = 0
+    while step < most and curve[-1] < halfway:
+        model.train()
+        for _ in range(every):
+            while len(queue) < ROWS_PER_STEP:
+                queue += order.permutation(len(rows)).tolist()
+            chosen, queue = [rows[index] for index in queue[:ROWS_PER_STEP]], queue[ROWS_PER_STEP:]
+            batch = torch.nn.utils.rnn.pad_sequence([ids for ids, _ in chosen], batch_first=True)
+            positions = torch.arange(batch.shape[1])
+            ends, starts = (torch.tensor(each)[:, None] for each in zip(*((len(a), b) for a, b in chosen), strict=True))
+            labels = batch.masked_fill((positions < starts) | (positions >= ends), -100)
+            batch, labels, mask = (each.to(model.device) for each in (batch, labels, (positions < ends).long()))
+            model(input_ids=batch, attention_mask=mask, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        step += every
+        curve.append(recall(model.eval(), tokenizer, asked))
+    return {"steps": step if curve[-1] >= halfway else None, "recall": [round(value, 4) for value in curve]}
+
+
+def measure_robustness(study: Study, folder: Path, split_name: str, seed: int) -> dict[str, Any]:
+    """
+    Everything about one model.
+
+    Args:
+        study ([`Study`]):
+            The study.
+        folder (`Path`):
+            The model's.
+        split_name (`str`):
+            The forget set.
+        seed (`int`):
+            Seed of target and model.
+
+    Returns:
+        `dict`: Recalls by what was done, and steps of relearning.
+    """
+    split, tokenizer = study.split(split_name), study.tokenizer
+    asked = split.forget_questions
+    target, retrained = (
+        float(np.mean(each.sets["forget"].rouge_l_recall)) for each in study.references(split_name, seed)
+    )
+    halfway = (target + retrained) / 2
+    rephrased = split.forget.remove_columns("question").rename_column("paraphrased_question", "question")
+    kept = to_questions(split.retain.select(range(len(asked))))
+    taught = max(1, round(0.05 * len(asked)))
+    model = load_model(folder)
+    found: dict[str, Any] = {
+        "halfway": halfway,
+        "greedy": recall(model, tokenizer, asked),
+        f"best of {DRAWS} draws": recall_in_draws(model, tokenizer, asked),
+        "rephrased": recall(model, tokenizer, to_questions(rephrased)),
+    }
+    for bits, config in (("8 bit", {"load_in_8bit": True}), ("4 bit", {"load_in_4bit": True})):
+        quantized = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**config))
+        found[bits] = recall(quantized.eval(), tokenizer, asked)
+    lessons = {
+        "all forget rows": (asked, asked),
+        "5 % of them": (asked[:taught], asked[taught:]),
+        "kept rows": (kept, asked),
+    }
+    found["relearning"] = {
+        attack: teach(model, tokenizer, *rows, halfway, attack, seed) for attack, rows in lessons.items()
+    }
+    return found
+
+
+def run_robustness(study: Study, methods: list[str], seeds: list[int]) -> None:
+    """All units, on the split for tuning: the models of these methods' final runs, and the retrained ones."""
+    split_name = study.preset.tune_on
+    if not study.has_unseen_authors():
+        return  # there is nothing to bake
+    for seed in seeds:
+        folders = {"retrained": study.retrained(split_name, seed)}
+        for key in [key for key in ROBUST_METHODS if key in methods]:
+            study.final(key, split_name, seed)
+            recipe = METHODS[key].recipe
+            number, _ = study.chosen(key)
+            place = study.work / study.run_folder(recipe, number, split_name, seed)
+            folders[key] = place / "model" if recipe == "bake" else place
+        for name, folder in folders.items():
+            study.ledger.unit(
+                f"robustness.{name}.{split_name}.s{seed}",
+                lambda folder=folder, seed=seed: measure_robustness(study, folder, split_name, seed),
+            )
