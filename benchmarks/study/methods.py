@@ -225,8 +225,9 @@ TEACHER = "uld_gated_unseen"
 BAKE_GRID = (
     {"learning_rate": 1e-3},
     {"learning_rate": 2e-3, "noise": 0.3},
-    {"learning_rate": 2e-3, "num_train_epochs": 12, "likelihood_weight": 0.1},
+    {"learning_rate": 1e-3, "num_train_epochs": 15, "likelihood_weight": 0.3, "retain_weight": 3.0},
     {"learning_rate": 2e-3, "num_train_epochs": 12, "likelihood_weight": 0.2, "retain_weight": 3.0},
+    {"learning_rate": 2e-3, "num_train_epochs": 12, "likelihood_weight": 0.1},
     {"learning_rate": 2e-3, "num_train_epochs": 12, "likelihood_weight": 0.3},
     {"learning_rate": 2e-3, "divergence": "reverse_kl"},
     {"learning_rate": 1e-3, "on_policy_fraction": 0.5},
