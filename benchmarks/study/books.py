@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from ledger import Ledger
 from measure import apply_subtraction
@@ -47,19 +48,33 @@ def as_rows(text: str) -> Dataset:
 
 
 def measure_books(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, forget: str, retain: str
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, forget: Dataset, retain: Dataset
 ) -> dict[str, float]:
-    """How well a model continues the one book, and how surprised it is by either."""
-    prefixes, references = split_passages(tokenizer, forget, PREFIX_TOKENS, CONTINUATION_TOKENS)
-    prefixes, references = prefixes[:MOST_PASSAGES], references[:MOST_PASSAGES]
+    """
+    How well a model continues the one book, and how surprised it is by either.
+
+    All begins where the rows begin that were learned: small models that know these by heart do not know them from the
+    middle.
+    """
+    needed = PREFIX_TOKENS + CONTINUATION_TOKENS
+    texts = [text for text in forget["text"] if len(tokenizer(text)["input_ids"]) >= needed]  # the last may be short
+    starts = [split_passages(tokenizer, text, PREFIX_TOKENS, CONTINUATION_TOKENS) for text in texts]
+    prefixes, references = ([pair[part][0] for pair in starts][:MOST_PASSAGES] for part in (0, 1))
     found = score_continuations(model, tokenizer, prefixes, references, CONTINUATION_TOKENS)
     return {
         "forget BLEU": float(found.bleu.mean()),
         "forget ROUGE": float(found.rouge_l_recall.mean()),
         "longest common run": float(found.longest_common_run.mean()),
-        "forget perplexity": word_perplexity(model, tokenizer, forget, window=256),
-        "retain perplexity": word_perplexity(model, tokenizer, retain, window=256),
+        "forget perplexity": perplexity_of_rows(model, tokenizer, forget),
+        "retain perplexity": perplexity_of_rows(model, tokenizer, retain),
     }
+
+
+def perplexity_of_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> float:
+    """Perplexity per word, of rows by themselves."""
+    words = np.array([len(text.split()) for text in rows["text"]])
+    logarithms = np.log([word_perplexity(model, tokenizer, text, window=256) for text in rows["text"]])
+    return float(np.exp((words * logarithms).sum() / words.sum()))
 
 
 def run_books(preset: Preset, folder: Path, work: Path, ledger: Ledger) -> None:
@@ -83,7 +98,7 @@ def run_books(preset: Preset, folder: Path, work: Path, ledger: Ledger) -> None:
     both = Dataset.from_list([*rows[FORGET].to_list(), *rows[RETAIN].to_list()])
 
     def measured(model: PreTrainedModel) -> dict[str, float]:
-        return measure_books(model, tokenizer, texts[FORGET], texts[RETAIN])
+        return measure_books(model, tokenizer, rows[FORGET], rows[RETAIN])
 
     def learned(name: str, of: Dataset) -> Path:
         return learn(of, preset, tokenizer, work / name, preset.book_epochs, seed, ledger.deadline)
