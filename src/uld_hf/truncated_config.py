@@ -25,9 +25,9 @@ def check_num_layers(num_layers: int, config: PreTrainedConfig) -> None:
         ValueError: If `num_layers` is not between 1 and the target's number of layers.
     """
     available = config.get_text_config(decoder=True).num_hidden_layers
-    small = available < 16
-    suggested = max(1, available // (2 if small else 4))
     if not 1 <= num_layers <= available:
+        small = available < 16
+        suggested = max(1, available // (2 if small else 4))
         raise ValueError(
             f"The assistant cannot have {num_layers} layers: the target has {available}. Use 1 to {available}, "
             f"e.g. {suggested} ({'half, as the model is small' if small else 'a quarter, as in the paper'})."

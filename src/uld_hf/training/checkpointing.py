@@ -39,6 +39,23 @@ def _policy(context: Any, op: OpOverload, *args: Any, **kwargs: Any) -> Checkpoi
     return CheckpointPolicy.MUST_SAVE if is_kept(op, args) else CheckpointPolicy.PREFER_RECOMPUTE
 
 
+def check_recomputes(keep_products: bool, activation_checkpointing: bool) -> None:
+    """
+    Refuse to keep products of layers that are not computed again.
+
+    Args:
+        keep_products (`bool`):
+            Whether products are to be kept.
+        activation_checkpointing (`bool`):
+            Whether layers are computed again.
+
+    Raises:
+        ValueError: If `keep_products` would have no effect.
+    """
+    if keep_products and not activation_checkpointing:
+        raise ValueError("keep_products=True has no effect without activation_checkpointing=True. Set both.")
+
+
 def keep_products(model: PreTrainedModel) -> None:
     """
     Have a model's activation checkpointing, once it is turned on, keep matrix products and attention.

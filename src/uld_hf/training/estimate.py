@@ -20,8 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..assistant import add_lora, truncate_config
-from .checkpointing import is_kept
-from .checkpointing import keep_products as keep_products_of
+from .checkpointing import check_recomputes, is_kept, keep_products
 from .losses import tile_tokens
 from .padding_free import attention_by_row
 
@@ -189,7 +188,7 @@ def recompute_layers(assistant: PeftModel, products_are_kept: bool = False) -> N
     """
     assistant.enable_input_require_grads()
     if products_are_kept:
-        keep_products_of(assistant.get_base_model())
+        keep_products(assistant.get_base_model())
     assistant.get_base_model().activation_checkpointing_enable(
         activation_checkpointing_kwargs={"use_reentrant": False, "preserve_rng_state": False}
     )
@@ -345,8 +344,7 @@ def estimate_training(
             raise ValueError(f"{name}={number} must be at least 1.")
     if answer_tokens_per_row > tokens_per_row:
         raise ValueError(f"answer_tokens_per_row={answer_tokens_per_row} is more than tokens_per_row={tokens_per_row}.")
-    if keep_products and not activation_checkpointing:
-        raise ValueError("keep_products=True has no effect without activation_checkpointing=True. Set both.")
+    check_recomputes(keep_products, activation_checkpointing)
     if quantization not in (None, "4bit", "8bit"):
         raise ValueError(f"quantization={quantization!r} must be '4bit', '8bit' or left out.")
     truncated = build_without_memory(truncate_config(config, num_layers), dtype)

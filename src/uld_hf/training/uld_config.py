@@ -10,6 +10,7 @@ from trl import SFTConfig
 
 from ..configuration_uld import SHARED_SETTINGS
 from ..subtraction import check_subtraction
+from .checkpointing import check_recomputes
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -88,10 +89,9 @@ def check_keep_products(config: "ULDConfig") -> None:
     Raises:
         ValueError: If `keep_products` would have no effect.
     """
+    check_recomputes(config.keep_products, config.activation_checkpointing)
     if not config.keep_products:
         return
-    if not config.activation_checkpointing:
-        raise ValueError("keep_products=True has no effect without activation_checkpointing=True. Set both.")
     others = {"use_reentrant", "selective"} & {
         name for name, value in (config.activation_checkpointing_kwargs or {}).items() if value
     }
