@@ -14,7 +14,6 @@ not taught): on all forget rows, on 5% of them, on rows that were kept.
 """
 
 import argparse
-import copy
 import json
 import os
 import platform
@@ -41,15 +40,23 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
-    set_seed,
 )
 
-from uld_hf import ULDBakeConfig, ULDBakeTrainer, ULDForCausalLM, UnlearnConfig, UnlearnTrainer, __version__
+from uld_hf import (
+    ULDBakeConfig,
+    ULDBakeTrainer,
+    ULDForCausalLM,
+    UnlearnConfig,
+    UnlearnTrainer,
+    __version__,
+    question_answer_to_prompt_completion,
+)
 from uld_hf.cli.demo import forget_and_retain_rows, training_options
 from uld_hf.data.fictitious import fictitious_dataset, invent_people, split_people
 from uld_hf.evaluation.comparison import compare
 from uld_hf.evaluation.evaluation import Evaluation, Question, evaluate
 from uld_hf.evaluation.memorization import leak_at_k, sample_leaks
+from uld_hf.evaluation.relearning import relearn
 from uld_hf.evaluation.scoring import score_completions
 from uld_hf.evaluation.tofu import forget_quality, generate_completions, truth_ratio
 
@@ -235,40 +242,15 @@ def steps_until_relearned(scenario: Scenario, model: PreTrainedModel, attack: st
         rows, facts = rows.select(range(taught)), rows.select(range(taught, len(rows)))
     elif attack == "on kept rows":
         rows = scenario.retain.select(range(len(scenario.forget)))
-    model = copy.deepcopy(model).requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    set_seed(scenario.seed)
-    tokenizer = scenario.tokenizer
     every, most = RELEARNING[attack]
-    texts = []
-    for prompt, answer in zip(scenario.prompts(rows["question"]), rows["answer"], strict=True):
-        ids = tokenizer(f"{prompt} {answer}{tokenizer.eos_token}", add_special_tokens=False)["input_ids"]
-        texts.append((ids, len(tokenizer(prompt, add_special_tokens=False)["input_ids"])))
-    order = np.random.default_rng(scenario.seed)
-    queue: list[int] = []
-    share = scenario.share_right(model.eval(), facts["question"], facts["value"])
-    curve = [share]
-    step = 0
-    while step < most and share < 0.5:
-        model.train()
-        for _ in range(every):
-            while len(queue) < 4:
-                queue += order.permutation(len(texts)).tolist()
-            chosen, queue = [texts[index] for index in queue[:4]], queue[4:]
-            width = max(len(ids) for ids, _ in chosen)
-            input_ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in chosen])
-            labels = torch.full_like(input_ids, -100)
-            mask = torch.zeros_like(input_ids)
-            for row, (ids, start) in enumerate(chosen):
-                labels[row, start : len(ids)] = input_ids[row, start : len(ids)]
-                mask[row, : len(ids)] = 1
-            model(input_ids=input_ids, attention_mask=mask, labels=labels).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        step += every
-        share = scenario.share_right(model.eval(), facts["question"], facts["value"])
-        curve.append(share)
-    return {"steps": step if share >= 0.5 else None, "at most": most, "share": curve}
+
+    def remembered(student: PreTrainedModel) -> float:
+        return scenario.share_right(student, facts["question"], facts["value"])
+
+    data = question_answer_to_prompt_completion(rows.select_columns(["question", "answer"]), conversational=True)
+    options = {"test_every": every, "max_steps": most, "seed": scenario.seed}
+    found = relearn(model, scenario.tokenizer, data, remembered, 0.5, **options)
+    return {"steps": found.steps, "at most": most, "share": found.remembered}
 
 
 def measure(scenario: Scenario, name: str) -> dict[str, Any]:

@@ -22,16 +22,17 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from uld_hf import ULDForCausalLM, __version__
+from uld_hf import ULDForCausalLM, __version__, question_answer_to_prompt_completion
 from uld_hf.data.fictitious import fictitious_dataset, invent_people, split_people
 from uld_hf.evaluation.memorization import leak_at_k, sample_leaks
+from uld_hf.evaluation.relearning import relearn
 from uld_hf.evaluation.scoring import score_completions
 
 
 DRAWS = (1, 10, 100)
-RELEARNING_STEPS = (0, 5, 10, 20, 40)
+RELEARNING_STEPS = (5, 40)  # between two tests, and in all
 
 
 def prompts_of(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> list[str]:
@@ -118,28 +119,6 @@ def pick_share(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows:
     return {"likeliest": float(np.mean(most)), "least likely": float(np.mean(least)), "by chance": 1 / 6}
 
 
-def finetune(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset, steps: int, seed: int
-) -> PreTrainedModel:
-    """A copy of a model after so many steps on questions and answers."""
-    model = copy.deepcopy(model).train()
-    model.requires_grad_(True)
-    set_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
-    prompts = prompts_of(tokenizer, rows["question"])
-    order = torch.randperm(len(rows))
-    for step in range(steps):
-        optimizer.zero_grad()
-        for index in order[torch.arange(step * 4, step * 4 + 4) % len(rows)].tolist():
-            text = f"{prompts[index]} {rows[index]['answer']}{tokenizer.eos_token}"
-            ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
-            labels = ids.clone()
-            labels[:, : len(tokenizer(prompts[index], add_special_tokens=False).input_ids)] = -100
-            (model(ids, labels=labels).loss / 4).backward()
-        optimizer.step()
-    return model.eval().requires_grad_(False)
-
-
 def relearning(
     folder: Path, target: PreTrainedModel, retrained: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: dict
 ) -> list[dict[str, float]]:
@@ -156,18 +135,27 @@ def relearning(
     unseen = split["forget"].filter(lambda row: row["person"] not in known)
     kept = split["retain"].select(range(len(seen)))
     prompts, values = prompts_of(tokenizer, unseen["question"]), unseen["value"]
-    rows = []
-    for steps in RELEARNING_STEPS:
-        row: dict[str, float] = {"steps": steps}
-        for name, data in (("half of the forgotten", seen), ("people who are kept", kept)):
-            finetuned = finetune(target, tokenizer, data, steps, seed=0)
-            row[f"target, on {name}"] = greedy_share(finetuned, tokenizer, prompts, values)
-            unlearned = ULDForCausalLM.from_pretrained(folder, target=finetuned, allow_target_mismatch=True)
-            row[f"unlearned, on {name}"] = greedy_share(unlearned, tokenizer, prompts, values)
-            comparison = finetune(retrained, tokenizer, data, steps, seed=0)
-            row[f"retrained, on {name}"] = greedy_share(comparison, tokenizer, prompts, values)
-        rows.append(row)
-        print(row, flush=True)
+
+    def remembered(model: PreTrainedModel) -> float:
+        return greedy_share(model, tokenizer, prompts, values)
+
+    def remembered_by_unlearned(finetuned: PreTrainedModel) -> float:
+        return remembered(ULDForCausalLM.from_pretrained(folder, target=finetuned, allow_target_mismatch=True))
+
+    every, last = RELEARNING_STEPS
+    rows: list[dict[str, float]] = [{"steps": steps} for steps in range(0, last + 1, every)]
+    for name, data in (("half of the forgotten", seen), ("people who are kept", kept)):
+        data = question_answer_to_prompt_completion(data.select_columns(["question", "answer"]), conversational=True)
+        for model_name, model, ask in (
+            ("target", target, remembered),
+            ("unlearned", target, remembered_by_unlearned),
+            ("retrained", retrained, remembered),
+        ):
+            # Until more than everything is back: to the last step.
+            found = relearn(model, tokenizer, data, ask, until=2.0, test_every=every, max_steps=last)
+            for row, share in zip(rows, found.remembered, strict=True):
+                row[f"{model_name}, on {name}"] = share
+    print(json.dumps(rows, indent=2), flush=True)
     return rows
 
 

@@ -70,9 +70,14 @@ def test_evaluation_commands_run(workplace: Path, capsys: pytest.CaptureFixture[
 
 
 def test_evaluation_python_runs(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("alice-baked", "alice-retrained"):
+        tiny_model("llama").save_pretrained(name)
+        make_tokenizer().save_pretrained(name)
     for block in code_blocks("evaluation.md", "python"):
         exec(compile(block, "evaluation.md", "exec"), {})
-    assert "probability that one of ten answers gives the fact away: 0." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "probability that one of ten answers gives the fact away: 0." in printed
+    assert "alice-retrained gives half of it after" in printed
 
 
 def test_training_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

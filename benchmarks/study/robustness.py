@@ -4,30 +4,28 @@ Models are a baked one, NPO's and the retrained one. A fact of TOFU is a sentenc
 is looked at: a model remembers half where it is halfway from the retrained model's to the target's.
 """
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from authors import to_questions
+from authors import to_questions, to_training
+from datasets import Dataset
 from measure import MAX_NEW_TOKENS
 from methods import METHODS
 from study import Study
 from targets import load_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from uld_hf.evaluation.encoding import encode
 from uld_hf.evaluation.evaluation import Question
 from uld_hf.evaluation.memorization import sample_completions
+from uld_hf.evaluation.relearning import relearn
 from uld_hf.evaluation.tofu import generate_completions, rouge_l_recall
 
 
 ROBUST_METHODS = ("bake", "npo_gd")
-LEARNING_RATE, ROWS_PER_STEP = 3e-4, 4
 # Steps between two tests, and at most.
 ATTACKS = {"all forget rows": (4, 120), "5 % of them": (20, 120), "kept rows": (20, 120)}
-DRAWS = 20
+DRAWS = 100
 
 
 def recall(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question]) -> float:
@@ -47,63 +45,20 @@ def recall_in_draws(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 def teach(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    taught: list[Question],
-    asked: list[Question],
+    rows: Dataset,
+    questions: list[Question],
     halfway: float,
     attack: str,
     seed: int,
 ) -> dict[str, Any]:
-    """
-    Finetune a copy of a model until half of what is asked is back.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        taught (`list[Question]`):
-            What it is finetuned on.
-        asked (`list[Question]`):
-            What it is asked.
-        halfway (`float`):
-            ROUGE-L recall at which half is back.
-        attack (`str`):
-            One of [`ATTACKS`].
-        seed (`int`):
-            Seed of the order.
-
-    Returns:
-        `dict`: `steps`, `None` if half was not back in time, and the recall at every test.
-    """
+    """Steps of one of [`ATTACKS`] after which half of the answers is back, and the recall at every test."""
     every, most = ATTACKS[attack]
-    model = copy.deepcopy(model).requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    rows = []
-    for question in taught:
-        ids, start = encode(tokenizer, question.prompt, question.answer)
-        rows.append((torch.tensor([*ids, tokenizer.eos_token_id]), start))
-    set_seed(seed)
-    order = np.random.default_rng(seed)
-    queue: list[int] = []
-    curve = [recall(model.eval(), tokenizer, asked)]
-    step = 0
-    while step < most and curve[-1] < halfway:
-        model.train()
-        for _ in range(every):
-            while len(queue) < ROWS_PER_STEP:
-                queue += order.permutation(len(rows)).tolist()
-            chosen, queue = [rows[index] for index in queue[:ROWS_PER_STEP]], queue[ROWS_PER_STEP:]
-            batch = torch.nn.utils.rnn.pad_sequence([ids for ids, _ in chosen], batch_first=True)
-            positions = torch.arange(batch.shape[1])
-            ends, starts = (torch.tensor(each)[:, None] for each in zip(*((len(a), b) for a, b in chosen), strict=True))
-            labels = batch.masked_fill((positions < starts) | (positions >= ends), -100)
-            batch, labels, mask = (each.to(model.device) for each in (batch, labels, (positions < ends).long()))
-            model(input_ids=batch, attention_mask=mask, labels=labels).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        step += every
-        curve.append(recall(model.eval(), tokenizer, asked))
-    return {"steps": step if curve[-1] >= halfway else None, "recall": [round(value, 4) for value in curve]}
+
+    def remembered(student: PreTrainedModel) -> float:
+        return recall(student, tokenizer, questions)
+
+    found = relearn(model, tokenizer, rows, remembered, halfway, test_every=every, max_steps=most, seed=seed)
+    return {"steps": found.steps, "recall": [round(value, 4) for value in found.remembered]}
 
 
 def measure_robustness(study: Study, folder: Path, split_name: str, seed: int) -> dict[str, Any]:
@@ -130,7 +85,6 @@ def measure_robustness(study: Study, folder: Path, split_name: str, seed: int) -
     )
     halfway = (target + retrained) / 2
     rephrased = split.forget.remove_columns("question").rename_column("paraphrased_question", "question")
-    kept = to_questions(split.retain.select(range(len(asked))))
     taught = max(1, round(0.05 * len(asked)))
     model = load_model(folder)
     found: dict[str, Any] = {
@@ -143,12 +97,13 @@ def measure_robustness(study: Study, folder: Path, split_name: str, seed: int) -
         quantized = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**config))
         found[bits] = recall(quantized.eval(), tokenizer, asked)
     lessons = {
-        "all forget rows": (asked, asked),
-        "5 % of them": (asked[:taught], asked[taught:]),
-        "kept rows": (kept, asked),
+        "all forget rows": (split.forget, asked),
+        "5 % of them": (split.forget.select(range(taught)), asked[taught:]),
+        "kept rows": (split.retain.select(range(len(asked))), asked),
     }
     found["relearning"] = {
-        attack: teach(model, tokenizer, *rows, halfway, attack, seed) for attack, rows in lessons.items()
+        attack: teach(model, tokenizer, to_training(rows), questions, halfway, attack, seed)
+        for attack, (rows, questions) in lessons.items()
     }
     return found
 
