@@ -100,7 +100,10 @@ def test_an_unknown_divergence_is_refused() -> None:
 def top_k(log_probs: torch.Tensor, k: int) -> TopKTargets:
     tokens = log_probs.topk(k, dim=-1).indices
     parts = split_top(log_probs, tokens)
-    return TopKTargets(tokens, parts[:, :-1], parts[:, -1])
+    return TopKTargets(tokens, parts[:, :-1], parts[:, -1], log_probs[:, NEXT])
+
+
+NEXT = 1  # the token that comes next, at every place
 
 
 def test_the_rest_is_summed_over_the_others() -> None:
@@ -121,17 +124,18 @@ def test_a_rest_below_rounding_is_not_lost() -> None:
 @pytest.mark.parametrize("kind", DIVERGENCES)
 def test_all_tokens_but_one_are_the_whole_distribution(kind: str) -> None:
     student, teacher = random_logits(6, 10, seed=0), random_logits(6, 10, seed=1).log_softmax(dim=-1)
-    *outcomes, first_choices = top_k(teacher, 9).outcomes(student.log_softmax(-1), slice(0, 6), temperature=1.0)
+    found = top_k(teacher, 9).outcomes(student.log_softmax(-1), torch.tensor([NEXT] * 6), slice(0, 6), 1.0)
     expected = token_divergence(student.log_softmax(-1), teacher, kind)
-    torch.testing.assert_close(token_divergence(*outcomes, kind), expected)
-    assert first_choices.tolist() == teacher.argmax(-1).tolist()
+    torch.testing.assert_close(token_divergence(found.student, found.teacher, kind), expected)
+    assert found.first_choices.tolist() == teacher.argmax(-1).tolist()
+    assert found.likelihoods.tolist() == teacher[:, NEXT].tolist()
 
 
 @given(seed=st.integers(0, 50), k=st.integers(1, 9), kind=st.sampled_from(DIVERGENCES))
 def test_divergence_of_the_top_is_at_most_that_of_all(seed: int, k: int, kind: str) -> None:
     student, teacher = random_logits(4, 10, seed=seed), random_logits(4, 10, seed=seed + 100).log_softmax(dim=-1)
-    *outcomes, _ = top_k(teacher, k).outcomes(student.log_softmax(-1), slice(0, 4), temperature=1.0)
-    coarse = token_divergence(*outcomes, kind)
+    found = top_k(teacher, k).outcomes(student.log_softmax(-1), torch.tensor([NEXT] * 4), slice(0, 4), 1.0)
+    coarse = token_divergence(found.student, found.teacher, kind)
     assert (coarse >= -1e-12).all()
     assert (coarse <= token_divergence(student.log_softmax(-1), teacher, kind) + 1e-12).all()
 

@@ -34,7 +34,7 @@ class ULDBakeConfig(SFTConfig):
         likelihood_weight (`float`, *optional*, defaults to `0.0`):
             Weight of a second term: how far student and teacher are apart in the log-probability of the text's own next
             token (smooth L1). A divergence hardly sees tokens that the teacher finds improbable, of which forgotten
-            text consists. 0.1 to 0.3; not with `teacher_top_k`.
+            text consists. 0.1 to 0.3.
         retain_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the mean divergence on what must be kept, beside that on the forget set.
         retain_per_forget (`float`, *optional*, defaults to `1.0`):
@@ -57,7 +57,7 @@ class ULDBakeConfig(SFTConfig):
 
         teacher_top_k (`int`, *optional*):
             Write the teacher's so many most probable tokens to disk once, and all others together as one outcome, and
-            compare with these in every epoch instead of running the teacher. It takes `8 k + 4` bytes a token.
+            compare with these in every epoch instead of running the teacher. It takes `8 k + 8` bytes a token.
         teacher_cache_dir (`str`, *optional*):
             Folder for that and for the teacher's answers, to use them in another run. Defaults to the output folder,
             where they are removed at the end.
@@ -125,11 +125,6 @@ class ULDBakeConfig(SFTConfig):
                 raise ValueError(f"{name}={vars(self)[name]} must be a finite number above 0.")
         if not (math.isfinite(self.likelihood_weight) and self.likelihood_weight >= 0):
             raise ValueError(f"likelihood_weight={self.likelihood_weight} must be a finite number, at least 0.")
-        if self.likelihood_weight and self.teacher_top_k is not None:
-            raise ValueError(
-                f"likelihood_weight={self.likelihood_weight} needs the teacher's probability of every token, and "
-                f"teacher_top_k={self.teacher_top_k} keeps those of a few. Leave one of them out."
-            )
         for name in ("on_policy_fraction", "noise"):
             if not 0 <= vars(self)[name] <= 1:  # also refuses NaN
                 raise ValueError(f"{name}={vars(self)[name]} must lie between 0 and 1.")

@@ -328,8 +328,8 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         fingerprint = compute_fingerprint(
             teacher=teacher, temperature=args.temperature, k=args.teacher_top_k, data=compute_fingerprint(**data)
         )
-        num_tokens = [sum(label != -100 for label in labels[1:]) for labels in rows["labels"]]
-        return open_or_write(folder, fingerprint, args.teacher_top_k, num_tokens, log_probs)
+        next_tokens = [torch.tensor([label for label in labels[1:] if label != -100]) for labels in data["labels"]]
+        return open_or_write(folder, fingerprint, args.teacher_top_k, next_tokens, log_probs)
 
     def _before_training(self, checkpoint: str | None) -> None:
         if checkpoint is None and find_last_checkpoint(self.args.output_dir) is not None:

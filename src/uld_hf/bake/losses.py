@@ -7,7 +7,7 @@ and assistants, or from the most probable tokens that were written to disk.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +58,27 @@ def token_divergence(student: torch.Tensor, teacher: torch.Tensor, kind: Diverge
     raise ValueError(f"divergence={kind!r} must be one of {DIVERGENCES}.")
 
 
+class Outcomes(NamedTuple):
+    """
+    What is compared of student and teacher at some tokens.
+
+    Args:
+        student (`torch.Tensor` of shape `(num_tokens, num_outcomes)`):
+            The student's log-probabilities.
+        teacher (`torch.Tensor` of shape `(num_tokens, num_outcomes)`):
+            The teacher's log-probabilities.
+        first_choices (`torch.LongTensor` of shape `(num_tokens,)`):
+            The token that the teacher finds most probable.
+        likelihoods (`torch.Tensor` of shape `(num_tokens,)`):
+            The teacher's log-probability of the text's own next token.
+    """
+
+    student: torch.Tensor
+    teacher: torch.Tensor
+    first_choices: torch.LongTensor
+    likelihoods: torch.Tensor
+
+
 @dataclass
 class ComposedTargets:
     """
@@ -96,25 +117,26 @@ class ComposedTargets:
             return (self.subtract(target, assistants) / temperature).log_softmax(dim=-1)
 
     def outcomes(
-        self, student: torch.Tensor, where: slice, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
+        self, student: torch.Tensor, next_tokens: torch.LongTensor, where: slice, temperature: float
+    ) -> Outcomes:
         """
         What is compared of student and teacher: here every token of the vocabulary.
 
         Args:
             student (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
                 The student's log-probabilities at that temperature.
+            next_tokens (`torch.LongTensor` of shape `(num_tokens,)`):
+                The token that comes next in the text.
             where (`slice`):
                 Which tokens these are.
             temperature (`float`):
                 Temperature of both distributions.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor, torch.LongTensor]`: Log-probabilities of the student and of the teacher,
-            of shape `(num_tokens, num_outcomes)`, and the teacher's first choices.
+            [`Outcomes`]: Both sides.
         """
         teacher = self.log_probs(where, temperature)
-        return student, teacher, teacher.argmax(dim=-1)
+        return Outcomes(student, teacher, teacher.argmax(dim=-1), pick(teacher, next_tokens))
 
 
 @dataclass
@@ -131,19 +153,27 @@ class TopKTargets:
             Their log-probabilities, at the temperature of the comparison.
         rest (`torch.Tensor` of shape `(num_tokens,)`):
             Log-probability of all other tokens together.
+        likelihoods (`torch.Tensor` of shape `(num_tokens,)`):
+            Log-probability of the text's own next token, whichever it is.
     """
 
     tokens: torch.LongTensor
     top_log_probs: torch.Tensor
     rest: torch.Tensor
+    likelihoods: torch.Tensor
 
     def outcomes(
-        self, student: torch.Tensor, where: slice, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
+        self, student: torch.Tensor, next_tokens: torch.LongTensor, where: slice, temperature: float
+    ) -> Outcomes:
         """What is compared, see [`ComposedTargets.outcomes`]: here the top tokens, and all others as one outcome."""
         tokens = self.tokens[where]
         teacher = torch.cat([self.top_log_probs[where], self.rest[where, None]], dim=-1)
-        return split_top(student, tokens), teacher, tokens[:, 0]
+        return Outcomes(split_top(student, tokens), teacher, tokens[:, 0], self.likelihoods[where])
+
+
+def pick(log_probs: torch.Tensor, tokens: torch.LongTensor) -> torch.Tensor:
+    """The log-probability of one token at each place, of shape `(num_tokens,)`."""
+    return log_probs.gather(-1, tokens[:, None])[:, 0]
 
 
 def split_top(log_probs: torch.Tensor, tokens: torch.LongTensor) -> torch.Tensor:
@@ -164,27 +194,24 @@ def split_top(log_probs: torch.Tensor, tokens: torch.LongTensor) -> torch.Tensor
     return torch.cat([log_probs.gather(-1, tokens), others], dim=-1)
 
 
-def likelihood_gap(student: torch.Tensor, teacher: torch.Tensor, tokens: torch.LongTensor) -> torch.Tensor:
+def likelihood_gap(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """
-    How far apart student and teacher are in the likelihood of given tokens.
+    How far apart student and teacher are in the likelihood of the text's own tokens.
 
     A divergence hardly sees a token that the teacher finds improbable, whether it is a hundred or a million times so;
     the text that is forgotten consists of such tokens, and its likelihood is what many tests look at.
 
     Args:
-        student (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
-            The student's log-probabilities.
-        teacher (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
-            The teacher's log-probabilities.
-        tokens (`torch.LongTensor` of shape `(num_tokens,)`):
-            The token that comes next in the text.
+        student (`torch.Tensor` of shape `(num_tokens,)`):
+            The student's log-probabilities of these tokens.
+        teacher (`torch.Tensor` of shape `(num_tokens,)`):
+            The teacher's.
 
     Returns:
-        `torch.Tensor` of shape `(num_tokens,)`: Smooth L1 distance of the two log-probabilities (half the square, below
-        a difference of 1 nat).
+        `torch.Tensor` of shape `(num_tokens,)`: Smooth L1 distance of the two (half the square, below a difference of 1
+        nat).
     """
-    of_student, of_teacher = (log_probs.gather(-1, tokens[:, None])[:, 0] for log_probs in (student, teacher))
-    return F.smooth_l1_loss(of_student, of_teacher, reduction="none")
+    return F.smooth_l1_loss(student, teacher, reduction="none")
 
 
 @dataclass
@@ -251,7 +278,7 @@ def bake_loss(
         temperature (`float`):
             Temperature of both distributions.
         likelihood_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of the [`likelihood_gap`] beside the divergence. Not with [`TopKTargets`], which do not have it.
+            Weight of the [`likelihood_gap`] beside the divergence.
         chunk_size (`int`, *optional*):
             Tokens per tile of logits. Defaults to [`tile_tokens`].
 
@@ -273,12 +300,13 @@ def bake_loss(
         with torch.enable_grad():
             logits = logits.float().requires_grad_()
             log_probs = (logits / temperature).log_softmax(dim=-1)
-            student, teacher, first_choices = targets.outcomes(log_probs, where, temperature)
-            divergence = loss = token_divergence(student, teacher, kind)
+            compared = targets.outcomes(log_probs, next_tokens[where], where, temperature)
+            divergence = loss = token_divergence(compared.student, compared.teacher, kind)
             if likelihood_weight:
-                loss = divergence + likelihood_weight * likelihood_gap(student, teacher, next_tokens[where])
+                gap = likelihood_gap(pick(log_probs, next_tokens[where]), compared.likelihoods)
+                loss = divergence + likelihood_weight * gap
             (gradient,) = torch.autograd.grad((loss * weights).sum(), logits)
-        agreed = log_probs.argmax(dim=-1) == first_choices
+        agreed = log_probs.argmax(dim=-1) == compared.first_choices
         return loss.detach(), torch.stack([divergence.detach(), agreed.to(divergence.dtype)], dim=-1), gradient
 
     chunk_size = chunk_size or tile_tokens(model.config.get_text_config(decoder=True).vocab_size)

@@ -4,6 +4,7 @@
     top-k/meta.json       fingerprint and sizes
     top-k/tokens.npy      int32, (num_tokens, k)
     top-k/log_probs.npy   float32, (num_tokens, k + 1): the last column is that of all other tokens together
+    top-k/likelihoods.npy float32, (num_tokens,): that of the text's own next token
     top-k/ends.npy        int64, (num_rows,): where each row's tokens end
 
 Each part carries a fingerprint of teacher, data and settings, and is refused where another is expected. Both are
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from .losses import TopKTargets
+from .losses import TopKTargets, pick
 
 
 ANSWERS_FILE = "answers.json"
@@ -116,12 +117,18 @@ class TopKCache:
         _check_fingerprint(place, meta["fingerprint"], fingerprint)
         self._tokens = np.load(place / "tokens.npy", mmap_mode="r")
         self._log_probs = np.load(place / "log_probs.npy", mmap_mode="r")
+        self._likelihoods = np.load(place / "likelihoods.npy", mmap_mode="r")
         self._ends = np.load(place / "ends.npy")
         self.num_bytes: int = sum(file.stat().st_size for file in place.iterdir())
 
     @classmethod
     def write(
-        cls, folder: Path, fingerprint: str, k: int, num_tokens: Sequence[int], rows: Iterator[torch.Tensor]
+        cls,
+        folder: Path,
+        fingerprint: str,
+        k: int,
+        next_tokens: Sequence[torch.LongTensor],
+        rows: Iterator[torch.Tensor],
     ) -> "TopKCache":
         """
         Write a cache, all of it or none.
@@ -133,8 +140,8 @@ class TopKCache:
                 What it is made with.
             k (`int`):
                 Number of tokens to keep.
-            num_tokens (`Sequence[int]`):
-                Number of compared tokens of each row.
+            next_tokens (`Sequence[torch.LongTensor]`, each of shape `(num_tokens,)`):
+                The compared tokens of each row.
             rows (`Iterator[torch.Tensor]`):
                 For each row the teacher's log-probabilities, of shape `(num_tokens, vocab_size)`.
 
@@ -143,18 +150,21 @@ class TopKCache:
         """
         folder.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
-        ends = np.cumsum(num_tokens)
+        ends = np.cumsum([len(tokens) for tokens in next_tokens])
         total = int(ends[-1])
         tokens = open_memmap(staging / "tokens.npy", mode="w+", dtype=np.int32, shape=(total, k))
         log_probs = open_memmap(staging / "log_probs.npy", mode="w+", dtype=np.float32, shape=(total, k + 1))
+        likelihoods = open_memmap(staging / "likelihoods.npy", mode="w+", dtype=np.float32, shape=(total,))
         try:
-            for end, count, row in zip(ends, num_tokens, rows, strict=True):
+            for end, given, row in zip(ends, next_tokens, rows, strict=True):
+                where = slice(end - len(given), end)
                 top = row.topk(k, dim=-1)
                 others = row.scatter(-1, top.indices, -torch.inf).logsumexp(dim=-1, keepdim=True)
-                tokens[end - count : end] = top.indices.int().cpu().numpy()
-                log_probs[end - count : end] = torch.cat([top.values, others], dim=-1).cpu().numpy()
-            tokens.flush()
-            log_probs.flush()
+                tokens[where] = top.indices.int().cpu().numpy()
+                log_probs[where] = torch.cat([top.values, others], dim=-1).cpu().numpy()
+                likelihoods[where] = pick(row, given.to(row.device)).cpu().numpy()
+            for written in (tokens, log_probs, likelihoods):
+                written.flush()
             np.save(staging / "ends.npy", ends)
             (staging / "meta.json").write_text(json.dumps({"fingerprint": fingerprint, "k": k}), encoding="utf-8")
             os.replace(staging, folder / TOP_K_FOLDER)
@@ -177,13 +187,19 @@ class TopKCache:
         """
         starts = [0 if row == 0 else self._ends[row - 1] for row in rows]
         spans = [slice(start, self._ends[row]) for start, row in zip(starts, rows, strict=True)]
-        tokens = np.concatenate([self._tokens[span] for span in spans])
-        log_probs = torch.from_numpy(np.concatenate([self._log_probs[span] for span in spans])).to(device)
-        return TopKTargets(torch.from_numpy(tokens).to(device).long(), log_probs[:, :-1], log_probs[:, -1])
+        tokens, log_probs, likelihoods = (
+            torch.from_numpy(np.concatenate([kept[span] for span in spans])).to(device)
+            for kept in (self._tokens, self._log_probs, self._likelihoods)
+        )
+        return TopKTargets(tokens.long(), log_probs[:, :-1], log_probs[:, -1], likelihoods)
 
 
 def open_or_write(
-    folder: Path, fingerprint: str, k: int, num_tokens: Sequence[int], rows: Callable[[], Iterator[torch.Tensor]]
+    folder: Path,
+    fingerprint: str,
+    k: int,
+    next_tokens: Sequence[torch.LongTensor],
+    rows: Callable[[], Iterator[torch.Tensor]],
 ) -> TopKCache:
     """
     The cache that is there, or else a new one.
@@ -195,8 +211,8 @@ def open_or_write(
             What it is, or must have been, made with.
         k (`int`):
             Number of tokens to keep.
-        num_tokens (`Sequence[int]`):
-            Number of compared tokens of each row.
+        next_tokens (`Sequence[torch.LongTensor]`, each of shape `(num_tokens,)`):
+            The compared tokens of each row.
         rows (`Callable[[], Iterator[torch.Tensor]]`):
             Begins to make the log-probabilities, see [`TopKCache.write`]. Not called where there is a cache.
 
@@ -208,4 +224,4 @@ def open_or_write(
     """
     if (folder / TOP_K_FOLDER / "meta.json").exists():
         return TopKCache(folder, fingerprint)
-    return TopKCache.write(folder, fingerprint, k, num_tokens, rows())
+    return TopKCache.write(folder, fingerprint, k, next_tokens, rows())
