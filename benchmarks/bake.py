@@ -3,11 +3,13 @@
     uld demo --seed 0 --output_dir demo0          # and more seeds
     python benchmarks/bake.py --demos demo0 demo1 demo2 --output benchmarks/results/bake.json
 
-Every method unlearns the same target with the same rows: baking (all weights, with noise, LoRA) from the demo's
+Every method unlearns the same target with the same rows: baking (all weights, with and without noise) from the demo's
 unlearned model, NPO with a retain term (arXiv 2404.05868; all weights, LoRA) from the target. Each runs in a process of
 its own, for the peak of its memory, and is measured with the evaluation's own functions beside target, composed and
-retrained model. NPO stops at the first test, every 10 steps, at which its forget quality p is above 0.05; baking runs
-to its end, and the first such test is noted. What is there already is not made again: delete `<demo>/bake` to do so.
+retrained model. NPO stops at the first test, every 10 steps, at which its forget quality p is above 0.05, and its
+learning rate is the best of four on the first demo; baking runs to its end with settings that the study chose on other
+models and data (docs/bake.md), and the first such test is noted. What is there already is not made again: delete
+`<demo>/bake` to do so.
 
 Relearning: AdamW at 3e-4, 4 rows a step, until greedy answers give half of the facts away (or half of those that were
 not taught): on all forget rows, on 5% of them, on rows that were kept.
@@ -20,6 +22,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,13 +65,15 @@ from uld_hf.evaluation.tofu import forget_quality, generate_completions, truth_r
 
 
 BAKE = {
-    "num_train_epochs": 16,
-    "learning_rate": 1e-3,
+    "num_train_epochs": 40,
+    "learning_rate": 2e-3,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.05,
     "per_device_train_batch_size": 16,
     "teacher_answers": 2,
     "teacher_top_k": 64,
+    "likelihood_weight": 0.2,
+    "retain_weight": 3.0,
     "max_new_tokens": 48,
 }
 NPO = {
@@ -80,11 +85,14 @@ NPO = {
 }
 METHODS: dict[str, dict[str, Any]] = {
     "bake, all weights": BAKE,
-    "bake, noise 0.5": BAKE | {"noise": 0.5, "learning_rate": 2e-3},
-    "bake, noise 0.8": BAKE | {"noise": 0.8, "learning_rate": 2e-3},
-    "bake, LoRA": BAKE | {"learning_rate": 3e-3},
-    "NPO, all weights": NPO | {"learning_rate": 1e-4},
-    "NPO, LoRA": NPO | {"learning_rate": 1e-3},
+    "bake, noise 0.4": BAKE | {"noise": 0.4},
+    "NPO, all weights": NPO,
+    "NPO, LoRA": NPO,
+}
+# Tried on the first demo.
+LEARNING_RATES = {
+    "NPO, all weights": (3e-5, 1e-4, 3e-4, 1e-3),
+    "NPO, LoRA": (3e-4, 1e-3, 3e-3, 1e-2),
 }
 REFERENCES = ("target", "composed", "retrained")
 FORGOTTEN = 0.05  # p of the forget quality
@@ -197,8 +205,8 @@ def resident() -> int:
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
-def train(scenario: Scenario, method: str) -> dict[str, Any]:
-    """Unlearn by one method, save the model, and say what it took."""
+def train(scenario: Scenario, method: str, change: dict[str, Any]) -> dict[str, Any]:
+    """Unlearn by one method, with some settings of its own, save the model, and say what it took."""
     seed = scenario.seed
     forget, retain = forget_and_retain_rows(scenario.forget, scenario.retain, seed)
     lora = (
@@ -209,7 +217,7 @@ def train(scenario: Scenario, method: str) -> dict[str, Any]:
     teacher = scenario.load("composed")
     test = TestForgetting(scenario, stop=method.startswith("NPO"))
     data = {"forget_dataset": forget, "retain_dataset": retain, "processing_class": scenario.tokenizer}
-    options = {**training_options(seed), **METHODS[method], "output_dir": str(scenario.place(method))}
+    options = {**training_options(seed), **METHODS[method], "output_dir": str(scenario.place(method)), **change}
     before = resident()
     start = time.perf_counter()
     if method.startswith("bake"):
@@ -232,6 +240,30 @@ def train(scenario: Scenario, method: str) -> dict[str, Any]:
         "peak bytes above the loaded models": peak,
         "curve": test.curve,
     }
+
+
+def tune(scenario: Scenario, method: str) -> dict[str, Any]:
+    """
+    Try the learning rates of a method.
+
+    The best comes to its forget quality, and then keeps most; none of them is the best that does not come to it.
+    """
+    reference = scenario.truth_ratios(scenario.load("retrained"))
+    tried = []
+    for rate in LEARNING_RATES[method]:
+        with tempfile.TemporaryDirectory() as folder:
+            train(scenario, method, {"learning_rate": rate, "output_dir": folder})
+            model = AutoModelForCausalLM.from_pretrained(folder)
+        forgotten, kept = (
+            scenario.share_right(model, rows["question"], rows["value"]) for rows in (scenario.forget, scenario.retain)
+        )
+        quality = forget_quality(scenario.truth_ratios(model), reference)
+        tried.append({"learning_rate": rate, "p": quality, "right, forget": forgotten, "right, retain": kept})
+
+    def order(trial: dict[str, float]) -> tuple[bool, float, float]:
+        return trial["p"] > FORGOTTEN, trial["right, retain"], -trial["right, forget"]
+
+    return {"tried": tried, "learning_rate": max(tried, key=order)["learning_rate"]}
 
 
 def steps_until_relearned(scenario: Scenario, model: PreTrainedModel, attack: str) -> dict[str, Any]:
@@ -361,28 +393,54 @@ def show(report: dict[str, Any]) -> None:
     print(f"{'':<50}" + "".join(f"{name:>28}" for name in names))
 
 
+def tuning_file(folder: Path, method: str) -> Path:
+    """Where it is kept what was tried of a method."""
+    return folder / "bake" / f"{method}.tuning.json"
+
+
+def make_missing(folders: Sequence[Path], tuned: dict[str, Path]) -> None:
+    """Tune, train and measure, each in a process of its own."""
+    for name, file in tuned.items():
+        if not file.exists():
+            subprocess.run([sys.executable, __file__, "--demos", str(folders[0]), "--tune", name], check=True)
+    for folder in folders:
+        for name in (*REFERENCES, *METHODS):
+            command = [sys.executable, __file__, "--demos", str(folder), "--only", name]
+            if name in tuned:
+                command += ["--learning_rate", str(json.loads(tuned[name].read_text())["learning_rate"])]
+            if not (folder / "bake" / f"{name}.json").exists():
+                subprocess.run(command, check=True)
+
+
 def main() -> None:
     """Make and measure what is missing, gather, print, write a JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--demos", type=Path, nargs="+", required=True, help="output folders of `uld demo`")
     parser.add_argument("--only", help="make and measure this one alone, in this process; nothing is gathered")
+    parser.add_argument("--learning_rate", type=float, help="with --only: the learning rate, if not its own")
+    parser.add_argument("--tune", help="choose the learning rate of this one alone; nothing is gathered")
     parser.add_argument("--gather_only", action="store_true", help="of what is there already; nothing is made")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    if args.tune is not None:
+        (folder,) = args.demos
+        file = tuning_file(folder, args.tune)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(tune(Scenario(folder), args.tune), indent=1) + "\n")
+        return
     if args.only is not None:
+        change = {} if args.learning_rate is None else {"learning_rate": args.learning_rate}
         for folder in args.demos:
             scenario, file = Scenario(folder), folder / "bake" / f"{args.only}.json"
             file.parent.mkdir(exist_ok=True)
             if not file.exists():
-                cost = {"training": train(scenario, args.only)} if args.only in METHODS else {}
+                cost = {"training": train(scenario, args.only, change)} if args.only in METHODS else {}
                 file.write_text(json.dumps(cost | measure(scenario, args.only), indent=1) + "\n")
         return
-    for folder in () if args.gather_only else args.demos:
-        for name in (*REFERENCES, *METHODS):
-            if not (folder / "bake" / f"{name}.json").exists():
-                command = [sys.executable, __file__, "--demos", str(folder), "--only", name]
-                subprocess.run(command, check=True)
+    tuned = {name: tuning_file(args.demos[0], name) for name in LEARNING_RATES}
+    if not args.gather_only:
+        make_missing(args.demos, tuned)
     report = gather(args.demos)
     show(report)
     if args.output is not None:
@@ -392,6 +450,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "versions": {"uld_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
             "settings": METHODS,
+            "tuning": {name: json.loads(file.read_text()) for name, file in tuned.items()},
             "command": f"python {' '.join(sys.argv)}",
         }
         args.output.write_text(json.dumps({"machine": machine, **report}, indent=1) + "\n")
