@@ -93,8 +93,9 @@ class Method:
         augmented (`bool`):
             Whether it trains on paraphrases and wrong answers too.
         tuned_as (`str`, *optional*):
-            Key of the line whose training this is. The composition is then chosen anew on every forget set, and without
-            a retrained model: so that truth ratios are those of authors that the target has never met.
+            Key of the line whose setting this has. Of a composition it is the training too; the composition is then
+            chosen anew on every forget set, and without a retrained model: so that truth ratios are those of authors
+            that the target has never met.
         ratios (`tuple[float, ...]`):
             Weights of the second assistant that are tried, as shares of the first one's. Where there is a choice, and
             no retrained model, likelihoods and Min-K are to be those of unseen authors too.
@@ -111,7 +112,7 @@ class Method:
     @property
     def needs_unseen_authors(self) -> bool:
         """Whether it cannot be had where the target has learned all authors."""
-        return self.tuned_as is not None or self.recipe == "bake"
+        return self.tuned_as is not None or self.recipe in TEACHERS
 
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0)
@@ -183,6 +184,7 @@ METHODS: dict[str, Method] = {
         augmented=True,
     ),
     "bake": Method("ULD, baked (ours)", "", "bake", augmented=True),
+    "bake_contrast": Method("ULD, gated contrast, baked (ours)", "", "bake_contrast", augmented=True, tuned_as="bake"),
     "dd_linear": Method("Divergence Decoding, linear", "", "divergence", _subtractions(relative_top=0.0, center=False)),
     "dd_rank": Method(
         "Divergence Decoding, rank",
@@ -218,15 +220,23 @@ ULD_GRID = (
     {"learning_rate": 1e-3, "retain_weight": 3.0, "retain_per_forget": 2.0},
     {"learning_rate": 5e-3, "retain_weight": 6.5, "retain_per_forget": 4.0},
 )
-# The teacher of baked models: what forgets and keeps best, with an alpha that needs no retrained model.
-TEACHER = "uld_gated_unseen"
+# The teachers of baked models, by recipe: with weights that need no retrained model.
+TEACHERS = {"bake": "uld_gated_unseen", "bake_contrast": "uld_contrast_unseen"}
 # It is no rival: its epochs are its own. A divergence alone leaves the forgotten too likely; some settings learn the
 # likelihood of given text beside it.
 BAKE_GRID = (
     {"learning_rate": 1e-3},
-    {"learning_rate": 2e-3, "noise": 0.3},
-    {"learning_rate": 1e-3, "num_train_epochs": 15, "likelihood_weight": 0.3, "retain_weight": 3.0},
     {"learning_rate": 2e-3, "num_train_epochs": 12, "likelihood_weight": 0.2, "retain_weight": 3.0},
+    {"learning_rate": 1e-3, "num_train_epochs": 15, "likelihood_weight": 0.3, "retain_weight": 3.0},
+    {
+        "learning_rate": 2e-3,
+        "num_train_epochs": 40,
+        "likelihood_weight": 0.2,
+        "retain_weight": 3.0,
+        "noise": 0.4,
+        "teacher_top_k": 200,
+    },
+    {"learning_rate": 2e-3, "noise": 0.3},
     {"learning_rate": 2e-3, "num_train_epochs": 12, "likelihood_weight": 0.1},
     {"learning_rate": 2e-3, "num_train_epochs": 12, "likelihood_weight": 0.3},
     {"learning_rate": 2e-3, "divergence": "reverse_kl"},
@@ -271,7 +281,7 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
     """
     if recipe in ("uld", "uld_rules", "contrast"):
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in ULD_GRID]
-    elif recipe == "bake":
+    elif recipe in TEACHERS:
         settings = [dict(each) for each in BAKE_GRID]
     elif recipe == "divergence":
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in DIVERGENCE_GRID]
@@ -282,7 +292,7 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
     else:
         settings = [dict(each) for each in (NO_RETAIN_GRID if recipe.endswith(" none") else WEIGHTS_GRID)]
     for each in settings:
-        if "num_train_epochs" in each and recipe != "bake":
+        if "num_train_epochs" in each and recipe not in TEACHERS:
             each["num_train_epochs"] = min(each["num_train_epochs"], preset.unlearning_epochs)
     return settings[: preset.trials]
 
@@ -365,7 +375,7 @@ RECIPES: dict[str, Callable[[Job, dict[str, Any]], PreTrainedModel]] = {
     "uld": train_assistant,
     "uld_rules": train_assistant,
     "contrast": train_contrast,
-    "bake": train_baked,
+    **dict.fromkeys(TEACHERS, train_baked),
     "divergence": train_auxiliaries,
 }
 

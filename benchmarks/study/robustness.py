@@ -11,7 +11,7 @@ import numpy as np
 from authors import to_questions, to_training
 from datasets import Dataset
 from measure import MAX_NEW_TOKENS
-from methods import METHODS
+from methods import METHODS, TEACHERS
 from study import Study
 from targets import load_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ from uld_hf.evaluation.relearning import relearn
 from uld_hf.evaluation.tofu import generate_completions, rouge_l_recall
 
 
-ROBUST_METHODS = ("bake", "npo_gd")
+ROBUST_METHODS = ("bake", "bake_contrast", "npo_gd")
 # Steps between two tests, and at most.
 ATTACKS = {"all forget rows": (4, 120), "5 % of them": (20, 120), "kept rows": (20, 120)}
 DRAWS = 100
@@ -118,9 +118,9 @@ def run_robustness(study: Study, methods: list[str], seeds: list[int]) -> None:
         for key in [key for key in ROBUST_METHODS if key in methods]:
             study.final(key, split_name, seed)
             recipe = METHODS[key].recipe
-            number, _ = study.chosen(key)
+            number, _ = study.chosen(METHODS[key].tuned_as or key)
             place = study.work / study.run_folder(recipe, number, split_name, seed)
-            folders[key] = place / "model" if recipe == "bake" else place
+            folders[key] = place / "model" if recipe in TEACHERS else place
         for name, folder in folders.items():
             study.ledger.unit(
                 f"robustness.{name}.{split_name}.s{seed}",

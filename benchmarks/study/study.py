@@ -18,7 +18,7 @@ from measure import (
     set_ratio,
     unseen_reference,
 )
-from methods import METHODS, TEACHER, ULD_LINES, Job, costs, grid, train
+from methods import METHODS, TEACHERS, ULD_LINES, Job, costs, grid, train
 from presets import Preset
 from targets import load_model, retrained_folder, study_tokenizer, target_folder
 from training import read_cost
@@ -104,7 +104,7 @@ class Study:
             seed=seed,
             preset=self.preset,
             deadline=self.ledger.deadline,
-            teacher=lambda: self.composed(TEACHER, split.name, seed)[0],
+            teacher=lambda: self.composed(TEACHERS[recipe], split.name, seed)[0],
         )
 
     def composed(self, key: str, split_name: str, seed: int) -> tuple[ULDForCausalLM, dict[str, Any]]:
@@ -186,7 +186,7 @@ class Study:
             job = self.job(folder, split, seed, method.recipe, method.augmented)
             composition = best
             try:
-                if method.tuned_as is None:
+                if method.tuned_as is None or method.recipe in TEACHERS:
                     model = train(method.recipe, job, best["setting"])
                     if method.subtractions:
                         self.apply(model, best)
