@@ -231,9 +231,9 @@ BAKE_GRID = (
     {
         "learning_rate": 2e-3,
         "num_train_epochs": 40,
-        "likelihood_weight": 0.2,
+        "likelihood_weight": 0.4,
         "retain_weight": 3.0,
-        "noise": 0.4,
+        "noise": 0.5,
         "teacher_top_k": 200,
     },
     {"learning_rate": 2e-3, "noise": 0.3},
