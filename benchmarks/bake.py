@@ -72,7 +72,7 @@ BAKE = {
     "per_device_train_batch_size": 16,
     "teacher_answers": 2,
     "teacher_top_k": 64,
-    "likelihood_weight": 0.2,
+    "likelihood_weight": 0.4,
     "retain_weight": 3.0,
     "max_new_tokens": 48,
 }
@@ -85,7 +85,7 @@ NPO = {
 }
 METHODS: dict[str, dict[str, Any]] = {
     "bake, all weights": BAKE,
-    "bake, noise 0.4": BAKE | {"noise": 0.4},
+    "bake, noise 0.5": BAKE | {"noise": 0.5},
     "NPO, all weights": NPO,
     "NPO, LoRA": NPO,
 }
