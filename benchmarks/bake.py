@@ -3,8 +3,8 @@
     uld demo --seed 0 --output_dir demo0          # and more seeds
     python benchmarks/bake.py --demos demo0 demo1 demo2 --output benchmarks/results/bake.json
 
-Every method unlearns the same target with the same rows: baking (all weights, with and without noise) from the demo's
-unlearned model, NPO with a retain term (arXiv 2404.05868; all weights, LoRA) from the target. Each runs in a process of
+Every method unlearns the same target with the same rows: baking (all weights) from the demo's unlearned model,
+NPO with a retain term (arXiv 2404.05868; all weights, LoRA) from the target. Each runs in a process of
 its own, for the peak of its memory, and is measured with the evaluation's own functions beside target, composed and
 retrained model. NPO stops at the first test, every 10 steps, at which its forget quality p is above 0.05, and its
 learning rate is the best of four on the first demo; baking runs to its end with settings that the study chose on other
@@ -74,6 +74,7 @@ BAKE = {
     "teacher_top_k": 64,
     "likelihood_weight": 0.4,
     "retain_weight": 3.0,
+    "noise": 0.5,
     "max_new_tokens": 48,
 }
 NPO = {
@@ -84,8 +85,7 @@ NPO = {
     "lr_scheduler_type": "constant",
 }
 METHODS: dict[str, dict[str, Any]] = {
-    "bake, all weights": BAKE,
-    "bake, noise 0.5": BAKE | {"noise": 0.5},
+    "bake": BAKE,
     "NPO, all weights": NPO,
     "NPO, LoRA": NPO,
 }
@@ -96,7 +96,7 @@ LEARNING_RATES = {
 }
 REFERENCES = ("target", "composed", "retrained")
 FORGOTTEN = 0.05  # p of the forget quality
-TEST_EVERY = 10  # steps
+TEST_EVERY = {"bake": 40, "NPO": 10}  # steps
 DRAWS = (1, 10, 100)
 RELEARNING = {
     "on all forget rows": (4, 200),
@@ -170,9 +170,10 @@ class Scenario:
 class TestForgetting(TrainerCallback):
     """Tests the forget quality now and then, outside of the clock."""
 
-    def __init__(self, scenario: Scenario, stop: bool):
+    def __init__(self, scenario: Scenario, kind: str):
         self.scenario = scenario
-        self.stop = stop
+        self.every = TEST_EVERY[kind]
+        self.stop = kind == "NPO"
         self.reference = scenario.truth_ratios(scenario.load("retrained"))
         self.curve: list[dict[str, float]] = []
         self.testing = 0.0
@@ -188,7 +189,7 @@ class TestForgetting(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Tests."""
-        if state.global_step % TEST_EVERY:
+        if state.global_step % self.every:
             return
         start = time.perf_counter()
         model.eval()
@@ -215,12 +216,13 @@ def train(scenario: Scenario, method: str, change: dict[str, Any]) -> dict[str, 
         else None
     )
     teacher = scenario.load("composed")
-    test = TestForgetting(scenario, stop=method.startswith("NPO"))
+    kind = method.split(",")[0]
+    test = TestForgetting(scenario, kind)
     data = {"forget_dataset": forget, "retain_dataset": retain, "processing_class": scenario.tokenizer}
     options = {**training_options(seed), **METHODS[method], "output_dir": str(scenario.place(method)), **change}
     before = resident()
     start = time.perf_counter()
-    if method.startswith("bake"):
+    if kind == "bake":
         trainer = ULDBakeTrainer(teacher, ULDBakeConfig(**options), peft_config=lora, callbacks=[test], **data)
         trainer.prepare_teacher()
     else:
