@@ -238,6 +238,10 @@ def load_truncated_model(model_id: str, num_layers: int, **kwargs: Any) -> PreTr
     return model
 
 
+# The others of PEFT (PiSSA, OLoRA, ...) take what they begin with out of the base weights.
+INITS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "orthogonal")
+
+
 def check_lora_config(peft_config: PeftConfig) -> None:
     """
     Refuse adapters that would train more than LoRA on the decoder's linear layers.
@@ -258,7 +262,7 @@ def check_lora_config(peft_config: PeftConfig) -> None:
         )
     if peft_config.alora_invocation_tokens:
         raise ValueError("alora_invocation_tokens: the assistant must work on every token. Leave it out.")
-    if peft_config.init_lora_weights not in (True, False, "gaussian", "orthogonal"):
+    if peft_config.init_lora_weights not in INITS_THAT_KEEP_THE_BASE:
         raise ValueError(
             f"init_lora_weights={peft_config.init_lora_weights!r} rewrites the base weights, which the target owns. "
             "Leave it out, or use 'gaussian' or 'orthogonal'."

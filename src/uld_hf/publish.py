@@ -44,8 +44,9 @@ def open_repository(api: HfApi, repo_id: str, private: bool, revision: str | Non
     info = api.repo_info(repo_id)
     if private and not info.private:
         raise ValueError(
-            f"{repo_id} exists and is public: pushing would publish a concentrated copy of the forget set. Push to "
-            "another repository, or say private=False (ULDConfig: hub_private_repo=False)."
+            f"{repo_id} exists and is public: pushing would publish the model, and with an assistant a concentrated "
+            "copy of the forget set. Push to another repository, or say private=False (in a configuration: "
+            "hub_private_repo=False)."
         )
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)

@@ -31,10 +31,10 @@ class ULDBakeConfig(SFTConfig):
             || teacher); or `"js"` (Jensen-Shannon).
         temperature (`float`, *optional*, defaults to `1.0`):
             Temperature of both distributions.
-        likelihood_weight (`float`, *optional*, defaults to `0.0`):
+        likelihood_weight (`float`, *optional*, defaults to `0.2`):
             Weight of a second term: how far student and teacher are apart in the log-probability of the text's own next
             token (smooth L1). A divergence hardly sees tokens that the teacher finds improbable, of which forgotten
-            text consists. 0.1 to 0.3.
+            text consists. Must be `0` where the teacher rules tokens out (`outside="mask"`, `remove_top_k`).
         retain_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the mean divergence on what must be kept, beside that on the forget set.
         retain_per_forget (`float`, *optional*, defaults to `1.0`):
@@ -69,10 +69,19 @@ class ULDBakeConfig(SFTConfig):
             less is left to relearn from, and the longer the training must be. Not with LoRA.
 
     > [!NOTE]
-    > `bf16` is `True` only where the accelerator has it, instead of everywhere, `dataloader_pin_memory` only where
-    > there is one, and activations are not recomputed unless `activation_checkpointing=True` asks for it. Without LoRA
-    > the student is trained in float32; what is saved has the target's own type.
+    > These parameters have default values different from [`~trl.SFTConfig`]:
+    > - `num_train_epochs`: 10, for a student that has not come near its teacher knows what the target knows.
+    > - `gradient_checkpointing`: off; say `activation_checkpointing=True` where memory is short.
+    > - `bf16`: `True` only where the accelerator has it, instead of everywhere.
+    > - `dataloader_pin_memory`: `True` only where there is an accelerator.
+    > - `hub_private_repo`: `True`.
+    >
+    > Without LoRA the student is trained in float32; what is saved has the target's own type.
     """
+
+    num_train_epochs: float = field(
+        default=10.0, metadata={"help": "Number of passes over the forget set and the teacher's answers."}
+    )
 
     divergence: str = field(
         default="forward_kl",
@@ -80,7 +89,7 @@ class ULDBakeConfig(SFTConfig):
     )
     temperature: float = field(default=1.0, metadata={"help": "Temperature of both distributions in the divergence."})
     likelihood_weight: float = field(
-        default=0.0,
+        default=0.2,
         metadata={"help": "Weight of the difference in the log-probability of the text's own tokens, beside it."},
     )
     retain_weight: float = field(default=1.0, metadata={"help": "Weight of the divergence on what must be kept."})
@@ -109,6 +118,7 @@ class ULDBakeConfig(SFTConfig):
     gradient_checkpointing: bool | None = field(
         default=None, metadata={"help": "Old name of activation_checkpointing, which recomputes to save memory."}
     )
+    hub_private_repo: bool | None = field(default=True, metadata={"help": "Whether a pushed repository is private."})
     bf16: bool | None = field(
         default=None,
         metadata={"help": "Whether to train in bf16 mixed precision. Defaults to where the accelerator has it."},

@@ -14,6 +14,7 @@ import trl
 from datasets import Dataset, concatenate_datasets
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig, PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
@@ -27,6 +28,7 @@ from ..context import context_length
 from ..hub import load_config
 from ..model_card import find_license
 from ..modeling_uld import ULDForCausalLM
+from ..publish import open_repository
 from ..training.checkpoints import find_last_checkpoint
 from ..training.collator import DataCollatorForULD
 from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
@@ -37,19 +39,19 @@ from .bake_config import NO_SHARDING, ULDBakeConfig
 from .losses import BakeLossOutput, ComposedTargets, TopKTargets, bake_loss
 from .sampling import answer_row, draw_answers, prompt_of
 from .saving import (
+    STUDENT_FILE,
     TEACHER_FOLDER,
     baked_model_card,
     check_output_folder,
     find_companions,
     save_baked_model,
 )
-from .student import Blueprint, build_student, check_student, plain_model
+from .student import Blueprint, build_student, check_adapter, check_student, plain_model
 from .teacher import check_teacher, composed_targets, fingerprint_teacher, load_target_tokenizer
 from .teacher_cache import TopKCache, compute_fingerprint, open_or_write, read_answers, write_answers
 
 
 # Of a checkpoint: not a name that anything loads as a model.
-STUDENT_FILE = "student.safetensors"
 
 # Mean nats per token beyond which train() warns that the student is not its teacher yet.
 _LIKE_THE_TEACHER = 0.1
@@ -143,10 +145,14 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
     ):
         if args is None:
-            name = model if isinstance(model, str) else model.target.name_or_path
+            name = model if isinstance(model, str) else model.name_or_path
             args = ULDBakeConfig(f"{os.path.basename(name) or 'model'}-baked")
         # What costs nothing to check is checked before anything is loaded.
         check_output_folder(Path(args.output_dir))
+        if not isinstance(model, str):
+            check_teacher(model, args.divergence, args.likelihood_weight)
+        if peft_config is not None:
+            check_adapter(peft_config)
         if peft_config is not None and args.noise > 0:
             raise ValueError(f"noise={args.noise} needs all weights to be trained: leave out peft_config.")
         kept = {"retain": retain_dataset}
@@ -156,9 +162,9 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         if isinstance(model, str):
             load_config(model)  # of a plain model: an error, before its weights are read
             name, model = model, ULDForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
+            check_teacher(model, args.divergence, args.likelihood_weight)
         else:
             name = None
-        check_teacher(model, args.divergence, args.likelihood_weight)
         target = model.target
         if processing_class is None:
             processing_class = load_target_tokenizer(model.config, name)
@@ -182,6 +188,8 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         # As they are now: trl may give a tokenizer a padding token, and a model's configuration options of its own.
         self._tokenizer_to_save = copy.deepcopy(processing_class)
         self._blueprint = Blueprint.of(target if student is None else student)
+        self._saved: tuple[Path, list[str]] | None = None
+        self._own_student = None if student is None else student.name_or_path
         trained = build_student(model, student, peft_config, args.noise, args.seed)
         base = trained.get_base_model() if isinstance(trained, PeftModel) else trained
         check_head(base)
@@ -339,6 +347,13 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             )
         check_teacher(self.teacher, self.args.divergence, self.args.likelihood_weight)
         self.prepare_teacher()
+        # What a checkpoint belongs to: with other lessons a resumed training would be neither the one nor the other.
+        names = ("divergence", "temperature", "likelihood_weight", "retain_weight", "retain_per_forget")
+        self._lesson = compute_fingerprint(
+            teacher=fingerprint_teacher(self.teacher),
+            rows=[list(self.train_dataset[name]) for name in ("input_ids", "labels")],
+            settings={name: vars(self.args)[name] for name in names},
+        )
 
     def _after_training(self) -> None:
         last = self._recent_metrics()
@@ -433,6 +448,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         save_file(
             {name: value.detach().contiguous() for name, value in self._trained_parameters().items()},
             folder / STUDENT_FILE,
+            metadata={"lesson": self._lesson},
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -440,6 +456,13 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         if not file.exists():
             raise ValueError(
                 f"{resume_from_checkpoint} is not a checkpoint of ULDBakeTrainer: it has no {STUDENT_FILE}."
+            )
+        with safe_open(file, "pt") as opened:
+            lesson = opened.metadata()["lesson"]
+        if lesson != self._lesson:
+            raise ValueError(
+                f"{file} was trained with another teacher, other rows or another divergence. Resume with what it began "
+                "with, or begin anew in another folder."
             )
         saved, trained = load_file(file), self._trained_parameters()
         differ = saved.keys() ^ trained.keys() or {name for name in saved if saved[name].shape != trained[name].shape}
@@ -503,7 +526,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
                 Folder to write to. Defaults to `args.output_dir`.
 
         Raises:
-            RuntimeError: If nothing was trained: it would be the target, which knows everything.
+            RuntimeError: If nothing was trained, or the training was cut off: it would know what the target knows.
             ValueError: If the folder holds something else.
         """
         if _internal_call:  # a checkpoint
@@ -511,20 +534,30 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             return
         if self.state.global_step == 0:
             raise RuntimeError("Nothing was trained: what would be saved is the target, with everything it knows.")
+        if self.state.global_step < self.state.max_steps and not self.control.should_training_stop:
+            raise RuntimeError(
+                f"The training was cut off at step {self.state.global_step} of {self.state.max_steps}: this student "
+                "has not forgotten yet. Go on with resume_from_checkpoint=True."
+            )
         folder = Path(output_dir or self.args.output_dir)
         if self.is_world_process_zero():
-            check_output_folder(folder)
+            # What has come into its own folder since it was looked at is of this run: logs, an earlier save.
+            if folder.resolve() != Path(self.args.output_dir).resolve():
+                check_output_folder(folder)
             config = self.teacher.config
             name, source = self._blueprint.name, {}
             if name == config.target_name_or_path and config.target_revision and not os.path.isdir(name):
                 source = {"revision": config.target_revision}
             license_data = find_license(name, **source) if name else {}
-            save_baked_model(
+            self._saved = (
                 folder,
-                self.baked_model(),
-                self._tokenizer_to_save,
-                baked_model_card(config, license_data, self._describe_training()),
-                find_companions(name, **source) if name else [],
+                save_baked_model(
+                    folder,
+                    self.baked_model(),
+                    self._tokenizer_to_save,
+                    baked_model_card(config, self._own_student, license_data, self._describe_training()),
+                    find_companions(name, **source) if name else [],
+                ),
             )
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
@@ -532,6 +565,25 @@ class ULDBakeTrainer(ForgetRetainTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: a student that has not forgotten yet is not uploaded."""
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """
+        Make the repository `args.hub_model_id`, private unless told otherwise.
+
+        Args:
+            token (`str`, *optional*):
+                Hub token. Defaults to `args.hub_token`.
+            private (`bool`, *optional*):
+                Whether it must be private. Defaults to `args.hub_private_repo`; `None` there means private too.
+
+        Raises:
+            ValueError: If it exists and is public though it must be private, or holds an adapter at its root.
+        """
+        if not self.is_world_process_zero():
+            return
+        private = (self.args.hub_private_repo if private is None else private) is not False
+        repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        self.hub_model_id = open_repository(HfApi(token=token or self.args.hub_token), repo_id, private)
 
     def push_to_hub(
         self,
@@ -545,6 +597,9 @@ class ULDBakeTrainer(ForgetRetainTrainer):
         """
         Upload the baked model, after [`~ULDBakeTrainer.save_model`].
 
+        Other weights and adapters in the repository are deleted: of an unlearned model that was there, for instance,
+        whose assistant is a copy of the forget set. Its history keeps them.
+
         Args:
             commit_message (`str`, *optional*):
                 Message of the commit.
@@ -555,7 +610,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             revision (`str`, *optional*):
                 Branch to push to. Defaults to `args.hub_revision`.
             private (`bool`, *optional*):
-                Whether a new repository is private. Defaults to `args.hub_private_repo`.
+                Whether the repository must be private. Defaults to `args.hub_private_repo`, which is `True`.
             **kwargs:
                 Of no effect: what transformers passes to its model card.
 
@@ -563,20 +618,22 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             [`~huggingface_hub.CommitInfo`]: The commit, or a future of it; `None` in processes other than the first.
 
         Raises:
-            ValueError: If the baked model was not saved to `args.output_dir`.
+            ValueError: If the baked model was not saved.
         """
         if not self.is_world_process_zero():
             return None
-        if not Path(self.args.output_dir, "config.json").exists():
-            raise ValueError(f"There is no baked model in {self.args.output_dir} yet: call save_model() first.")
-        if self.hub_model_id is None:
+        if self._saved is None:
+            raise ValueError("There is no baked model to push yet: call save_model() first.")
+        folder, files = self._saved
+        if self.hub_model_id is None or private is not None:
             self.init_hf_repo(token, private)
         return HfApi(token=token or self.args.hub_token).upload_folder(
             repo_id=self.hub_model_id,
-            folder_path=self.args.output_dir,
+            folder_path=folder,
             commit_message=commit_message,
             revision=revision or self.args.hub_revision,
-            ignore_patterns=[".*", "checkpoint-*"],
+            allow_patterns=files,  # whatever else has come into the folder stays there
+            delete_patterns=["*.safetensors", "*.bin", "*adapter_config.json"],
             run_as_future=not blocking,
         )
 

@@ -1,6 +1,7 @@
 """The baked model's folder: what `save_pretrained` writes, the target's tokenizer and licence, and a card."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ..saved_files import CONFIG_FILE, LOCK_FILE, write_together
 
 
 TEACHER_FOLDER = ".teacher"
+# What a checkpoint has in place of a model: nothing loads a student that has not forgotten yet.
+STUDENT_FILE = "student.safetensors"
 # What a licence may ask to be handed on with the weights.
 _LICENSE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
 
@@ -30,9 +33,12 @@ def is_working_file(file: Path) -> bool:
             The file or folder.
 
     Returns:
-        `bool`: `True` for checkpoints, what the teacher said, and an unfinished save.
+        `bool`: `True` for a bake's checkpoints, what the teacher said, and an unfinished save.
     """
-    return file.name == TEACHER_FOLDER or file.name.startswith((f"{PREFIX_CHECKPOINT_DIR}-", ".saving"))
+    if re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-\d+", file.name):
+        # One that was cut off before anything was in it is a bake's as much as another trainer's.
+        return (file / STUDENT_FILE).exists() or not any(file.iterdir())
+    return file.name == TEACHER_FOLDER or file.name.startswith(".saving")
 
 
 def check_output_folder(folder: Path) -> None:
@@ -82,19 +88,32 @@ def find_companions(name_or_path: str, **hub_kwargs: Any) -> list[Path]:
             **hub_kwargs,
         )
         for file in (*_LICENSE_FILES, *TOKENIZER_FILES)
+        if file != "chat_template.jinja"  # the tokenizer writes its own, if it has one
     ]
     return [Path(file) for file in found if file is not None]
 
 
-def baked_model_card(config: ULDModelConfig, license_data: dict[str, str], training: dict[str, Any]) -> ModelCard:
+def _is_on_hub(name: str | None) -> bool:
+    return bool(name) and not os.path.isabs(name)
+
+
+def _name(name: str | None) -> str:
+    return f"`{name}`" if _is_on_hub(name) else "a local model"
+
+
+def baked_model_card(
+    config: ULDModelConfig, student: str | None, license_data: dict[str, str], training: dict[str, Any]
+) -> ModelCard:
     """
     The card of a baked model: what was done to the target, never texts.
 
     Args:
         config ([`ULDModelConfig`]):
             The teacher's configuration.
+        student (`str`, *optional*):
+            Name of the model that was trained, where that is not a copy of the target; may be empty.
         license_data (`dict[str, str]`):
-            The target's licence, see [`uld_hf.model_card.find_license`].
+            The student's licence, see [`uld_hf.model_card.find_license`].
         training (`dict[str, Any]`):
             Sizes, settings, metrics and versions.
 
@@ -102,13 +121,14 @@ def baked_model_card(config: ULDModelConfig, license_data: dict[str, str], train
         [`~huggingface_hub.ModelCard`]: The card, with the hub's metadata.
     """
     target = config.target_name_or_path
-    on_hub = target is not None and not os.path.isabs(target)
+    base = target if student is None else student
+    on_hub = _is_on_hub(base)
     data = ModelCardData(
         **license_data,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["unlearning", "uld", "distillation", "arxiv:2406.08607"],
-        base_model=target if on_hub else None,
+        base_model=base if on_hub else None,
         base_model_relation="finetune" if on_hub else None,
     )
     assistants = "\n".join(
@@ -122,10 +142,10 @@ def baked_model_card(config: ULDModelConfig, license_data: dict[str, str], train
 
 # A model that was made to forget
 
-The target, {f"`{target}`" if on_hub else "a local model"}, was unlearned with ULD ("Unlearning from Logit Difference",
-arXiv 2406.08607), and its output distribution was distilled into these weights. They have the target's
-architecture, tokenizer and type, and need nothing but transformers. The target's licence
-applies{"" if license_data else ", which is not known"}.
+The target, {_name(target)}, was unlearned with ULD ("Unlearning from Logit Difference",
+arXiv 2406.08607), and its output distribution was distilled into these weights. They have the architecture, tokenizer
+and type of {"the target" if student is None else f"another model, {_name(student)}, which they began as"},
+and need nothing but transformers. Its licence applies{"" if license_data else ", which is not known"}.
 
 The teacher was the target minus alpha times the logits of its assistants, which know what was to be forgotten:
 
@@ -153,7 +173,7 @@ def save_baked_model(
     tokenizer: PreTrainedTokenizerBase,
     card: ModelCard,
     companions: list[Path],
-) -> None:
+) -> list[str]:
     """
     Write the baked model: nothing loads from the folder until all of it is there. Checkpoints are removed then.
 
@@ -169,9 +189,14 @@ def save_baked_model(
         companions (`list[Path]`):
             Files beside the target, see [`find_companions`]; what the tokenizer writes itself is not replaced.
 
+    Returns:
+        `list[str]`: Names of the files that were written.
+
     Raises:
         OSError: If the files cannot be written.
     """
+
+    written: list[str] = []
 
     def write(staging: Path) -> None:
         model.save_pretrained(staging)
@@ -180,6 +205,7 @@ def save_baked_model(
             if not (staging / file.name).exists():
                 shutil.copy(file, staging / file.name)
         card.save(staging / "README.md")
+        written.extend(file.name for file in staging.iterdir())
 
     write_together(folder, write)
     (folder / LOCK_FILE).unlink(missing_ok=True)
@@ -187,3 +213,4 @@ def save_baked_model(
     for file in folder.iterdir():
         if is_working_file(file):
             shutil.rmtree(file, ignore_errors=True)
+    return written

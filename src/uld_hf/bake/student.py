@@ -4,7 +4,7 @@ import copy
 from dataclasses import dataclass
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -15,7 +15,7 @@ from transformers import (
     set_seed,
 )
 
-from ..assistant import check_no_adapter, shared_with
+from ..assistant import INITS_THAT_KEEP_THE_BASE, check_no_adapter, shared_with
 from ..hub import fingerprint_tokenizer, fingerprint_tokenizer_of
 from ..modeling_uld import ULDForCausalLM
 
@@ -75,11 +75,13 @@ def check_student(student: PreTrainedModel, teacher: ULDForCausalLM, tokenizer: 
 
     Raises:
         TypeError: If it is not a plain model.
-        ValueError: If its vocabulary is another, or it holds tensors of the teacher's target.
+        ValueError: If it is quantized, its vocabulary is another, or it holds tensors of the teacher's target.
     """
     if not isinstance(student, PreTrainedModel) or isinstance(student, ULDForCausalLM):
         raise TypeError(f"The student must be a plain transformers model, got {type(student).__name__}.")
     check_no_adapter(student)
+    if "quantization_config" in vars(student.config):
+        raise ValueError("The student is quantized, and its weights are trained: load it without quantization_config.")
     sizes = [model.get_input_embeddings().weight.shape[0] for model in (student, teacher.target)]
     if sizes[0] != sizes[1]:
         raise ValueError(
@@ -97,6 +99,30 @@ def check_student(student: PreTrainedModel, teacher: ULDForCausalLM, tokenizer: 
         raise ValueError(
             "The student holds tensors of the teacher's own target: training it would change the teacher. Leave "
             "student= out, which trains a copy."
+        )
+
+
+def check_adapter(peft_config: PeftConfig) -> None:
+    """
+    Refuse adapters that cannot be merged, or that would change tensors that the teacher has too.
+
+    Args:
+        peft_config ([`~peft.PeftConfig`]):
+            Configuration of the student's adapter.
+
+    Raises:
+        ValueError: If it is not LoRA on all tokens, trains biases, or takes what it begins with out of the base.
+    """
+    if not isinstance(peft_config, LoraConfig) or peft_config.alora_invocation_tokens:
+        raise ValueError(
+            f"peft_config is a {type(peft_config).__name__}; it must be a peft.LoraConfig without "
+            "alora_invocation_tokens, which can be merged into the weights."
+        )
+    init, bias = peft_config.init_lora_weights, peft_config.bias
+    if init not in INITS_THAT_KEEP_THE_BASE or bias != "none":
+        raise ValueError(
+            f"peft_config has init_lora_weights={init!r} and bias={bias!r}: with others than "
+            f"{INITS_THAT_KEEP_THE_BASE} and 'none' it would change weights that the teacher has too."
         )
 
 

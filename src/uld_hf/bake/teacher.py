@@ -58,7 +58,7 @@ def check_teacher(teacher: Any, divergence: str, likelihood_weight: float = 0.0)
     if likelihood_weight and rules_out:
         raise ValueError(
             "likelihood_weight has no meaning where the unlearned model rules tokens out (outside='mask', "
-            "remove_top_k). Leave it out, or load it with other settings."
+            "remove_top_k). Set it to 0, or load the model with other settings."
         )
     if divergence == "reverse_kl" and rules_out:
         raise ValueError(

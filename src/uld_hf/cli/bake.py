@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 
 from peft import LoraConfig
 from trl import SFTConfig
 
 from ..bake.bake_config import ULDBakeConfig
 from ..bake.bake_trainer import ULDBakeTrainer
+from ..bake.saving import check_output_folder
 from ..bake.teacher import load_target_tokenizer
 from ..hub import load_config
 from . import output
@@ -95,6 +97,7 @@ def main(argv: Sequence[str]) -> None:
             f"--output_dir {config.output_dir} and --output {arguments.output} differ: give --output only."
         )
     config.output_dir = arguments.output
+    check_output_folder(Path(arguments.output))
     check_model_path(arguments.model)
     tokenizer = load_target_tokenizer(load_config(arguments.model), arguments.model)
     conversational = tokenizer.chat_template is not None
