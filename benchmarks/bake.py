@@ -72,9 +72,9 @@ BAKE = {
     "per_device_train_batch_size": 16,
     "teacher_answers": 2,
     "teacher_top_k": 64,
-    "likelihood_weight": 0.4,
+    "likelihood_weight": 0.2,
     "retain_weight": 3.0,
-    "noise": 0.5,
+    "noise": 0.4,
     "max_new_tokens": 48,
 }
 NPO = {

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model, train_like
 from huggingface_hub import ModelCard
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, PromptTuningConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainerControl, TrainerState
 from transformers import TrainingArguments as Arguments
 
@@ -192,6 +192,44 @@ def test_the_baked_model_is_the_trained_student(teacher: ULDForCausalLM, tmp_pat
     assert isinstance(trainer.model, PeftModel) == (peft_config is not None)  # it was not taken apart
 
 
+@pytest.mark.parametrize("top_k", [{}, {"teacher_top_k": 63}], ids=str)
+def test_the_settings_of_the_loss_are_those_of_the_configuration(
+    teacher: ULDForCausalLM, tmp_path: Path, top_k: dict[str, int]
+) -> None:
+    settings = {"divergence": "js", "temperature": 1.5, "likelihood_weight": 0.3, "retain_weight": 2.5}
+    settings |= {"teacher_answers": 0, "max_steps": 1, **top_k}
+    trainer = make_trainer(teacher, tmp_path / "out", **settings)
+    trainer.train()
+    batch = next(iter(make_trainer(teacher, tmp_path / "same", **settings).get_train_dataloader()))
+
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        student, expected = (
+            (model(**inputs).logits[:, :-1].double() / 1.5).log_softmax(dim=-1) for model in (teacher.target, teacher)
+        )
+    tokens = batch["input_ids"][:, 1:, None]
+    gap = (student.gather(-1, tokens) - expected.gather(-1, tokens))[..., 0].abs()
+    gap = torch.where(gap < 1, gap.square() / 2, gap - 0.5)
+    mixture = torch.logaddexp(student, expected) - np.log(2)
+    divergence = sum((p.exp() * (p - mixture)).sum(-1) for p in (student, expected)) / 2
+    counted, retain = batch["labels"][:, 1:] != -100, batch["retain_mask"][:, 1:]
+    forget, kept = ((divergence + 0.3 * gap)[counted & part].mean() for part in (~retain, retain))
+    assert logged(trainer, "loss") == pytest.approx([(forget + 2.5 * kept).item()], abs=1e-4)
+
+
+def test_a_gated_contrast_can_be_baked(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    teacher.add_assistant(train_like(build_assistant(teacher.target, 2), seed=2), name="wording", alpha=-0.8)
+    teacher.config.gate = 0.05
+    settings = {"max_steps": 60, "learning_rate": 1e-2, "teacher_top_k": 60, "noise": 0.2}
+    trainer = make_trainer(teacher, tmp_path / "out", **settings)
+    trainer.train()
+    values = logged(trainer, "forget_divergence")
+    assert np.mean(values[-5:]) < 0.5 * values[0]
+    trainer.save_model()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(loaded(INPUTS).logits, trainer.baked_model()(INPUTS).logits)
+
+
 def test_more_micro_batches_have_the_loss_of_one_batch(teacher: ULDForCausalLM, tmp_path: Path) -> None:
     losses = []
     for size, steps in ((4, 1), (1, 4)):
@@ -214,7 +252,11 @@ def test_general_text_joins_what_is_kept(teacher: ULDForCausalLM, tmp_path: Path
 def test_noise_mixes_in_fresh_weights(teacher: ULDForCausalLM, tmp_path: Path, noise: float) -> None:
     student = make_trainer(teacher, tmp_path / "out", noise=noise, seed=5).model
     torch.manual_seed(5)
+    beginning = AutoModelForCausalLM.from_config(teacher.target.config)  # of a target trained with this seed
+    torch.manual_seed(5)
+    torch.manual_seed(int(torch.randint(2**31, ())))
     fresh = AutoModelForCausalLM.from_config(teacher.target.config)
+    assert not torch.equal(fresh.lm_head.weight, beginning.lm_head.weight)
     for name, parameter in fresh.named_parameters():
         expected = (1 - noise) * teacher.target.get_parameter(name) + noise * parameter
         torch.testing.assert_close(student.get_parameter(name), expected, rtol=1e-5, atol=1e-6)
@@ -465,6 +507,34 @@ def test_files_of_the_tokenizer_that_others_read_are_kept(teacher: ULDForCausalL
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == b"of sentencepiece"
 
 
+def test_a_template_that_the_tokenizer_does_not_have_is_not_copied(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    (tmp_path / "target" / "chat_template.jinja").write_text("{{ messages }}")
+    bake(teacher, tmp_path / "out", processing_class=make_tokenizer())
+    assert not (tmp_path / "out" / "chat_template.jinja").exists()
+
+
+def test_what_came_into_the_folder_meanwhile_is_no_obstacle(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    trainer = make_trainer(teacher, tmp_path / "out")
+    trainer.train()
+    (tmp_path / "out" / "runs").mkdir(parents=True)
+    trainer.save_state()
+    for _ in range(2):
+        trainer.save_model()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(loaded(INPUTS).logits, trainer.baked_model()(INPUTS).logits)
+
+
+def test_another_folder_must_be_empty(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    trainer = make_trainer(teacher, tmp_path / "out")
+    trainer.train()
+    foreign = tmp_path / "other" / "checkpoint-100" / "model.safetensors"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"of another training")
+    with pytest.raises(ValueError, match=r"is not empty \(it holds checkpoint-100\)"):
+        trainer.save_model(str(tmp_path / "other"))
+    assert foreign.exists()
+
+
 def test_nothing_but_a_plain_models_files_is_in_the_folder(teacher: ULDForCausalLM, tmp_path: Path) -> None:
     bake(teacher, tmp_path / "out", save_strategy="steps", save_steps=1, teacher_top_k=3)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
@@ -525,6 +595,7 @@ def test_the_card_says_what_was_done(teacher: ULDForCausalLM, tmp_path: Path) ->
 def test_another_student_keeps_its_own_shape(teacher: ULDForCausalLM, tmp_path: Path) -> None:
     student = tiny_model("qwen3", num_layers=2).to(torch.bfloat16)
     bake(teacher, tmp_path / "out", student=student)
+    assert "of another model, a local model, which they began as" in ModelCard.load(tmp_path / "out/README.md").text
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert (loaded.config.model_type, loaded.config.num_hidden_layers, loaded.dtype) == ("qwen3", 2, torch.bfloat16)
 
@@ -563,6 +634,39 @@ def test_a_bake_that_was_cut_off_does_not_load(teacher: ULDForCausalLM, tmp_path
     for folder in (tmp_path / "cut", tmp_path / "cut" / "checkpoint-2"):
         with pytest.raises((OSError, ValueError)):
             AutoModelForCausalLM.from_pretrained(folder)
+
+
+class Interrupt(TrainerCallback):
+    def on_step_end(self, args: Arguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def test_a_bake_that_was_cut_off_is_not_saved(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    trainer = make_trainer(teacher, tmp_path / "cut", callbacks=[Interrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    with pytest.raises(RuntimeError, match="cut off at step 1 of 3"):
+        trainer.save_model()
+    assert not (tmp_path / "cut" / "config.json").exists()
+
+
+def test_a_bake_that_a_callback_ended_is_saved(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    trainer = make_trainer(teacher, tmp_path / "out", callbacks=[StopAt(2)])
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize("change", ["teacher", "rows", "divergence"])
+def test_a_checkpoint_of_other_lessons_is_refused(teacher: ULDForCausalLM, tmp_path: Path, change: str) -> None:
+    settings: dict[str, Any] = {"teacher_answers": 0}  # whose cache would be refused before
+    make_trainer(teacher, tmp_path / "cut", callbacks=[StopAt(2)], **settings).train()
+    if change == "teacher":
+        teacher.config.alpha = 0.1
+    settings |= {"teacher": {}, "rows": {"forget": make_rows(8, seed=9)}, "divergence": {"divergence": "js"}}[change]
+    resumed = make_trainer(teacher, tmp_path / "cut", **settings)
+    with pytest.raises(ValueError, match="another teacher, other rows or another divergence"):
+        resumed.train(resume_from_checkpoint=True)
 
 
 def test_a_save_that_was_cut_off_does_not_load_and_can_be_repeated(
@@ -609,6 +713,8 @@ def test_a_plain_model_is_no_teacher(tmp_path: Path) -> None:
         TypeError, match="LlamaForCausalLM without an assistant: distilled, it would be the target again"
     ):
         make_trainer(tiny_model("llama"), tmp_path / "out", processing_class=make_tokenizer())
+    with pytest.raises(TypeError, match="without an assistant"):
+        ULDBakeTrainer(tiny_model("llama"))
 
 
 def test_the_folder_of_a_plain_model_is_no_teacher(teacher: ULDForCausalLM, tmp_path: Path) -> None:
@@ -658,6 +764,33 @@ def test_a_student_of_another_tokenizer_is_refused(teacher: ULDForCausalLM, tmp_
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="has another tokenizer than the teacher"):
         make_trainer(teacher, tmp_path / "out", student=student)
+
+
+def test_a_quantized_student_is_refused(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    student = tiny_model("llama", seed=3)
+    student.config.quantization_config = {"load_in_8bit": True}
+    with pytest.raises(ValueError, match="The student is quantized"):
+        make_trainer(teacher, tmp_path / "out", student=student)
+
+
+@pytest.mark.parametrize(
+    "peft_config",
+    [
+        LoraConfig(init_lora_weights="pissa", target_modules="all-linear"),
+        LoraConfig(init_lora_weights="olora", target_modules="all-linear"),
+        LoraConfig(bias="all", target_modules="all-linear"),
+        LoraConfig(alora_invocation_tokens=[5], target_modules="all-linear"),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    ],
+    ids=["pissa", "olora", "biases", "alora", "prompts"],
+)
+def test_an_adapter_that_would_change_the_teacher_or_cannot_be_merged_is_refused(
+    teacher: ULDForCausalLM, tmp_path: Path, peft_config: Any
+) -> None:
+    before = weights(teacher)
+    with pytest.raises(ValueError, match="peft_config"):
+        make_trainer(teacher, tmp_path / "out", peft_config=peft_config)
+    assert_same(weights(teacher), before)
 
 
 def test_the_teachers_own_target_is_no_student(teacher: ULDForCausalLM, tmp_path: Path) -> None:

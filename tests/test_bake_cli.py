@@ -83,6 +83,7 @@ def test_a_folder_that_is_not_empty_is_refused(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert uld(arguments) == 0
+    arguments[arguments.index("--forget_dataset") + 1] = "nowhere.jsonl"  # before anything is read
     assert uld(arguments) == 2
     assert "is not empty" in capsys.readouterr().err
 

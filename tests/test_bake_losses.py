@@ -169,6 +169,20 @@ def test_targets_are_the_composed_distribution(family: str, settings: dict[str, 
     torch.testing.assert_close(actual, (logits / 2).log_softmax(dim=-1), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("gate", [0.0, 0.3])
+def test_targets_of_several_assistants_are_the_composed_distribution(gate: float) -> None:
+    teacher, batch = make_teacher(gate=gate), make_batch()
+    teacher.add_assistant(train_like(build_assistant(teacher.target, 3), seed=2), name="wording", alpha=-0.8)
+    counted = batch["labels"][:, 1:] != -100
+    logits = teacher(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1][counted]
+    actual = composed_targets(teacher, batch).log_probs(slice(0, len(logits)), 1.0)
+    torch.testing.assert_close(actual, logits.log_softmax(dim=-1), rtol=1e-4, atol=1e-4)
+    alone = teacher.component_logits(batch["input_ids"], batch["attention_mask"])[0][:, :-1][counted]
+    unchanged = (actual - alone.log_softmax(dim=-1)).abs().amax(dim=-1) < 1e-4
+    assert unchanged.any() == (gate > 0)  # the gate is shut at some tokens
+    assert not unchanged.all()
+
+
 @pytest.mark.parametrize("kind", DIVERGENCES)
 @pytest.mark.parametrize("trains", ["all", "body", "head"])
 @pytest.mark.parametrize("tied", [False, True])

@@ -225,15 +225,15 @@ TEACHERS = {"bake": "uld_gated_unseen", "bake_contrast": "uld_contrast_unseen"}
 # It is no rival: its epochs are its own. A divergence alone leaves the forgotten too likely; some settings learn the
 # likelihood of given text beside it.
 BAKE_GRID = (
-    {"learning_rate": 1e-3},
+    {"learning_rate": 1e-3, "likelihood_weight": 0.0},
     {"learning_rate": 2e-3, "num_train_epochs": 12, "likelihood_weight": 0.2, "retain_weight": 3.0},
     {"learning_rate": 1e-3, "num_train_epochs": 15, "likelihood_weight": 0.3, "retain_weight": 3.0},
     {
         "learning_rate": 2e-3,
         "num_train_epochs": 40,
-        "likelihood_weight": 0.4,
+        "likelihood_weight": 0.2,
         "retain_weight": 3.0,
-        "noise": 0.5,
+        "noise": 0.4,
         "teacher_top_k": 200,
     },
     {"learning_rate": 2e-3, "noise": 0.3},
