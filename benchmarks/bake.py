@@ -178,6 +178,7 @@ class TestForgetting(TrainerCallback):
         self.curve: list[dict[str, float]] = []
         self.testing = 0.0
         self.begin = 0.0
+        self.peak = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -192,18 +193,25 @@ class TestForgetting(TrainerCallback):
         if state.global_step % self.every:
             return
         start = time.perf_counter()
+        self.peak = max(self.peak, highest_memory())
         model.eval()
         quality = forget_quality(self.scenario.truth_ratios(model), self.reference)
         model.train()
+        forget_highest_memory()
         self.curve.append({"step": state.global_step, "seconds": start - self.begin - self.testing, "p": quality})
         self.testing += time.perf_counter() - start
         control.should_training_stop = self.stop and quality > FORGOTTEN
 
 
-def resident() -> int:
-    """Highest resident set of this process so far, in bytes."""
+def highest_memory() -> int:
+    """Highest resident set of this process since [`forget_highest_memory`], in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+
+
+def forget_highest_memory() -> None:
+    """The highest resident set is the present one from here on."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def train(scenario: Scenario, method: str, change: dict[str, Any]) -> dict[str, Any]:
@@ -220,7 +228,8 @@ def train(scenario: Scenario, method: str, change: dict[str, Any]) -> dict[str, 
     test = TestForgetting(scenario, kind)
     data = {"forget_dataset": forget, "retain_dataset": retain, "processing_class": scenario.tokenizer}
     options = {**training_options(seed), **METHODS[method], "output_dir": str(scenario.place(method)), **change}
-    before = resident()
+    forget_highest_memory()
+    before = highest_memory()
     start = time.perf_counter()
     if kind == "bake":
         trainer = ULDBakeTrainer(teacher, ULDBakeConfig(**options), peft_config=lora, callbacks=[test], **data)
@@ -231,7 +240,7 @@ def train(scenario: Scenario, method: str, change: dict[str, Any]) -> dict[str, 
     preparation = time.perf_counter() - start
     trainer.train()
     seconds = time.perf_counter() - start - test.testing
-    peak = resident() - before
+    peak = max(test.peak, highest_memory()) - before
     trainer.save_model()
     crossed = next((entry for entry in test.curve if entry["p"] > FORGOTTEN), None)
     return {

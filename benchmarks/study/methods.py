@@ -236,12 +236,10 @@ BAKE_GRID = (
         "noise": 0.4,
         "teacher_top_k": 200,
     },
-    {"learning_rate": 2e-3, "noise": 0.3},
+    {"learning_rate": 2e-3, "likelihood_weight": 0.0, "noise": 0.3},
     {"learning_rate": 2e-3, "num_train_epochs": 12, "likelihood_weight": 0.1},
     {"learning_rate": 2e-3, "num_train_epochs": 12, "likelihood_weight": 0.3},
-    {"learning_rate": 2e-3, "divergence": "reverse_kl"},
-    {"learning_rate": 1e-3, "on_policy_fraction": 0.5},
-    {"learning_rate": 1e-3, "divergence": "js"},
+    {"learning_rate": 2e-3, "likelihood_weight": 0.0, "divergence": "reverse_kl"},
 )
 DIVERGENCE_GRID = tuple(
     {"learning_rate": rate, "num_train_epochs": epochs} for epochs in (10, 5) for rate in (5e-3, 3e-3, 1e-2, 1e-3)

@@ -157,7 +157,13 @@ class Study:
             )
             return result | {"outcome": asdict(outcome_of(figures(evaluation, target, retrained)))}
 
-        return self.ledger.unit(f"trial.{key}.{number}", compute)
+        result = self.ledger.unit(f"trial.{key}.{number}", compute)
+        if result["setting"] != (setting := grid(method.recipe, self.preset)[number]):
+            raise ValueError(
+                f"trial.{key}.{number} in {self.ledger.folder} is of {result['setting']}, and the grid has {setting} "
+                "there now: remove it, and what was made after it, or keep the grid."
+            )
+        return result
 
     def chosen(self, key: str) -> tuple[int, dict[str, Any]]:
         """Number and result of a method's best trial."""

@@ -136,7 +136,10 @@ def trials_table(results: Results) -> str:
             rows.append(
                 [
                     LINES[key],
-                    ", ".join(f"{option} {value:g}" for option, value in result["setting"].items()),
+                    ", ".join(
+                        f"{option} {value if isinstance(value, str) else format(value, 'g')}"
+                        for option, value in result["setting"].items()
+                    ),
                     alpha,
                     f"{outcome['forget_quality']:.2g}",
                     f"{outcome['forget_probability']:.3f}",

@@ -176,8 +176,8 @@ def add_noise(model: PreTrainedModel, share: float) -> None:
         share (`float`):
             Share of the fresh weights: 0 leaves the model as it is, 1 begins from scratch.
     """
-    # With a seed drawn from the seed: a target that was trained from scratch with the same one began as what that gives,
-    # and would be mixed with its own past.
+    # With a seed drawn from the seed: a target that was trained from scratch with the same one began as what that
+    # gives, and would be mixed with its own past.
     torch.manual_seed(int(torch.randint(2**31, ())))
     fresh = dict(AutoModelForCausalLM.from_config(copy.deepcopy(model.config)).named_parameters())
     for name, parameter in model.named_parameters():
