@@ -65,6 +65,27 @@ def push_every_save(folder: Path, strategy: str) -> None:
     train_on_hub(folder, name, max_steps=3, save_strategy="steps", save_steps=1, **hub)._finish_current_push()
 
 
+def bake_and_push(folder: Path, model: Any, repo_id: str) -> str:
+    """Bake a model, let the forget set come into the folder meanwhile, and push."""
+    from datasets import Dataset
+    from families import make_tokenizer
+
+    from uld_hf import ULDBakeConfig, ULDBakeTrainer
+
+    options = {"max_steps": 1, "teacher_answers": 0, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
+    trainer = ULDBakeTrainer(
+        model,
+        ULDBakeConfig(str(folder), hub_model_id=repo_id, **options),
+        forget_dataset=Dataset.from_list(ROWS[:3]),
+        retain_dataset=Dataset.from_list(ROWS[3:]),
+        processing_class=make_tokenizer(),
+    )
+    trainer.train()
+    trainer.save_model()
+    (folder / "forget.json").write_text(json.dumps(ROWS))
+    return trainer.push_to_hub().commit_url
+
+
 def publish(folder: Path) -> None:
     from families import make_tokenizer, tiny_model, train_like
     from huggingface_hub import HfApi
@@ -102,6 +123,9 @@ def publish(folder: Path) -> None:
     attempt("uld push --public", lambda: main(["push", str(folder / "saved"), "me/by-command-public", "--public"]))
     attempt("uld push of a target", lambda: main(["push", str(folder), "me/nothing"]))
 
+    attempt("unlearned, to be baked", lambda: model.push_to_hub("me/baked"))
+    attempt("baked", lambda: bake_and_push(folder / "baked", model, "me/baked"))
+
     two = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), alpha=0.6)
     two.add_assistant(train_like(build_assistant(target, 2), 2), name="bob")
     attempt("two", lambda: two.push_to_hub("me/revoked"))
@@ -112,6 +136,7 @@ def publish(folder: Path) -> None:
     api.create_repo("me/adapter", private=True)
     api.upload_file(path_or_fileobj=b"{}", path_in_repo="adapter_config.json", repo_id="me/adapter")
     attempt("beside an adapter", lambda: model.push_to_hub("me/adapter"))
+    attempt("baked, beside an adapter", lambda: bake_and_push(folder / "baked-too", model, "me/adapter"))
 
     target.save_pretrained(folder / "local-target")
     tokenizer.save_pretrained(folder / "local-target")

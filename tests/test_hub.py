@@ -111,8 +111,20 @@ def test_nothing_pushed_is_a_pickle_or_holds_a_text_of_the_forget_set(exchange: 
             assert not [path for path, content in commit.files.items() if b"secretword" in content]
 
 
-def test_a_repository_with_an_adapter_at_its_root_is_refused(exchange: Exchange):
-    note = exchange.note("publish", "beside an adapter")
+def test_a_baked_model_takes_the_place_of_the_unlearned_one_and_nothing_else_of_its_folder_is_pushed(
+    exchange: Exchange,
+):
+    exchange.value("publish", "baked")
+    *_, before, after = exchange.hub.repositories["me/baked"].commits
+    assert "assistant/adapter_model.safetensors" in before.files
+    plain = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
+    assert set(after.files) - {".gitattributes"} == plain | TOKENIZER
+    assert exchange.hub.repositories["me/baked"].private
+
+
+@pytest.mark.parametrize("attempt", ["beside an adapter", "baked, beside an adapter"])
+def test_a_repository_with_an_adapter_at_its_root_is_refused(exchange: Exchange, attempt: str):
+    note = exchange.note("publish", attempt)
     assert (note["error"], "adapter_config.json at its root" in note["message"]) == ("ValueError", True)
     assert set(exchange.files("me/adapter")) == {"adapter_config.json"}
 
