@@ -28,7 +28,9 @@ def make_trainer(output_dir: Path, student: str, batch_size: int) -> ULDBakeTrai
     args = ULDBakeConfig(
         str(output_dir),
         per_device_train_batch_size=batch_size,
-        teacher_answers=0,  # drawn in batches of a process's size: they would not be the same
+        teacher_answers=1,
+        generation_temperature=1e-4,  # no chance: answers are drawn in batches of a process's size
+        max_new_tokens=6,
         max_steps=6,
         optim="sgd",  # unlike Adam, it does not blow up the last digits of a gradient
         learning_rate=0.05,
