@@ -112,12 +112,16 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 def test_contrast_commands_and_python_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for block in code_blocks("contrast.md", ""):
-        assert uld(shlex.split(block)[1:]) == 0, capsys.readouterr().err
+    *commands, bake = code_blocks("contrast.md", "")
+    for command in commands:
+        assert uld(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     for block in code_blocks("contrast.md", "python"):
         exec(compile(block, "contrast.md", "exec"), {})
     config = ULDForCausalLM.from_pretrained("contrast").config
     assert (config.alphas, config.gate) == ({"assistant": 2.0, "knows-wording": -1.6}, 0.1)
+    quick = ["--use_cpu", "--max_steps", "1", "--teacher_answers", "1", "--max_new_tokens", "4", "--report_to", "none"]
+    assert uld([*shlex.split(bake)[1:], *quick]) == 0, capsys.readouterr().err
+    assert type(AutoModelForCausalLM.from_pretrained("contrast-baked")).__name__ == "LlamaForCausalLM"
 
 
 def test_baselines_commands_and_python_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -206,7 +206,7 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
     assert "| ULD, the paper's formula | 0.52 / 0.5 | 42.6 / 50.0 | 1.00 / 0.50 | 85.9 / 50.0 |" in text
     assert "| filter off, clamped | 0.5 | 0.3 | 0.100 | 0.980 |" in text
     assert "| ULD, no filter, clamped (ours) | 0.3; 0.980 | 0.3; 0.980 |" in text
-    assert "| ULD, baked (ours) | 0.25, 0.25 | 8, not |" in text
+    assert "| ULD, gated, baked (ours) | 0.25, 0.25 | 8, not |" in text
     assert {"forget10.svg", "alphas.svg"} <= {path.name for path in tmp_path.iterdir()}
 
 

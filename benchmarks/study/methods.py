@@ -183,7 +183,7 @@ METHODS: dict[str, Method] = {
         _subtractions(relative_top=0.0, clamp=True),
         augmented=True,
     ),
-    "bake": Method("ULD, baked (ours)", "", "bake", augmented=True),
+    "bake": Method("ULD, gated, baked (ours)", "", "bake", augmented=True),
     "bake_contrast": Method("ULD, gated contrast, baked (ours)", "", "bake_contrast", augmented=True, tuned_as="bake"),
     "dd_linear": Method("Divergence Decoding, linear", "", "divergence", _subtractions(relative_top=0.0, center=False)),
     "dd_rank": Method(
