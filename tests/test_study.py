@@ -218,6 +218,7 @@ def test_the_whole_study_runs_resumes_and_repeats_nothing(tmp_path: Path) -> Non
         sys.executable, str(STUDY / "run.py"), "--preset", "small", "--tofu", str(SHARED / "tofu"),
         "--books", str(SHARED / "books"), "--output", str(tmp_path / "results"), "--work", str(tmp_path / "work"),
         "--methods", "uld_paper", "uld_clamped", "uld_rules", "dd_linear", "ga", "npo_gd", "rmu",
+        "uld_gated", "uld_contrast", "bake", "bake_contrast",
     ]
     # fmt: on
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
@@ -239,4 +240,6 @@ def test_the_whole_study_runs_resumes_and_repeats_nothing(tmp_path: Path) -> Non
     again = run("20")
     assert again.returncode == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*.json")} == results
-    assert "NPO + GD" in (tmp_path / "results" / "tables.md").read_text()
+    tables = (tmp_path / "results" / "tables.md").read_text()
+    for line in ("NPO + GD", "ULD, gated contrast, baked (ours)"):
+        assert line in tables
