@@ -33,6 +33,7 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig
+from train_memory import resident
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -193,7 +194,7 @@ class TestForgetting(TrainerCallback):
         if state.global_step % self.every:
             return
         start = time.perf_counter()
-        self.peak = max(self.peak, highest_memory())
+        self.peak = max(self.peak, resident("VmHWM"))
         model.eval()
         quality = forget_quality(self.scenario.truth_ratios(model), self.reference)
         model.train()
@@ -203,14 +204,8 @@ class TestForgetting(TrainerCallback):
         control.should_training_stop = self.stop and quality > FORGOTTEN
 
 
-def highest_memory() -> int:
-    """Highest resident set of this process since [`forget_highest_memory`], in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
-
-
 def forget_highest_memory() -> None:
-    """The highest resident set is the present one from here on."""
+    """The highest resident set of this process is the present one from here on."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -229,7 +224,7 @@ def train(scenario: Scenario, method: str, change: dict[str, Any]) -> dict[str, 
     data = {"forget_dataset": forget, "retain_dataset": retain, "processing_class": scenario.tokenizer}
     options = {**training_options(seed), **METHODS[method], "output_dir": str(scenario.place(method)), **change}
     forget_highest_memory()
-    before = highest_memory()
+    before = resident("VmRSS")
     start = time.perf_counter()
     if kind == "bake":
         trainer = ULDBakeTrainer(teacher, ULDBakeConfig(**options), peft_config=lora, callbacks=[test], **data)
@@ -240,7 +235,7 @@ def train(scenario: Scenario, method: str, change: dict[str, Any]) -> dict[str, 
     preparation = time.perf_counter() - start
     trainer.train()
     seconds = time.perf_counter() - start - test.testing
-    peak = max(test.peak, highest_memory()) - before
+    peak = max(test.peak, resident("VmHWM")) - before
     trainer.save_model()
     crossed = next((entry for entry in test.curve if entry["p"] > FORGOTTEN), None)
     return {

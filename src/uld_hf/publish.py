@@ -59,6 +59,33 @@ def open_repository(api: HfApi, repo_id: str, private: bool, revision: str | Non
     return repo_id
 
 
+class PrivatePushes:
+    """Of trainers: what they push to is private unless told otherwise, and has no adapter at its root."""
+
+    _push_privately: bool
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """
+        Make the repository `args.hub_model_id`, private unless told otherwise.
+
+        Args:
+            token (`str`, *optional*):
+                Hub token. Defaults to `args.hub_token`.
+            private (`bool`, *optional*):
+                Whether it must be private. Defaults to `args.hub_private_repo`; `None` there means private too.
+
+        Raises:
+            ValueError: If it exists and is public though it must be private, or holds an adapter at its root.
+        """
+        if not self.is_world_process_zero():
+            return
+        self._push_privately = (self.args.hub_private_repo if private is None else private) is not False
+        repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
+        api = HfApi(token=token or self.args.hub_token)
+        self.hub_model_id = open_repository(api, repo_id, self._push_privately)
+        self.push_in_progress = None
+
+
 def find_stale_pushed_files(
     api: HfApi, repo_id: str, folder: str | os.PathLike, revision: str | None = None
 ) -> list[str]:

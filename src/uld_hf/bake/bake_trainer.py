@@ -28,7 +28,7 @@ from ..context import context_length
 from ..hub import load_config
 from ..model_card import find_license
 from ..modeling_uld import ULDForCausalLM
-from ..publish import open_repository
+from ..publish import PrivatePushes
 from ..training.checkpoints import find_last_checkpoint
 from ..training.collator import DataCollatorForULD
 from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
@@ -50,8 +50,6 @@ from .student import Blueprint, build_student, check_adapter, check_student, pla
 from .teacher import check_teacher, composed_targets, fingerprint_teacher, load_target_tokenizer
 from .teacher_cache import TopKCache, compute_fingerprint, open_or_write, read_answers, write_answers
 
-
-# Of a checkpoint: not a name that anything loads as a model.
 
 # Mean nats per token beyond which train() warns that the student is not its teacher yet.
 _LIKE_THE_TEACHER = 0.1
@@ -82,7 +80,7 @@ class DataCollatorForBaking(DataCollatorForULD):
         return batch
 
 
-class ULDBakeTrainer(ForgetRetainTrainer):
+class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
     """
     Trainer that makes one plain checkpoint of an unlearned model: distillation of the composed distribution.
 
@@ -294,8 +292,14 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             parts = [part.select_columns(["input_ids", "labels", "is_retain"]) for part in (*parts, kept)]
             self.train_dataset = _number(concatenate_datasets([part.with_format(None) for part in parts]))
             self._num_forget_rows = len(rows) + len(drawn)
+            data = {name: list(self.train_dataset[name]) for name in ("input_ids", "labels")}
+            data_fingerprint = compute_fingerprint(**data)
+            # What a checkpoint belongs to: resumed with other lessons, a training would be neither one nor the other.
+            names = ("divergence", "temperature", "likelihood_weight", "retain_weight", "retain_per_forget")
+            settings = {name: vars(args)[name] for name in names}
+            self._lesson = compute_fingerprint(teacher=teacher, data=data_fingerprint, settings=settings)
             if args.teacher_top_k is not None:
-                self._top_k = self._top_k_of_teacher(teacher, folder)
+                self._top_k = self._top_k_of_teacher(teacher, data_fingerprint, data["labels"], folder)
                 logger.info(f"The teacher's top {args.teacher_top_k} are in {folder}: {self._top_k.num_bytes:,} bytes.")
 
     def _answers_of_teacher(self, prompts: list[tuple[int, ...]], teacher: str, folder: Path) -> list[list[list[int]]]:
@@ -316,7 +320,7 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             write_answers(folder, fingerprint, answers)
         return answers
 
-    def _top_k_of_teacher(self, teacher: str, folder: Path) -> TopKCache:
+    def _top_k_of_teacher(self, teacher: str, data: str, labels: list[list[int]], folder: Path) -> TopKCache:
         args = self.args
         rows = self.train_dataset
 
@@ -332,11 +336,10 @@ class ULDBakeTrainer(ForgetRetainTrainer):
                     yield targets.log_probs(slice(end, end + count), args.temperature)
                     end += count
 
-        data = {"input_ids": list(rows["input_ids"]), "labels": list(rows["labels"])}
         fingerprint = compute_fingerprint(
-            teacher=teacher, temperature=args.temperature, k=args.teacher_top_k, data=compute_fingerprint(**data)
+            teacher=teacher, temperature=args.temperature, k=args.teacher_top_k, data=data
         )
-        next_tokens = [torch.tensor([label for label in labels[1:] if label != -100]) for labels in data["labels"]]
+        next_tokens = [torch.tensor([label for label in of_row[1:] if label != -100]) for of_row in labels]
         return open_or_write(folder, fingerprint, args.teacher_top_k, next_tokens, log_probs)
 
     def _before_training(self, checkpoint: str | None) -> None:
@@ -347,13 +350,6 @@ class ULDBakeTrainer(ForgetRetainTrainer):
             )
         check_teacher(self.teacher, self.args.divergence, self.args.likelihood_weight)
         self.prepare_teacher()
-        # What a checkpoint belongs to: with other lessons a resumed training would be neither the one nor the other.
-        names = ("divergence", "temperature", "likelihood_weight", "retain_weight", "retain_per_forget")
-        self._lesson = compute_fingerprint(
-            teacher=fingerprint_teacher(self.teacher),
-            rows=[list(self.train_dataset[name]) for name in ("input_ids", "labels")],
-            settings={name: vars(self.args)[name] for name in names},
-        )
 
     def _after_training(self) -> None:
         last = self._recent_metrics()
@@ -565,25 +561,6 @@ class ULDBakeTrainer(ForgetRetainTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: a student that has not forgotten yet is not uploaded."""
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """
-        Make the repository `args.hub_model_id`, private unless told otherwise.
-
-        Args:
-            token (`str`, *optional*):
-                Hub token. Defaults to `args.hub_token`.
-            private (`bool`, *optional*):
-                Whether it must be private. Defaults to `args.hub_private_repo`; `None` there means private too.
-
-        Raises:
-            ValueError: If it exists and is public though it must be private, or holds an adapter at its root.
-        """
-        if not self.is_world_process_zero():
-            return
-        private = (self.args.hub_private_repo if private is None else private) is not False
-        repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        self.hub_model_id = open_repository(HfApi(token=token or self.args.hub_token), repo_id, private)
 
     def push_to_hub(
         self,

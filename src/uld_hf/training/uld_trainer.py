@@ -44,7 +44,7 @@ from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
 from ..context import context_length
 from ..hub import check_layout, find_commit, fingerprint_target, fingerprint_tokenizer, save_unlearned_model
 from ..model_card import find_license, model_card
-from ..publish import open_repository, push_unlearned_model
+from ..publish import PrivatePushes, push_unlearned_model
 from .checkpointing import keep_products
 from .collator import DataCollatorForULD
 from .forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
@@ -116,7 +116,7 @@ def whole_weights(args: ULDConfig) -> Iterator[None]:
         set_hf_deepspeed_config(args.hf_deepspeed_config if args.deepspeed else args.deepspeed_plugin.dschf)
 
 
-class ULDTrainer(ForgetRetainTrainer):
+class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
     """
     Trainer of ULD's assistant (paper section 3).
 
@@ -371,27 +371,6 @@ class ULDTrainer(ForgetRetainTrainer):
             self.model.get_base_model().generation_config,
             state_dict=state_dict,
         )
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """
-        Make the repository `args.hub_model_id`, private unless told otherwise.
-
-        Args:
-            token (`str`, *optional*):
-                Hub token. Defaults to `args.hub_token`.
-            private (`bool`, *optional*):
-                Whether it must be private. Defaults to `args.hub_private_repo`; `None` there means private too.
-
-        Raises:
-            ValueError: If it exists and is public though it must be private, or holds an adapter at its root.
-        """
-        if not self.is_world_process_zero():
-            return
-        self._push_privately = (self.args.hub_private_repo if private is None else private) is not False
-        repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        api = HfApi(token=token or self.args.hub_token)
-        self.hub_model_id = open_repository(api, repo_id, self._push_privately)
-        self.push_in_progress = None
 
     def _upload(
         self, folder: str, commit_message: str, token: str | None = None, revision: str | None = None
