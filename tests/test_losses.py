@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from uld_hf.training import losses
 from uld_hf.training.losses import (
     ULDLossOutput,
     add_uld_loss,
@@ -459,6 +460,18 @@ def test_patched_model_computes_the_formula(model: PreTrainedModel):
     expected = plain_loss(logits, batch.labels, batch.retain_mask, batch.num_items, RETAIN_WEIGHT)
     add_uld_loss(model, RETAIN_WEIGHT)
     assert model(**inputs_of(batch)).loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+
+
+def test_head_is_called_once_for_all_tiles(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(losses, "CHUNK_SIZE", 3)
+    model, tiles, calls = tiny_model("llama", num_layers=2), [], []
+    head, forward = model.lm_head, model.lm_head.forward
+    head.forward = lambda hidden: tiles.append(len(hidden)) or forward(hidden)
+    head.register_forward_hook(lambda *_: calls.append(len(tiles)))
+    add_uld_loss(model, RETAIN_WEIGHT)
+    model(**inputs_of(make_batch())).loss.backward()
+    assert max(tiles) == 3
+    assert calls == [len(tiles)]  # what shards models prepares the head around its call, in all processes at once
 
 
 def test_patched_model_uses_the_retain_weight():

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -89,7 +90,10 @@ class _ChunkedLoss(torch.autograd.Function):
         # Frozen hidden states (nothing below the head trains) leave the head's own gradient, and the other way round.
         needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[5:]]
         losses, others, gradients = [], [], []
-        sums = [torch.zeros_like(parameter) for parameter, need in zip(parameters, needed[1:], strict=True) if need]
+        trained = [parameter for parameter, need in zip(parameters, needed[1:], strict=True) if need]
+        # Also where sharding makes 16-bit copies: a sum over many tiles would lose its small parts.
+        types_of_sums = [torch.promote_types(parameter.dtype, torch.float32) for parameter in trained]
+        sums = [torch.zeros_like(each, dtype=dtype) for each, dtype in zip(trained, types_of_sums, strict=True)]
         # Divided out until backward(): in a step of many tokens each one's own gradient is below float16's range.
         ctx.scale = weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
         weights_of_one = weights / ctx.scale
@@ -197,8 +201,9 @@ def make_head(model: PreTrainedModel) -> Callable[[torch.Tensor], torch.Tensor]:
     softcap = config.get("final_logit_softcapping")  # Gemma
 
     def head(hidden: torch.Tensor) -> torch.Tensor:
-        # Looked up on each call: FSDP and PEFT replace modules after the trainer is built.
-        logits = model.get_output_embeddings()(hidden)
+        # Looked up on each call: FSDP and PEFT replace modules after the trainer is built. And its forward, not the
+        # module: what surrounds a module's call happens once for all tiles, see `add_loss`.
+        logits = model.get_output_embeddings().forward(hidden)
         if scale != 1.0 or divisor != 1.0:
             logits = logits * scale / divisor
         return softcap * torch.tanh(logits / softcap) if softcap else logits
@@ -314,8 +319,9 @@ def add_loss(model: PreTrainedModel, loss: Callable[..., ModelOutput]) -> None:
     """
     Make `model(..., retain_mask=...)` return a loss of the last hidden states; without `retain_mask` nothing changes.
 
-    The loss must be computed inside of the model's forward: DistributedDataParallel and FSDP prepare parameters and
-    gradients around that call.
+    The loss is computed inside of one call of the head, which is inside of the model's. DistributedDataParallel, FSDP
+    and DeepSpeed prepare parameters and gradients around these calls, together with the other processes, whose batch
+    may have another number of tiles.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -337,11 +343,18 @@ def add_loss(model: PreTrainedModel, loss: Callable[..., ModelOutput]) -> None:
             return self.forward_without_loss(*args, **kwargs)
         given = {name: kwargs.pop(name) for name in ("labels", "targets") if name in kwargs}
         hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
-        return loss(self, hidden, retain_mask=retain_mask, num_items=num_items, **given)
+        given |= {"retain_mask": retain_mask, "num_items": num_items}
+        return self.get_output_embeddings()(hidden, loss=functools.partial(loss, self, **given))
+
+    def forward_of_head(
+        self: nn.Module, hidden: torch.Tensor, loss: Callable[[torch.Tensor], ModelOutput] | None = None
+    ) -> torch.Tensor | ModelOutput:
+        return self.forward_without_loss(hidden) if loss is None else loss(hidden)
 
     # Bound methods on the instance, not closures over it, so that a deepcopy of the model runs the copy.
-    model.forward_without_loss = model.forward
-    model.forward = types.MethodType(forward, model)
+    for module, method in ((model, forward), (model.get_output_embeddings(), forward_of_head)):
+        module.forward_without_loss = module.forward
+        module.forward = types.MethodType(method, module)
 
 
 def add_uld_loss(model: PreTrainedModel, retain_weight: float) -> None:
