@@ -9,12 +9,6 @@ from ..training.uld_config import check_choice, check_data_settings, fit_to_mach
 from .losses import DIVERGENCES
 
 
-NO_SHARDING = (
-    "FSDP and DeepSpeed are not supported: student and teacher may share tensors, which both would take apart. Use "
-    "DistributedDataParallel (`accelerate launch`)."
-)
-
-
 @dataclass
 class ULDBakeConfig(SFTConfig):
     r"""
@@ -148,8 +142,6 @@ class ULDBakeConfig(SFTConfig):
             raise ValueError(
                 "padding_free=True is not supported: the rows of a batch are looked up, and answered, one by one."
             )
-        if self.fsdp or self.deepspeed is not None:
-            raise ValueError(NO_SHARDING)
         if self.load_best_model_at_end:
             raise ValueError("load_best_model_at_end=True is not supported: the last student is the one that is saved.")
         if self.loss_type != "nll":

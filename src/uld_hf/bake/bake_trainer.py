@@ -34,8 +34,9 @@ from ..training.collator import DataCollatorForULD
 from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
 from ..training.losses import add_loss, check_head
 from ..training.preparation import check_disjoint, to_trainable_rows
+from ..training.sharding import check_whole_weights, gather_weights, is_sharded, whole_weights
 from ..training.target import check_tokenizer
-from .bake_config import NO_SHARDING, ULDBakeConfig
+from .bake_config import ULDBakeConfig
 from .losses import BakeLossOutput, ComposedTargets, TopKTargets, bake_loss
 from .sampling import answer_row, draw_answers, prompt_of
 from .saving import (
@@ -46,7 +47,7 @@ from .saving import (
     find_companions,
     save_baked_model,
 )
-from .student import Blueprint, build_student, check_adapter, check_student, plain_model
+from .student import Blueprint, build_student, check_adapter, check_student, make_skeleton, plain_model
 from .teacher import check_teacher, composed_targets, fingerprint_teacher, load_target_tokenizer
 from .teacher_cache import TopKCache, compute_fingerprint, open_or_write, read_answers, write_answers
 
@@ -157,9 +158,11 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         if general_dataset is not None:
             kept["general"] = general_dataset
         check_given(args, {"forget": forget_dataset, **kept})
+        check_whole_weights(args)
         if isinstance(model, str):
             load_config(model)  # of a plain model: an error, before its weights are read
-            name, model = model, ULDForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
+            with whole_weights(args):
+                name, model = model, ULDForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
             check_teacher(model, args.divergence, args.likelihood_weight)
         else:
             name = None
@@ -180,15 +183,17 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         self._retain_dataset, self._general_dataset = kept["retain"], kept.get("general")
         forget_dataset = to_trainable_rows(forget_dataset, "forget", args.dataset_text_field)
 
-        self.teacher = model
-        if args.place_model_on_device and target.device != args.device:
-            model.to(args.device)  # before the student takes its tensors
+        self.teacher, self._sharded = model, is_sharded(args)
+        if not self._sharded:
+            self._place_teacher(args)  # before the student takes its tensors
         # As they are now: trl may give a tokenizer a padding token, and a model's configuration options of its own.
         self._tokenizer_to_save = copy.deepcopy(processing_class)
         self._blueprint = Blueprint.of(target if student is None else student)
         self._saved: tuple[Path, list[str]] | None = None
         self._own_student = None if student is None else student.name_or_path
-        trained = build_student(model, student, peft_config, args.noise, args.seed)
+        with whole_weights(args):  # fresh ones, to be mixed in
+            trained = build_student(model, student, peft_config, args.noise, args.seed, share=not self._sharded)
+        self._skeleton = make_skeleton(trained)
         base = trained.get_base_model() if isinstance(trained, PeftModel) else trained
         check_head(base)
         forward = base.forward
@@ -201,9 +206,10 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(NO_SHARDING)
         base.forward = forward
+        if self._sharded:
+            self._check_sharding()
+            self._place_teacher(args)  # after the student's copy, which is divided where it is
 
         def loss(student: PreTrainedModel, hidden: torch.Tensor, **given: Any) -> BakeLossOutput:
             names = ("retain_weight", "temperature", "likelihood_weight")
@@ -221,6 +227,24 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         eos = target.generation_config.eos_token_id
         eos = [self.processing_class.eos_token_id] if eos is None else eos if isinstance(eos, list) else [eos]
         self._eos_token_ids = [token for token in eos if token is not None]
+
+    def _place_teacher(self, args: ULDBakeConfig) -> None:
+        if args.place_model_on_device and self.teacher.target.device != args.device:
+            self.teacher.to(args.device)
+
+    def _check_sharding(self) -> None:
+        """Refuse what would fail when the student is saved, after its training."""
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise ValueError("FSDP of version 1 is not supported: use fsdp_version: 2.")
+        if self.is_deepspeed_enabled:
+            plugin = self.accelerator.state.deepspeed_plugin
+            key = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
+            gathers = plugin.hf_ds_config.get_value(key, False)
+            if plugin.zero_stage == 3 and not (plugin.zero3_save_16bit_model if gathers == "auto" else gathers):
+                raise ValueError(
+                    f"The student could not be saved: set {key} to true in DeepSpeed's configuration, or "
+                    "zero3_save_16bit_model: true in accelerate's."
+                )
 
     def _prepare_dataset(
         self,
@@ -253,7 +277,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         """Bytes of the teacher's most probable tokens on disk; 0 without `teacher_top_k`, or before training."""
         return 0 if self._top_k is None else self._top_k.num_bytes
 
-    def _draw(self, model: PreTrainedModel, prompts: list[list[int]]) -> Iterator[list[int]]:
+    def _draw(self, model: PreTrainedModel, prompts: list[list[int]], synced_gpus: bool = False) -> Iterator[list[int]]:
         args = self.args
         return draw_answers(
             model,
@@ -263,6 +287,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             args.max_new_tokens,
             args.generation_temperature,
             args.per_device_train_batch_size,
+            synced_gpus,
         )
 
     def prepare_teacher(self) -> None:
@@ -350,6 +375,8 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             )
         check_teacher(self.teacher, self.args.divergence, self.args.likelihood_weight)
         self.prepare_teacher()
+        if checkpoint is not None:
+            self._check_lesson(checkpoint)
 
     def _after_training(self) -> None:
         last = self._recent_metrics()
@@ -368,10 +395,11 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         fraction = self.args.on_policy_fraction
         if fraction > 0 and batches:
-            # By step and process, so that a resumed training tosses the same coins.
-            generator = np.random.default_rng([self.args.seed, self.state.global_step, self.args.process_index])
+            # By step, so that a resumed training tosses the same coins; and the same in all processes, which must draw
+            # together where the weights are divided among them.
+            generator = np.random.default_rng([self.args.seed, self.state.global_step])
             batches = [
-                self._answered_by_student(batch, int(generator.integers(2**62)))
+                self._answered_by_student(batch, int(generator.integers(2**62)) + self.args.process_index)
                 if generator.random() < fraction
                 else batch
                 for batch in batches
@@ -395,7 +423,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         ):
             torch.manual_seed(seed)  # a resumed training draws the same: it restores its own state only after this
             student.eval()
-            answers = list(self._draw(student, prompts))
+            answers = list(self._draw(student, prompts, synced_gpus=self._sharded))
             student.train()
         rows = [
             {**answer_row(prompt, answer, retain), "row": _DRAWN}
@@ -436,23 +464,23 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        # A checkpoint: what is trained, in a file that nothing takes for a model. It may not have forgotten yet.
+        # A checkpoint: what is trained, in a file that nothing takes for a model. It may not have forgotten yet. What
+        # is divided among processes, FSDP and DeepSpeed save themselves.
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        trained = {} if self._sharded else self._trained_parameters()
         save_file(
-            {name: value.detach().contiguous() for name, value in self._trained_parameters().items()},
+            {name: value.detach().contiguous() for name, value in trained.items()},
             folder / STUDENT_FILE,
             metadata={"lesson": self._lesson},
         )
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        file = Path(resume_from_checkpoint, STUDENT_FILE)
+    def _check_lesson(self, checkpoint: str) -> None:
+        file = Path(checkpoint, STUDENT_FILE)
         if not file.exists():
-            raise ValueError(
-                f"{resume_from_checkpoint} is not a checkpoint of ULDBakeTrainer: it has no {STUDENT_FILE}."
-            )
+            raise ValueError(f"{checkpoint} is not a checkpoint of ULDBakeTrainer: it has no {STUDENT_FILE}.")
         with safe_open(file, "pt") as opened:
             lesson = opened.metadata()["lesson"]
         if lesson != self._lesson:
@@ -460,6 +488,12 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
                 f"{file} was trained with another teacher, other rows or another divergence. Resume with what it began "
                 "with, or begin anew in another folder."
             )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        file = Path(resume_from_checkpoint, STUDENT_FILE)
         saved, trained = load_file(file), self._trained_parameters()
         differ = saved.keys() ^ trained.keys() or {name for name in saved if saved[name].shape != trained[name].shape}
         if differ:
@@ -470,14 +504,25 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             for name, parameter in trained.items():
                 parameter.copy_(saved[name])
 
-    def baked_model(self) -> PreTrainedModel:
+    def _student_weights(self) -> dict[str, torch.Tensor]:
+        if self._sharded:
+            return gather_weights(self.accelerator, self.model_wrapped)
+        return dict(self.model.named_parameters())
+
+    def baked_model(self) -> PreTrainedModel | None:
         """
         The student as a plain model on the CPU, as it would be saved; the training can go on.
 
+        With FSDP and DeepSpeed, all processes must call it together.
+
         Returns:
-            [`~transformers.PreTrainedModel`]: Adapters are merged; type and configuration are the target's own.
+            [`~transformers.PreTrainedModel`]: Adapters are merged; type and configuration are the target's own. `None`
+            in processes other than the first where weights are divided among them.
         """
-        return plain_model(self.model, self._blueprint)
+        weights = self._student_weights()
+        if self._sharded and not self.is_world_process_zero():
+            return None
+        return plain_model(self._skeleton, weights, self._blueprint)
 
     def _describe_training(self) -> dict[str, Any]:
         args = self.args
@@ -526,7 +571,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             ValueError: If the folder holds something else.
         """
         if _internal_call:  # a checkpoint
-            super().save_model(output_dir, _internal_call=True)
+            self._save(output_dir)
             return
         if self.state.global_step == 0:
             raise RuntimeError("Nothing was trained: what would be saved is the target, with everything it knows.")
@@ -536,6 +581,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
                 "has not forgotten yet. Go on with resume_from_checkpoint=True."
             )
         folder = Path(output_dir or self.args.output_dir)
+        weights = self._student_weights()  # of all processes: it may take them together
         if self.is_world_process_zero():
             # What has come into its own folder since it was looked at is of this run: logs, an earlier save.
             if folder.resolve() != Path(self.args.output_dir).resolve():
@@ -549,7 +595,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
                 folder,
                 save_baked_model(
                     folder,
-                    self.baked_model(),
+                    plain_model(self._skeleton, weights, self._blueprint),
                     self._tokenizer_to_save,
                     baked_model_card(config, self._own_student, license_data, self._describe_training()),
                     find_companions(name, **source) if name else [],

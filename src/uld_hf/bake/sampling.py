@@ -57,6 +57,7 @@ def draw_answers(
     max_new_tokens: int,
     temperature: float,
     batch_size: int,
+    synced_gpus: bool = False,
 ) -> Iterator[list[int]]:
     """
     Draw one answer to each prompt from a model's own distribution, not bent by its generation defaults.
@@ -76,6 +77,8 @@ def draw_answers(
             Temperature of the draws.
         batch_size (`int`):
             Prompts per call of `generate()`.
+        synced_gpus (`bool`, *optional*, defaults to `False`):
+            Whether all processes draw, and each goes on until the last is done: with weights divided among them.
 
     Yields:
         `list[int]`: The answer's tokens, its end included; empty where the context has no room.
@@ -104,6 +107,7 @@ def draw_answers(
                 pad_token_id=pad_token_id,
                 eos_token_id=list(eos_token_ids) or None,
             ),
+            synced_gpus=synced_gpus,
         )
         for answer in generated[:, width:].tolist():
             end = next((index for index, token in enumerate(answer) if token in eos_token_ids), len(answer) - 1)

@@ -1,6 +1,7 @@
 """The student: the target's weights as they begin, what of them is trained, and the plain model that comes out."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -127,7 +128,12 @@ def check_adapter(peft_config: PeftConfig) -> None:
 
 
 def build_student(
-    teacher: ULDForCausalLM, student: PreTrainedModel | None, peft_config: PeftConfig | None, noise: float, seed: int
+    teacher: ULDForCausalLM,
+    student: PreTrainedModel | None,
+    peft_config: PeftConfig | None,
+    noise: float,
+    seed: int,
+    share: bool = True,
 ) -> PreTrainedModel | PeftModel:
     """
     The model that is trained.
@@ -146,6 +152,9 @@ def build_student(
             How much of the weights is replaced by fresh ones, see [`add_noise`].
         seed (`int`):
             Seed of adapter and noise.
+        share (`bool`, *optional*, defaults to `True`):
+            Whether a student with LoRA may hold the target's own tensors: what divides the student among processes
+            would take them away from the teacher.
 
     Returns:
         [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: The student.
@@ -153,7 +162,7 @@ def build_student(
     set_seed(seed)
     if peft_config is not None:
         if student is None:
-            student = copy.deepcopy(teacher.target, shared_with(teacher.target))
+            student = copy.deepcopy(teacher.target, shared_with(teacher.target) if share else {})
         return get_peft_model(student, copy.deepcopy(peft_config))
     if student is None:
         student = copy.deepcopy(teacher.target)
@@ -184,32 +193,48 @@ def add_noise(model: PreTrainedModel, share: float) -> None:
         parameter.lerp_(fresh[name].to(parameter), share)
 
 
+def make_skeleton(trained: PreTrainedModel | PeftModel) -> PreTrainedModel | PeftModel:
+    """
+    A copy of the student without weights, of which [`plain_model`] makes a model whatever training does to the student.
+
+    Args:
+        trained ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The student, before a trainer has it.
+
+    Returns:
+        [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]: Its modules, with parameters on the meta device.
+    """
+    memo = {id(parameter): nn.Parameter(parameter.detach().to("meta")) for parameter in trained.parameters()}
+    memo |= {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in trained.buffers()}
+    return copy.deepcopy(trained, memo)
+
+
 @torch.no_grad()
-def plain_model(trained: PreTrainedModel | PeftModel, blueprint: Blueprint) -> PreTrainedModel:
+def plain_model(
+    skeleton: PreTrainedModel | PeftModel, weights: Mapping[str, torch.Tensor], blueprint: Blueprint
+) -> PreTrainedModel:
     """
     What was trained as an ordinary model on the CPU: adapters merged, types, configuration and defaults as they were.
 
     Args:
-        trained ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            The student.
+        skeleton ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            The student's modules, see [`make_skeleton`].
+        weights (`Mapping[str, torch.Tensor]`):
+            The student's parameters, by name.
         blueprint ([`Blueprint`]):
             What it was before.
 
     Returns:
         [`~transformers.PreTrainedModel`]: The model, with tensors of its own.
     """
-    # A copy of each tensor in float32, not of the whole student on its device: an adapter is then merged with one
-    # rounding, and nothing that the teacher shares is written to.
+    # In float32, so that an adapter is merged with one rounding.
     memo = {
-        id(parameter): nn.Parameter(parameter.detach().to("cpu", torch.float32, copy=True), requires_grad=False)
-        for parameter in trained.parameters()
+        id(parameter): nn.Parameter(weights[name].detach().to("cpu", torch.float32, copy=True), requires_grad=False)
+        for name, parameter in skeleton.named_parameters()
     }
-    memo |= {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in trained.buffers()}
-    model = copy.deepcopy(trained, memo)
+    model = copy.deepcopy(skeleton, memo)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload(safe_merge=True)
-    for name in ("forward", "forward_without_loss"):  # the loss of training
-        vars(model).pop(name, None)
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(blueprint.dtypes[name])
     model.config = copy.deepcopy(blueprint.config)

@@ -48,10 +48,14 @@ def check_teacher(teacher: Any, divergence: str, likelihood_weight: float = 0.0)
             "The target is quantized, and the baked model would have its rounding in it. Load the unlearned model "
             "without quantization_config; quantize the baked one afterwards."
         )
-    if any(parameter.is_meta or isinstance(parameter, DTensor) for parameter in target.parameters()):
+    # DeepSpeed ZeRO-3 leaves parameters without values, and with a number of its own.
+    if any(
+        parameter.is_meta or isinstance(parameter, DTensor) or "ds_id" in vars(parameter)
+        for parameter in target.parameters()
+    ):
         raise NotImplementedError(
             "The target is offloaded or spread over processes, and its weights are what the student begins with. Load "
-            "it onto one device."
+            "it onto one device, or give the name of the unlearned model in its place: each process then loads it."
         )
     config = teacher.config
     rules_out = config.remove_top_k or (config.outside == "mask" and config.relative_top > 0)

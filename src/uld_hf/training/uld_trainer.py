@@ -4,9 +4,9 @@ import copy
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.trainer_utils import HubStrategy
 from transformers.utils import ModelOutput, PushInProgress, logging
 
@@ -52,6 +51,7 @@ from .four_bit import keep_gradients
 from .losses import add_uld_loss, check_head
 from .padding_free import attention_by_row, takes_rows_without_padding
 from .preparation import to_trainable_rows
+from .sharding import check_whole_weights, whole_weights
 from .target import check_tokenizer, read_target_config, select_source
 from .uld_config import ULDConfig
 
@@ -93,27 +93,6 @@ def check_likelihood(sets: Sequence[str], alpha: float) -> None:
             f"alpha={alpha} would subtract what must be kept: an assistant that learns the retain set is added. Use a "
             f"number below 0, e.g. {-alpha}."
         )
-
-
-@contextmanager
-def whole_weights(args: ULDConfig) -> Iterator[None]:
-    """
-    Load weights whole under DeepSpeed ZeRO-3, which would have transformers give each process a part of them.
-
-    The K layers are checked against the target before training, and divided when it begins.
-
-    Args:
-        args ([`ULDConfig`]):
-            Configuration of the training.
-    """
-    if args.deepspeed_plugin is None:
-        yield
-        return
-    unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        set_hf_deepspeed_config(args.hf_deepspeed_config if args.deepspeed else args.deepspeed_plugin.dschf)
 
 
 class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
@@ -182,6 +161,7 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
             sets = {name: dataset for name, dataset in sets.items() if dataset is not None}
             check_likelihood(list(sets), args.alpha)
         check_given(args, sets)
+        check_whole_weights(args)
         model_init_kwargs = dict(args.model_init_kwargs or {})
         source = select_source(model_init_kwargs)
         target_config = read_target_config(model, source)
