@@ -13,8 +13,8 @@ from datasets import Dataset
 from families import make_tokenizer, tiny_model, train_like
 from peft import LoraConfig
 from processes import free_port, launch
-from test_trainer_sharded import CONFIGS, call_cpu_an_accelerator
-from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from test_trainer_sharded import CONFIGS, Stop, call_cpu_an_accelerator
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from uld_hf import ULDBakeConfig, ULDBakeTrainer, ULDForCausalLM, build_assistant
 from uld_hf.training import losses
@@ -32,19 +32,6 @@ STUDENTS = {
     "lora": {"peft_config": LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")},
 }
 NUM_STEPS = 6
-
-
-class Stop(TrainerCallback):
-    """Saves a checkpoint half way and stops there, as if interrupted; counts the steps."""
-
-    num_steps = 0
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.num_steps += 1
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step == NUM_STEPS // 2:
-            control.should_training_stop = control.should_save = True
 
 
 def make_trainer(
@@ -99,8 +86,8 @@ def main(folder: Path, name: str) -> None:
         if trainer.is_world_process_zero():
             logs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
             torch.save(logs, folder / f"{name}-{student}.losses")
-    make_trainer(folder, f"{name}-resumed", 2, callbacks=[Stop()]).train()
-    rest = Stop()
+    make_trainer(folder, f"{name}-resumed", 2, callbacks=[Stop(NUM_STEPS // 2)]).train()
+    rest = Stop(0)
     resumed = make_trainer(folder, f"{name}-resumed", 2, callbacks=[rest])
     resumed.train(resume_from_checkpoint=True)
     resumed.save_model()

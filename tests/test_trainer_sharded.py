@@ -8,6 +8,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from families import make_tokenizer, tiny_model
 from processes import free_port, launch
-from test_trainer_ddp import Run, make_rows
+from test_trainer_ddp import INTERRUPTED_AT, Run, make_rows
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer
 from uld_hf.training import losses
@@ -31,7 +34,23 @@ WRAPPERS = {
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
 
 
-def make_trainer(output_dir: Path, target: str, batch_size: int) -> ULDTrainer:
+class Stop(TrainerCallback):
+    """Saves a checkpoint at a step and stops there, as if interrupted; counts the steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.num_steps = step, 0
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.num_steps += 1
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            control.should_training_stop = control.should_save = True
+
+
+def make_trainer(
+    output_dir: Path, target: str, batch_size: int, callbacks: list[TrainerCallback] | None = None
+) -> ULDTrainer:
     """A trainer of a 2-layer assistant of a tiny llama."""
     args = ULDConfig(
         str(output_dir),
@@ -53,6 +72,7 @@ def make_trainer(output_dir: Path, target: str, batch_size: int) -> ULDTrainer:
         forget_dataset=make_rows(12, seed=0),
         retain_dataset=make_rows(30, seed=1),
         processing_class=make_tokenizer(),
+        callbacks=callbacks,
     )
 
 
@@ -80,6 +100,13 @@ def main(folder: Path, name: str) -> None:
         folder / f"{name}-{os.environ['RANK']}"
     )
     (folder / f"{name}-wrapper").write_text(type(trainer.model_wrapped).__name__)
+    resumed = folder / f"{name}-resumed"
+    make_trainer(resumed, str(folder / "target"), 4, [Stop(INTERRUPTED_AT)]).train()
+    rest = Stop(0)
+    trainer = make_trainer(resumed, str(folder / "target"), 4, [rest])
+    trainer.train(resume_from_checkpoint=True)
+    trainer.save_model()
+    (folder / f"{name}-steps").write_text(f"{rest.num_steps} of {trainer.state.global_step}")
     torch.distributed.barrier()
     os._exit(0)
 
@@ -99,6 +126,16 @@ def alone(folder: Path) -> ULDTrainer:
     trainer = make_trainer(folder / "alone", str(folder / "target"), 8)
     trainer.train()
     return trainer
+
+
+def lora_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """LoRA's tensors by name."""
+    return {name: value for name, value in model.named_parameters() if "lora_" in name}
+
+
+def saved_lora(folder: Path) -> dict[str, torch.Tensor]:
+    """LoRA's tensors of a saved assistant."""
+    return lora_of(ULDForCausalLM.from_pretrained(folder, target=tiny_model("llama")).assistant)
 
 
 @pytest.mark.parametrize("name", ["ddp", *WRAPPERS])
@@ -123,10 +160,9 @@ def test_sharded_training_is_that_of_one_process(folder: Path, alone: ULDTrainer
     for field in ("loss", "forget_loss", "retain_kl"):
         values = [entry[field] for entry in Run.load(folder / f"{name}-0").logs]
         assert values == pytest.approx([entry[field] for entry in logs], rel=1e-3), field
-    model = ULDForCausalLM.from_pretrained(folder / name, target=tiny_model("llama"))
-    saved = {name: value for name, value in model.assistant.named_parameters() if "lora_" in name}
-    trained = {name: value for name, value in alone.model.named_parameters() if "lora_" in name}
-    torch.testing.assert_close(saved, trained, rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(saved_lora(folder / name), lora_of(alone.model), rtol=1e-2, atol=1e-4)
+    assert (folder / f"{name}-steps").read_text() == "5 of 9"
+    torch.testing.assert_close(saved_lora(folder / f"{name}-resumed"), saved_lora(folder / name), rtol=1e-4, atol=1e-6)
 
 
 if __name__ == "__main__":
