@@ -204,11 +204,11 @@ def test_the_settings_of_the_loss_are_those_of_the_configuration(
 
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     with torch.no_grad():
-        student, expected = (
-            (model(**inputs).logits[:, :-1].double() / 1.5).log_softmax(dim=-1) for model in (teacher.target, teacher)
-        )
+        logits = [model(**inputs).logits[:, :-1].double() for model in (teacher.target, teacher)]
+    student, expected = ((each / 1.5).log_softmax(dim=-1) for each in logits)
     tokens = batch["input_ids"][:, 1:, None]
-    gap = (student.gather(-1, tokens) - expected.gather(-1, tokens))[..., 0].abs()
+    of_student, of_teacher = (each.log_softmax(dim=-1).gather(-1, tokens)[..., 0] for each in logits)
+    gap = (of_student - of_teacher).abs()
     gap = torch.where(gap < 1, gap.square() / 2, gap - 0.5)
     mixture = torch.logaddexp(student, expected) - np.log(2)
     divergence = sum((p.exp() * (p - mixture)).sum(-1) for p in (student, expected)) / 2
@@ -395,7 +395,7 @@ def test_the_top_tokens_are_those_of_the_teacher(teacher: ULDForCausalLM, tmp_pa
     torch.testing.assert_close(targets.top_log_probs, top.values, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(targets.rest.exp(), 1 - top.values.exp().sum(dim=-1), rtol=1e-3, atol=1e-5)
     given = torch.tensor(row["input_ids"][1:])[torch.tensor(counted)]
-    likelihoods = (logits / 2).log_softmax(dim=-1).gather(-1, given[:, None])[:, 0]
+    likelihoods = logits.log_softmax(dim=-1).gather(-1, given[:, None])[:, 0]  # not tempered
     torch.testing.assert_close(targets.likelihoods, likelihoods, rtol=1e-4, atol=1e-5)
 
 

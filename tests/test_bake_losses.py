@@ -214,11 +214,12 @@ def test_loss_and_gradients_are_those_of_whole_logits(
     plain = copy.deepcopy(student).double()
     plain.zero_grad()
     with torch.no_grad():
-        expected = (teacher(**inputs).logits.double() / 1.5).log_softmax(dim=-1)[:, :-1]
-    log_probs = (plain(**inputs).logits / 1.5).log_softmax(dim=-1)[:, :-1]
+        of_teacher = teacher(**inputs).logits.double()[:, :-1]
+    of_student = plain(**inputs).logits[:, :-1]
+    log_probs, expected = ((logits / 1.5).log_softmax(dim=-1) for logits in (of_student, of_teacher))
     per_token = torch.stack([token_divergence(*rows, kind) for rows in zip(log_probs, expected, strict=True)])
     tokens = batch["labels"][:, 1:].clamp(min=0)[..., None]
-    apart = (log_probs - expected).gather(-1, tokens)[..., 0].abs()
+    apart = (of_student.log_softmax(-1) - of_teacher.log_softmax(-1)).gather(-1, tokens)[..., 0].abs()
     gaps = torch.where(apart < 1, apart.square() / 2, apart - 0.5)
     parts = (~retain[:, 1:], retain[:, 1:])
     forget, kept = (per_token[counted & mask].mean() for mask in parts)

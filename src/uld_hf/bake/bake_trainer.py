@@ -365,7 +365,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             teacher=teacher, temperature=args.temperature, k=args.teacher_top_k, data=data
         )
         next_tokens = [torch.tensor([label for label in of_row[1:] if label != -100]) for of_row in labels]
-        return open_or_write(folder, fingerprint, args.teacher_top_k, next_tokens, log_probs)
+        return open_or_write(folder, fingerprint, args.teacher_top_k, next_tokens, log_probs, args.temperature)
 
     def _before_training(self, checkpoint: str | None) -> None:
         if checkpoint is None and find_last_checkpoint(self.args.output_dir) is not None:

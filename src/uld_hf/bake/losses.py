@@ -70,7 +70,7 @@ class Outcomes(NamedTuple):
         first_choices (`torch.LongTensor` of shape `(num_tokens,)`):
             The token that the teacher finds most probable.
         likelihoods (`torch.Tensor` of shape `(num_tokens,)`):
-            The teacher's log-probability of the text's own next token.
+            The teacher's log-probability of the text's own next token, at temperature 1.
     """
 
     student: torch.Tensor
@@ -136,7 +136,7 @@ class ComposedTargets:
             [`Outcomes`]: Both sides.
         """
         teacher = self.log_probs(where, temperature)
-        return Outcomes(student, teacher, teacher.argmax(dim=-1), pick(teacher, next_tokens))
+        return Outcomes(student, teacher, teacher.argmax(dim=-1), likelihoods(teacher, next_tokens, temperature))
 
 
 @dataclass
@@ -154,7 +154,7 @@ class TopKTargets:
         rest (`torch.Tensor` of shape `(num_tokens,)`):
             Log-probability of all other tokens together.
         likelihoods (`torch.Tensor` of shape `(num_tokens,)`):
-            Log-probability of the text's own next token, whichever it is.
+            Log-probability of the text's own next token, whichever it is, at temperature 1.
     """
 
     tokens: torch.LongTensor
@@ -171,9 +171,23 @@ class TopKTargets:
         return Outcomes(split_top(student, tokens), teacher, tokens[:, 0], self.likelihoods[where])
 
 
-def pick(log_probs: torch.Tensor, tokens: torch.LongTensor) -> torch.Tensor:
-    """The log-probability of one token at each place, of shape `(num_tokens,)`."""
-    return log_probs.gather(-1, tokens[:, None])[:, 0]
+def likelihoods(log_probs: torch.Tensor, tokens: torch.LongTensor, temperature: float) -> torch.Tensor:
+    """
+    Log-probability of one token at each place, at temperature 1.
+
+    Args:
+        log_probs (`torch.Tensor` of shape `(num_tokens, vocab_size)`):
+            Log-probabilities at another temperature.
+        tokens (`torch.LongTensor` of shape `(num_tokens,)`):
+            The tokens.
+        temperature (`float`):
+            That temperature.
+
+    Returns:
+        `torch.Tensor` of shape `(num_tokens,)`: The log-probabilities.
+    """
+    own = log_probs.gather(-1, tokens[:, None])[:, 0]
+    return own if temperature == 1.0 else temperature * own - (temperature * log_probs).logsumexp(dim=-1)
 
 
 def split_top(log_probs: torch.Tensor, tokens: torch.LongTensor) -> torch.Tensor:
@@ -276,9 +290,9 @@ def bake_loss(
         kind (`str`):
             The divergence, see [`token_divergence`].
         temperature (`float`):
-            Temperature of both distributions.
+            Temperature of both distributions in the divergence.
         likelihood_weight (`float`, *optional*, defaults to `0.0`):
-            Weight of the [`likelihood_gap`] beside the divergence.
+            Weight of the [`likelihood_gap`] beside the divergence, at temperature 1.
         chunk_size (`int`, *optional*):
             Tokens per tile of logits. Defaults to [`tile_tokens`].
 
@@ -303,7 +317,8 @@ def bake_loss(
             compared = targets.outcomes(log_probs, next_tokens[where], where, temperature)
             divergence = loss = token_divergence(compared.student, compared.teacher, kind)
             if likelihood_weight:
-                gap = likelihood_gap(pick(log_probs, next_tokens[where]), compared.likelihoods)
+                given = likelihoods(log_probs, next_tokens[where], temperature)
+                gap = likelihood_gap(given, compared.likelihoods)
                 loss = divergence + likelihood_weight * gap
             (gradient,) = torch.autograd.grad((loss * weights).sum(), logits)
         agreed = log_probs.argmax(dim=-1) == compared.first_choices

@@ -4,7 +4,7 @@
     top-k/meta.json       fingerprint and sizes
     top-k/tokens.npy      int32, (num_tokens, k)
     top-k/log_probs.npy   float32, (num_tokens, k + 1): the last column is that of all other tokens together
-    top-k/likelihoods.npy float32, (num_tokens,): that of the text's own next token
+    top-k/likelihoods.npy float32, (num_tokens,): that of the text's own next token, at temperature 1
     top-k/ends.npy        int64, (num_rows,): where each row's tokens end
 
 Each part carries a fingerprint of teacher, data and settings, and is refused where another is expected. Both are
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from .losses import TopKTargets, pick
+from .losses import TopKTargets, likelihoods
 
 
 ANSWERS_FILE = "answers.json"
@@ -129,6 +129,7 @@ class TopKCache:
         k: int,
         next_tokens: Sequence[torch.LongTensor],
         rows: Iterator[torch.Tensor],
+        temperature: float,
     ) -> "TopKCache":
         """
         Write a cache, all of it or none.
@@ -144,6 +145,8 @@ class TopKCache:
                 The compared tokens of each row.
             rows (`Iterator[torch.Tensor]`):
                 For each row the teacher's log-probabilities, of shape `(num_tokens, vocab_size)`.
+            temperature (`float`):
+                At this temperature.
 
         Returns:
             [`TopKCache`]: The cache.
@@ -154,7 +157,7 @@ class TopKCache:
         total = int(ends[-1])
         tokens = open_memmap(staging / "tokens.npy", mode="w+", dtype=np.int32, shape=(total, k))
         log_probs = open_memmap(staging / "log_probs.npy", mode="w+", dtype=np.float32, shape=(total, k + 1))
-        likelihoods = open_memmap(staging / "likelihoods.npy", mode="w+", dtype=np.float32, shape=(total,))
+        of_given = open_memmap(staging / "likelihoods.npy", mode="w+", dtype=np.float32, shape=(total,))
         try:
             for end, given, row in zip(ends, next_tokens, rows, strict=True):
                 where = slice(end - len(given), end)
@@ -162,8 +165,8 @@ class TopKCache:
                 others = row.scatter(-1, top.indices, -torch.inf).logsumexp(dim=-1, keepdim=True)
                 tokens[where] = top.indices.int().cpu().numpy()
                 log_probs[where] = torch.cat([top.values, others], dim=-1).cpu().numpy()
-                likelihoods[where] = pick(row, given.to(row.device)).cpu().numpy()
-            for written in (tokens, log_probs, likelihoods):
+                of_given[where] = likelihoods(row, given.to(row.device), temperature).cpu().numpy()
+            for written in (tokens, log_probs, of_given):
                 written.flush()
             np.save(staging / "ends.npy", ends)
             (staging / "meta.json").write_text(json.dumps({"fingerprint": fingerprint, "k": k}), encoding="utf-8")
@@ -187,11 +190,11 @@ class TopKCache:
         """
         starts = [0 if row == 0 else self._ends[row - 1] for row in rows]
         spans = [slice(start, self._ends[row]) for start, row in zip(starts, rows, strict=True)]
-        tokens, log_probs, likelihoods = (
+        tokens, log_probs, of_given = (
             torch.from_numpy(np.concatenate([kept[span] for span in spans])).to(device)
             for kept in (self._tokens, self._log_probs, self._likelihoods)
         )
-        return TopKTargets(tokens.long(), log_probs[:, :-1], log_probs[:, -1], likelihoods)
+        return TopKTargets(tokens.long(), log_probs[:, :-1], log_probs[:, -1], of_given)
 
 
 def open_or_write(
@@ -200,6 +203,7 @@ def open_or_write(
     k: int,
     next_tokens: Sequence[torch.LongTensor],
     rows: Callable[[], Iterator[torch.Tensor]],
+    temperature: float,
 ) -> TopKCache:
     """
     The cache that is there, or else a new one.
@@ -215,6 +219,8 @@ def open_or_write(
             The compared tokens of each row.
         rows (`Callable[[], Iterator[torch.Tensor]]`):
             Begins to make the log-probabilities, see [`TopKCache.write`]. Not called where there is a cache.
+        temperature (`float`):
+            Temperature at which they are.
 
     Returns:
         [`TopKCache`]: The cache.
@@ -224,4 +230,4 @@ def open_or_write(
     """
     if (folder / TOP_K_FOLDER / "meta.json").exists():
         return TopKCache(folder, fingerprint)
-    return TopKCache.write(folder, fingerprint, k, next_tokens, rows())
+    return TopKCache.write(folder, fingerprint, k, next_tokens, rows(), temperature)
