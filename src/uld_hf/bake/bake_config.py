@@ -28,7 +28,8 @@ class ULDBakeConfig(SFTConfig):
         likelihood_weight (`float`, *optional*, defaults to `0.2`):
             Weight of a second term: how far student and teacher are apart in the log-probability of the text's own next
             token (smooth L1), at temperature 1. A divergence hardly sees tokens that the teacher finds improbable, of
-            which forgotten text consists. Must be `0` where the teacher rules tokens out (`outside="mask"`, `remove_top_k`).
+            which forgotten text consists. Must be `0` where the teacher rules tokens out (`outside="mask"`,
+            `remove_top_k`).
         retain_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the mean divergence on what must be kept, beside that on the forget set.
         retain_per_forget (`float`, *optional*, defaults to `1.0`):
