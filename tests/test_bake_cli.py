@@ -1,11 +1,13 @@
 """`uld bake` from the shell: a plain model in a folder, and one line for a user's mistake."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from families import make_tokenizer, tiny_model, train_like
+from processes import free_port, launch
 from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, build_assistant
@@ -43,6 +45,15 @@ def test_a_plain_model_is_written(arguments: list[str], tmp_path: Path, more: li
     assert type(baked).__name__ == "LlamaForCausalLM"
     assert (tmp_path / "baked" / "tokenizer.json").exists()
     assert not (tmp_path / "baked" / "adapter_config.json").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_bake_together(arguments: list[str], tmp_path: Path) -> None:
+    port = f"--master_port={free_port()}"
+    program = str(Path(sys.executable).with_name("uld"))
+    launch("torch.distributed.run", "--nproc_per_node=2", port, program, *arguments)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "baked")
+    assert "| rows per step | 16 |" in (tmp_path / "baked" / "README.md").read_text()
 
 
 def test_trl_has_nothing_to_ignore(arguments: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

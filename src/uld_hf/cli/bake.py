@@ -19,6 +19,10 @@ from .rows import check_columns
 from .train import COMMON_OPTIONS, load_rows
 
 
+# What transformers makes of no --output_dir. Not looked up in another configuration: a second one made in a process of
+# several would begin its communication anew.
+_NO_OUTPUT_DIR = "trainer_output"
+
 DESCRIPTION = """Distill an unlearned model into plain weights: an ordinary folder that loads without uld_hf.
 
   uld bake forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output alice-forgotten
@@ -92,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
         KeyboardInterrupt: At Ctrl-C, after a checkpoint, saying how to go on.
     """
     arguments, config = build_parser().parse(argv)
-    if config.output_dir not in (ULDBakeConfig().output_dir, arguments.output):
+    if config.output_dir not in (_NO_OUTPUT_DIR, arguments.output):
         raise ValueError(
             f"--output_dir {config.output_dir} and --output {arguments.output} differ: give --output only."
         )
