@@ -25,13 +25,16 @@ WRAPPERS = {
     "deepspeed_zero2": "DeepSpeedEngine",
     "deepspeed_zero3": "DeepSpeedEngine",
 }
+HALF = {"bf16": True, "max_steps": 1}
 STUDENTS = {
     "all": {},
     "noise": {"noise": 0.3},
     "on_policy": {"on_policy_fraction": 0.5},
+    "top_k": {"teacher_top_k": 20},
     "lora": {"peft_config": LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")},
 }
 NUM_STEPS = 6
+RESUMED = ("all", "lora")
 
 
 def make_trainer(
@@ -53,7 +56,6 @@ def make_trainer(
         teacher_answers=1,
         generation_temperature=1e-4,  # no chance: answers are drawn in batches of a process's size
         max_new_tokens=6,
-        max_steps=NUM_STEPS,
         learning_rate=1e-2,
         adam_epsilon=1e-3,  # or Adam would blow up the last digits of small gradients
         warmup_steps=0,
@@ -62,7 +64,7 @@ def make_trainer(
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
-        **arguments,
+        **{"max_steps": NUM_STEPS, **arguments},
     )
     return ULDBakeTrainer(
         str(folder / "teacher"),
@@ -74,31 +76,53 @@ def make_trainer(
     )
 
 
-def main(folder: Path, name: str) -> None:
+def bake(folder: Path, output_dir: str, batch_size: int, **settings: Any) -> ULDBakeTrainer:
+    """A trainer that has trained."""
+    trainer = make_trainer(folder, output_dir, batch_size, **settings)
+    trainer.train()
+    return trainer
+
+
+def losses_of(trainer: ULDBakeTrainer) -> list[float]:
+    """The losses of its steps."""
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def main(folder: Path, name: str, half: str) -> None:
     """What each process does."""
     if name == "fsdp":
         call_cpu_an_accelerator()
     losses.CHUNK_SIZE = 2  # tokens per tile: not as many tiles in each process
-    for student, settings in STUDENTS.items():
-        trainer = make_trainer(folder, f"{name}-{student}", 2, **settings)
-        trainer.train()
-        trainer.save_model()
-        if trainer.is_world_process_zero():
-            logs = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-            torch.save(logs, folder / f"{name}-{student}.losses")
-    make_trainer(folder, f"{name}-resumed", 2, callbacks=[Stop(NUM_STEPS // 2)]).train()
-    rest = Stop(0)
-    resumed = make_trainer(folder, f"{name}-resumed", 2, callbacks=[rest])
-    resumed.train(resume_from_checkpoint=True)
-    resumed.save_model()
-    (folder / f"{name}-how").write_text(f"{rest.num_steps} {type(resumed.model_wrapped).__name__}")
+    if half:
+        for student in ("all", "top_k"):
+            bake(folder, f"{name}-{student}-half", 2, **STUDENTS[student], **HALF).save_model()
+    else:
+        bake_all(folder, name)
     torch.distributed.barrier()
     os._exit(0)
 
 
+def bake_all(folder: Path, name: str) -> None:
+    """Every kind of student, some of them in two goes, and what is refused."""
+    for student, settings in STUDENTS.items():
+        trainer = bake(folder, f"{name}-{student}", 2, **settings)
+        trainer.save_model()
+        if trainer.is_world_process_zero():
+            torch.save(losses_of(trainer), folder / f"{name}-{student}.losses")
+    for student in RESUMED:
+        output_dir, rest = f"{name}-{student}-resumed", Stop(0)
+        bake(folder, output_dir, 2, callbacks=[Stop(NUM_STEPS // 2)], **STUDENTS[student])
+        resumed = make_trainer(folder, output_dir, 2, callbacks=[rest], **STUDENTS[student])
+        resumed.train(resume_from_checkpoint=True)
+        resumed.save_model()
+        (folder / f"{output_dir}.how").write_text(f"{rest.num_steps} {type(resumed.model_wrapped).__name__}")
+    with pytest.raises(ValueError, match="save_only_model=True would write checkpoints without the student"):
+        make_trainer(folder, f"{name}-refused", 2, save_only_model=True)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The teacher on disk, and its target."""
+    """The teacher on disk, and its target, in float32."""
     path = tmp_path_factory.mktemp("sharded")
     tiny_model("llama").save_pretrained(path / "target")
     make_tokenizer().save_pretrained(path / "target")
@@ -108,37 +132,60 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def launch_sharded(folder: Path, name: str, mixed_precision: str) -> None:
+    """Run this file in two processes, with one of the examples' configurations."""
+    if "deepspeed" in name and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("needs deepspeed")
+    changes = {"use_cpu": True, "mixed_precision": mixed_precision}
+    file = folder / f"{name}-{mixed_precision}.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | changes))
+    port, half = ("--main_process_port", str(free_port())), "" if mixed_precision == "no" else mixed_precision
+    command = ("accelerate.commands.launch", "--config_file", str(file), *port, __file__, str(folder), name, half)
+    launch(*command, DS_ACCELERATOR="cpu")
+
+
 @pytest.fixture(scope="module", params=WRAPPERS)
 def name(request: pytest.FixtureRequest, folder: Path) -> str:
     """How two processes have baked."""
-    name = request.param
-    if "deepspeed" in name and importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("needs deepspeed")
-    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | {"use_cpu": True, "mixed_precision": "no"}
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    config_file = ("--config_file", str(folder / f"{name}.yaml"))
-    port = ("--main_process_port", str(free_port()))
-    launch("accelerate.commands.launch", *config_file, *port, __file__, str(folder), name, DS_ACCELERATOR="cpu")
-    return name
+    launch_sharded(folder, request.param, "no")
+    return request.param
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("student", STUDENTS)
 def test_sharded_baking_is_that_of_one_process(folder: Path, name: str, student: str):
-    alone = make_trainer(folder, f"alone-{name}-{student}", 4, **STUDENTS[student])
-    alone.train()
-    logs = [entry["loss"] for entry in alone.state.log_history if "loss" in entry]
-    assert torch.load(folder / f"{name}-{student}.losses") == pytest.approx(logs, rel=1e-3)
+    alone = bake(folder, f"alone-{name}-{student}", 4, **STUDENTS[student])
+    assert torch.load(folder / f"{name}-{student}.losses") == pytest.approx(losses_of(alone), rel=1e-3)
     saved = dict(AutoModelForCausalLM.from_pretrained(folder / f"{name}-{student}").named_parameters())
     torch.testing.assert_close(saved, dict(alone.baked_model().named_parameters()), rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.slow
-def test_sharded_baking_goes_on_from_a_checkpoint(folder: Path, name: str):
-    assert (folder / f"{name}-how").read_text() == f"{NUM_STEPS - NUM_STEPS // 2} {WRAPPERS[name]}"
-    saved, expected = (AutoModelForCausalLM.from_pretrained(folder / f"{name}-{which}") for which in ("resumed", "all"))
-    torch.testing.assert_close(dict(saved.named_parameters()), dict(expected.named_parameters()), rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("student", RESUMED)
+def test_sharded_baking_goes_on_from_a_checkpoint(folder: Path, name: str, student: str):
+    how = (folder / f"{name}-{student}-resumed.how").read_text()
+    wrapper = WRAPPERS[name].replace("Llama", "PeftModel" if student == "lora" else "Llama")
+    assert how == f"{NUM_STEPS - NUM_STEPS // 2} {wrapper}"
+    saved, expected = (
+        dict(AutoModelForCausalLM.from_pretrained(folder / f"{name}-{which}").named_parameters())
+        for which in (f"{student}-resumed", student)
+    )
+    torch.testing.assert_close(saved, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_students_in_half_precision_learn_from_a_teacher_in_its_own(folder: Path, name: str):
+    launch_sharded(folder, name, "bf16")
+    start = dict(AutoModelForCausalLM.from_pretrained(folder / "target").named_parameters())
+    for student in ("all", "top_k"):
+        alone = bake(folder, f"alone-half-{name}-{student}", 4, **STUDENTS[student], max_steps=1)
+        expected = dict(alone.baked_model().named_parameters())
+        saved = dict(AutoModelForCausalLM.from_pretrained(folder / f"{name}-{student}-half").named_parameters())
+        step = torch.cat([(expected[key] - start[key]).flatten() for key in start])
+        error = torch.cat([(expected[key] - saved[key]).flatten() for key in start])
+        assert error.norm() < 0.2 * step.norm()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -474,6 +474,16 @@ def test_head_is_called_once_for_all_tiles(monkeypatch: pytest.MonkeyPatch):
     assert calls == [len(tiles)]  # what shards models prepares the head around its call, in all processes at once
 
 
+def test_model_that_is_patched_again_computes_the_new_loss():
+    model, batch = tiny_model("llama", num_layers=2), make_batch()
+    logits = model(input_ids=batch.labels.clamp(min=3)).logits
+    expected = plain_loss(logits, batch.labels, batch.retain_mask, batch.num_items, 0.5)
+    for weight in (RETAIN_WEIGHT, 0.5):
+        add_uld_loss(model, weight)
+    assert model(**inputs_of(batch)).loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    assert torch.equal(model(input_ids=batch.labels.clamp(min=3)).logits, logits)
+
+
 def test_patched_model_uses_the_retain_weight():
     model, batch = tiny_model("llama", num_layers=2), make_batch()
     logits = model(input_ids=batch.labels.clamp(min=3)).logits

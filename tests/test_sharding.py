@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from datasets import Dataset
 from families import make_tokenizer, tiny_model, train_like
 from peft import LoraConfig
+from torch import nn
 
 from uld_hf import ULDBakeConfig, ULDBakeTrainer, ULDConfig, ULDForCausalLM, ULDTrainer, build_assistant
 from uld_hf.bake.student import build_student
@@ -47,12 +49,6 @@ def test_accelerates_fsdp_is_seen(tmp_path: Path, launched_with_fsdp: None):
     assert is_sharded(arguments(tmp_path))
 
 
-def test_deepspeed_is_seen(tmp_path: Path):
-    args = arguments(tmp_path)
-    args.deepspeed_plugin = SimpleNamespace(zero_stage=2)
-    assert is_sharded(args)
-
-
 def test_weights_in_the_first_process_only_are_refused(
     tmp_path: Path, launched_with_fsdp: None, monkeypatch: pytest.MonkeyPatch
 ):
@@ -83,34 +79,45 @@ def make_trainer(folder: Path, teacher: ULDForCausalLM) -> ULDBakeTrainer:
 
 def test_fsdp_of_version_1_is_refused(tmp_path: Path, teacher: ULDForCausalLM):
     trainer = make_trainer(tmp_path, teacher)
-    trainer.is_fsdp_enabled = True
+    trainer.is_fsdp_enabled = True  # which transformers has set to what accelerate says
     with pytest.raises(ValueError, match="use fsdp_version: 2"):
-        trainer._check_sharding()
+        trainer._check_sharding(trainer.model)
 
 
-@pytest.mark.parametrize(
-    ("stage", "gathers", "of_accelerate", "accepted"),
-    [
-        (3, True, False, True),
-        (3, "auto", True, True),
-        (3, "auto", False, False),
-        (3, False, True, False),
-        (2, False, False, True),
-    ],
-)
-def test_zero_3_that_could_not_save_is_refused(
-    tmp_path: Path, teacher: ULDForCausalLM, stage: int, gathers: bool | str, of_accelerate: bool, accepted: bool
-):
-    trainer = make_trainer(tmp_path, teacher)
+def check_zero_3(trainer: ULDBakeTrainer, gathers: bool | str | None, of_accelerate: bool = False) -> None:
+    """Let a trainer look at a configuration of ZeRO-3."""
     trainer.is_deepspeed_enabled = True
-    config = SimpleNamespace(get_value=lambda name, default: gathers)
-    plugin = SimpleNamespace(zero_stage=stage, zero3_save_16bit_model=of_accelerate, hf_ds_config=config)
-    trainer.accelerator.state = SimpleNamespace(deepspeed_plugin=plugin)
-    if accepted:
-        trainer._check_sharding()
-    else:
-        with pytest.raises(ValueError, match="zero3_save_16bit_model: true"):
-            trainer._check_sharding()
+    config = {"stage": 3, **({} if gathers is None else {"stage3_gather_16bit_weights_on_model_save": gathers})}
+    trainer.accelerator.state = SimpleNamespace(
+        deepspeed_plugin=SimpleNamespace(
+            zero_stage=3,
+            zero3_save_16bit_model=of_accelerate,
+            hf_ds_config=HfDeepSpeedConfig({"zero_optimization": config}),
+        )
+    )
+    trainer._check_sharding(trainer.model)
+
+
+@pytest.mark.parametrize(("gathers", "of_accelerate"), [(True, False), ("auto", True)])
+def test_zero_3_that_can_save_is_accepted(
+    tmp_path: Path, teacher: ULDForCausalLM, gathers: bool | str, of_accelerate: bool
+):
+    check_zero_3(make_trainer(tmp_path, teacher), gathers, of_accelerate)
+
+
+@pytest.mark.parametrize(("gathers", "of_accelerate"), [(False, True), ("auto", False), (None, False)])
+def test_zero_3_that_could_not_save_is_refused(
+    tmp_path: Path, teacher: ULDForCausalLM, gathers: bool | str | None, of_accelerate: bool
+):
+    with pytest.raises(ValueError, match="zero3_save_16bit_model: true"):
+        check_zero_3(make_trainer(tmp_path, teacher), gathers, of_accelerate)
+
+
+def test_zero_3_with_parts_in_the_head_is_refused(tmp_path: Path, teacher: ULDForCausalLM):
+    trainer = make_trainer(tmp_path, teacher)
+    trainer.model.lm_head.add_module("lora_A", nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="Leave the head out"):
+        check_zero_3(trainer, True)
 
 
 def test_a_student_that_shares_nothing_leaves_the_teacher_its_tensors(teacher: ULDForCausalLM):

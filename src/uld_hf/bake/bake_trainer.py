@@ -55,6 +55,12 @@ from .teacher_cache import TopKCache, compute_fingerprint, open_or_write, read_a
 # Mean nats per token beyond which train() warns that the student is not its teacher yet.
 _LIKE_THE_TEACHER = 0.1
 
+# DeepSpeed's name for what accelerate calls zero3_save_16bit_model.
+_SAVES_WHOLE_WEIGHTS = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
+
+# What is compared, for fingerprints of what belongs to one training only.
+_OBJECTIVE = "divergence, and likelihood at temperature 1"
+
 # Number of a row whose answer the student has drawn: nothing was kept of it.
 _DRAWN = -1
 
@@ -107,7 +113,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             The target's tokenizer. Defaults to the one at the teacher's, or the target's, name.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter to train, e.g. a [`~peft.LoraConfig`]; merged when saved. The student then shares all frozen tensors
-            with the teacher. Defaults to training all weights.
+            with the teacher, except with FSDP and DeepSpeed. Defaults to training all weights.
         callbacks (`list[TrainerCallback]`, *optional*):
             Callbacks, as in [`~transformers.Trainer`].
         optimizers (`tuple`, *optional*):
@@ -183,8 +189,8 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         self._retain_dataset, self._general_dataset = kept["retain"], kept.get("general")
         forget_dataset = to_trainable_rows(forget_dataset, "forget", args.dataset_text_field)
 
-        self.teacher, self._sharded = model, is_sharded(args)
-        if not self._sharded:
+        self.teacher, sharded = model, is_sharded(args)
+        if not sharded:
             self._place_teacher(args)  # before the student takes its tensors
         # As they are now: trl may give a tokenizer a padding token, and a model's configuration options of its own.
         self._tokenizer_to_save = copy.deepcopy(processing_class)
@@ -192,7 +198,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         self._saved: tuple[Path, list[str]] | None = None
         self._own_student = None if student is None else student.name_or_path
         with whole_weights(args):  # fresh ones, to be mixed in
-            trained = build_student(model, student, peft_config, args.noise, args.seed, share=not self._sharded)
+            trained = build_student(model, student, peft_config, args.noise, args.seed, share=not sharded)
         self._skeleton = make_skeleton(trained)
         base = trained.get_base_model() if isinstance(trained, PeftModel) else trained
         check_head(base)
@@ -207,8 +213,8 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             optimizers=optimizers,
         )
         base.forward = forward
-        if self._sharded:
-            self._check_sharding()
+        self._check_sharding(base)
+        if sharded:
             self._place_teacher(args)  # after the student's copy, which is divided where it is
 
         def loss(student: PreTrainedModel, hidden: torch.Tensor, **given: Any) -> BakeLossOutput:
@@ -232,19 +238,33 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         if args.place_model_on_device and self.teacher.target.device != args.device:
             self.teacher.to(args.device)
 
-    def _check_sharding(self) -> None:
-        """Refuse what would fail when the student is saved, after its training."""
+    @property
+    def _sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def _check_sharding(self, student: PreTrainedModel) -> None:
+        """Refuse what would fail in the middle of a training, or when its student is saved."""
+        if self._sharded and self.args.save_only_model:
+            raise ValueError(
+                "save_only_model=True would write checkpoints without the student, which FSDP and DeepSpeed save with "
+                "the optimizer. Leave it out, or set save_strategy='no'."
+            )
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError("FSDP of version 1 is not supported: use fsdp_version: 2.")
-        if self.is_deepspeed_enabled:
-            plugin = self.accelerator.state.deepspeed_plugin
-            key = "zero_optimization.stage3_gather_16bit_weights_on_model_save"
-            gathers = plugin.hf_ds_config.get_value(key, False)
-            if plugin.zero_stage == 3 and not (plugin.zero3_save_16bit_model if gathers == "auto" else gathers):
-                raise ValueError(
-                    f"The student could not be saved: set {key} to true in DeepSpeed's configuration, or "
-                    "zero3_save_16bit_model: true in accelerate's."
-                )
+        if not self.is_deepspeed_enabled or self.accelerator.state.deepspeed_plugin.zero_stage < 3:
+            return
+        plugin, key = self.accelerator.state.deepspeed_plugin, _SAVES_WHOLE_WEIGHTS
+        gathers = plugin.hf_ds_config.get_value(key, False)
+        if not (plugin.zero3_save_16bit_model if gathers == "auto" else gathers):
+            raise ValueError(
+                f"The student could not be saved: set {key} to true in DeepSpeed's configuration, or "
+                "zero3_save_16bit_model: true in accelerate's."
+            )
+        if any(True for _ in student.get_output_embeddings().children()):
+            raise ValueError(
+                "LoRA or modules_to_save on the head do not go with DeepSpeed ZeRO-3, which would gather their parts "
+                "once per tile of logits, in one process more often than in another. Leave the head out, or use ZeRO-2."
+            )
 
     def _prepare_dataset(
         self,
@@ -322,6 +342,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             # What a checkpoint belongs to: resumed with other lessons, a training would be neither one nor the other.
             names = ("divergence", "temperature", "likelihood_weight", "retain_weight", "retain_per_forget")
             settings = {name: vars(args)[name] for name in names}
+            settings["objective"] = _OBJECTIVE
             self._lesson = compute_fingerprint(teacher=teacher, data=data_fingerprint, settings=settings)
             if args.teacher_top_k is not None:
                 self._top_k = self._top_k_of_teacher(teacher, data_fingerprint, data["labels"], folder)
@@ -362,7 +383,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
                     end += count
 
         fingerprint = compute_fingerprint(
-            teacher=teacher, temperature=args.temperature, k=args.teacher_top_k, data=data
+            teacher=teacher, temperature=args.temperature, k=args.teacher_top_k, data=data, objective=_OBJECTIVE
         )
         next_tokens = [torch.tensor([label for label in of_row[1:] if label != -100]) for of_row in labels]
         return open_or_write(folder, fingerprint, args.teacher_top_k, next_tokens, log_probs, args.temperature)
@@ -423,7 +444,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         ):
             torch.manual_seed(seed)  # a resumed training draws the same: it restores its own state only after this
             student.eval()
-            answers = list(self._draw(student, prompts, synced_gpus=self._sharded))
+            answers = list(self._draw(student, prompts, synced_gpus=self.is_fsdp_enabled))
             student.train()
         rows = [
             {**answer_row(prompt, answer, retain), "row": _DRAWN}
@@ -560,7 +581,8 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         """
         Write the baked model: an ordinary folder of `save_pretrained`, with the target's tokenizer and licence.
 
-        Nothing can be loaded from it before all of it is written. The checkpoints in it are then removed.
+        Nothing can be loaded from it before all of it is written. The checkpoints in it are then removed. With FSDP and
+        DeepSpeed, all processes must call it together; the first one writes.
 
         Args:
             output_dir (`str`, *optional*):

@@ -79,7 +79,7 @@ class Outcomes(NamedTuple):
     likelihoods: torch.Tensor
 
 
-@dataclass
+# Targets are no dataclasses: FSDP would look into them, and round them to the type that the student computes in.
 class ComposedTargets:
     """
     What a student must match: the composed distribution, of all tokens of the vocabulary.
@@ -93,9 +93,13 @@ class ComposedTargets:
             From the target's logits and a list of the assistants' to the composed logits: `ULDForCausalLM.subtract`.
     """
 
-    hidden: Sequence[torch.Tensor]
-    head: Callable[[torch.Tensor], torch.Tensor]
-    subtract: Callable[[torch.Tensor, list[torch.Tensor]], torch.Tensor]
+    def __init__(
+        self,
+        hidden: Sequence[torch.Tensor],
+        head: Callable[[torch.Tensor], torch.Tensor],
+        subtract: Callable[[torch.Tensor, list[torch.Tensor]], torch.Tensor],
+    ):
+        self.hidden, self.head, self.subtract = hidden, head, subtract
 
     @torch.no_grad()
     def log_probs(self, where: slice, temperature: float) -> torch.Tensor:
@@ -139,7 +143,6 @@ class ComposedTargets:
         return Outcomes(student, teacher, teacher.argmax(dim=-1), likelihoods(teacher, next_tokens, temperature))
 
 
-@dataclass
 class TopKTargets:
     """
     What a student must match: the teacher's most probable tokens, and all others together as one outcome.
@@ -157,10 +160,10 @@ class TopKTargets:
             Log-probability of the text's own next token, whichever it is, at temperature 1.
     """
 
-    tokens: torch.LongTensor
-    top_log_probs: torch.Tensor
-    rest: torch.Tensor
-    likelihoods: torch.Tensor
+    def __init__(
+        self, tokens: torch.LongTensor, top_log_probs: torch.Tensor, rest: torch.Tensor, likelihoods: torch.Tensor
+    ):
+        self.tokens, self.top_log_probs, self.rest, self.likelihoods = tokens, top_log_probs, rest, likelihoods
 
     def outcomes(
         self, student: torch.Tensor, next_tokens: torch.LongTensor, where: slice, temperature: float

@@ -78,7 +78,8 @@ def draw_answers(
         batch_size (`int`):
             Prompts per call of `generate()`.
         synced_gpus (`bool`, *optional*, defaults to `False`):
-            Whether all processes draw, and each goes on until the last is done: with weights divided among them.
+            Whether all processes draw as many batches, and each goes on until the last is done: where FSDP has divided
+            the weights among them.
 
     Yields:
         `list[int]`: The answer's tokens, its end included; empty where the context has no room.
@@ -88,6 +89,10 @@ def draw_answers(
         batch = prompts[start : start + batch_size]
         width = max(map(len, batch))
         room = max_new_tokens if longest is None else min(max_new_tokens, longest - width)
+        if synced_gpus:  # as many tokens everywhere, or those with less room would run beyond it
+            least = torch.tensor(room, device=model.device)
+            torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+            room = int(least)
         if room < 1:
             yield from ([] for _ in batch)
             continue

@@ -138,8 +138,8 @@ def build_student(
     """
     The model that is trained.
 
-    With LoRA it is made of new modules that hold the target's own tensors, as an assistant is: the teacher's modules
-    never have the student's adapter. Without, it is a copy in float32.
+    With LoRA it is made of new modules that hold the target's own tensors, as an assistant is, or copies of them: the
+    teacher's modules never have the student's adapter. Without, it is a copy in float32.
 
     Args:
         teacher ([`ULDForCausalLM`]):
@@ -206,7 +206,12 @@ def make_skeleton(trained: PreTrainedModel | PeftModel) -> PreTrainedModel | Pef
     """
     memo = {id(parameter): nn.Parameter(parameter.detach().to("meta")) for parameter in trained.parameters()}
     memo |= {id(buffer): buffer.detach().to("cpu", copy=True) for buffer in trained.buffers()}
-    return copy.deepcopy(trained, memo)
+    skeleton = copy.deepcopy(trained, memo)
+    base = skeleton.get_base_model() if isinstance(skeleton, PeftModel) else skeleton
+    for module in (base, base.get_output_embeddings()):
+        for name in ("forward", "forward_without_loss"):  # the loss of an earlier training
+            vars(module).pop(name, None)
+    return skeleton
 
 
 @torch.no_grad()

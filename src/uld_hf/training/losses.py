@@ -353,7 +353,8 @@ def add_loss(model: PreTrainedModel, loss: Callable[..., ModelOutput]) -> None:
 
     # Bound methods on the instance, not closures over it, so that a deepcopy of the model runs the copy.
     for module, method in ((model, forward), (model.get_output_embeddings(), forward_of_head)):
-        module.forward_without_loss = module.forward
+        if "forward_without_loss" not in vars(module):  # as in a model that is trained again
+            module.forward_without_loss = module.forward
         module.forward = types.MethodType(method, module)
 
 
