@@ -91,7 +91,10 @@ def test_training_commands_run(workplace: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_baking_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (command,) = code_blocks("bake.md", "")
+    command, sharded = (block.strip() for block in code_blocks("bake.md", ""))
+    config = "examples/accelerate/fsdp.yaml"  # run in test_bake_sharded.py
+    assert sharded == f"accelerate launch --config_file {config} $(which uld) {command.removeprefix('uld ')}"
+    assert (ROOT / config).exists()
     quick = ["--use_cpu", "--max_steps", "1", "--teacher_answers", "1", "--max_new_tokens", "4", "--report_to", "none"]
     assert uld([*shlex.split(command)[1:], *quick]) == 0, capsys.readouterr().err
     for block in code_blocks("bake.md", "python"):
