@@ -234,6 +234,7 @@ BAKE_GRID = (
         "likelihood_weight": 0.2,
         "retain_weight": 3.0,
         "noise": 0.4,
+        "temperature": 1.5,
         "teacher_top_k": 200,
     },
     {"learning_rate": 2e-3, "likelihood_weight": 0.0, "noise": 0.3},
