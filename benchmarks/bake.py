@@ -76,6 +76,7 @@ BAKE = {
     "likelihood_weight": 0.2,
     "retain_weight": 3.0,
     "noise": 0.4,
+    "temperature": 1.5,
     "max_new_tokens": 48,
 }
 NPO = {
