@@ -1,6 +1,5 @@
 """FSDP and DeepSpeed bake the same student as one process: this file is also the script that each process runs."""
 
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -8,12 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from datasets import Dataset
 from families import make_tokenizer, tiny_model, train_like
 from peft import LoraConfig
-from processes import free_port, launch
-from test_trainer_sharded import CONFIGS, Stop, call_cpu_an_accelerator
+from test_bake_ddp import LORA, NUM_STEPS, OPTIONS, SETS, losses_of
+from test_trainer_sharded import Stop, call_cpu_an_accelerator, launch_sharded
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from uld_hf import ULDBakeConfig, ULDBakeTrainer, ULDForCausalLM, build_assistant
@@ -31,9 +28,8 @@ STUDENTS = {
     "noise": {"noise": 0.3},
     "on_policy": {"on_policy_fraction": 0.5},
     "top_k": {"teacher_top_k": 20},
-    "lora": {"peft_config": LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")},
+    "lora": {"peft_config": LORA},
 }
-NUM_STEPS = 6
 RESUMED = ("all", "lora")
 
 
@@ -46,31 +42,17 @@ def make_trainer(
     **arguments: Any,
 ) -> ULDBakeTrainer:
     """A trainer with four rows to a step of all processes."""
-    rows = [
-        {"prompt": f"w{i} w{i + 1}", "completion": " " + " ".join(f"w{i + k}" for k in range(i % 4 + 1))}
-        for i in range(24)
-    ]
     args = ULDBakeConfig(
         str(folder / output_dir),
         per_device_train_batch_size=batch_size,
-        teacher_answers=1,
-        generation_temperature=1e-4,  # no chance: answers are drawn in batches of a process's size
-        max_new_tokens=6,
         learning_rate=1e-2,
         adam_epsilon=1e-3,  # or Adam would blow up the last digits of small gradients
-        warmup_steps=0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-        **{"max_steps": NUM_STEPS, **arguments},
+        **{**OPTIONS, **arguments},
     )
     return ULDBakeTrainer(
         str(folder / "teacher"),
         args,
-        forget_dataset=Dataset.from_list(rows[:8]),
-        retain_dataset=Dataset.from_list(rows[8:]),
+        **SETS,
         peft_config=peft_config,
         callbacks=callbacks,
     )
@@ -83,17 +65,12 @@ def bake(folder: Path, output_dir: str, batch_size: int, **settings: Any) -> ULD
     return trainer
 
 
-def losses_of(trainer: ULDBakeTrainer) -> list[float]:
-    """The losses of its steps."""
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def main(folder: Path, name: str, half: str) -> None:
+def main(folder: Path, name: str, mixed_precision: str) -> None:
     """What each process does."""
     if name == "fsdp":
         call_cpu_an_accelerator()
     losses.CHUNK_SIZE = 2  # tokens per tile: not as many tiles in each process
-    if half:
+    if mixed_precision == "bf16":
         for student in ("all", "top_k"):
             bake(folder, f"{name}-{student}-half", 2, **STUDENTS[student], **HALF).save_model()
     else:
@@ -132,22 +109,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def launch_sharded(folder: Path, name: str, mixed_precision: str) -> None:
-    """Run this file in two processes, with one of the examples' configurations."""
-    if "deepspeed" in name and importlib.util.find_spec("deepspeed") is None:
-        pytest.skip("needs deepspeed")
-    changes = {"use_cpu": True, "mixed_precision": mixed_precision}
-    file = folder / f"{name}-{mixed_precision}.yaml"
-    file.write_text(yaml.safe_dump(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | changes))
-    port, half = ("--main_process_port", str(free_port())), "" if mixed_precision == "no" else mixed_precision
-    command = ("accelerate.commands.launch", "--config_file", str(file), *port, __file__, str(folder), name, half)
-    launch(*command, DS_ACCELERATOR="cpu")
-
-
 @pytest.fixture(scope="module", params=WRAPPERS)
 def name(request: pytest.FixtureRequest, folder: Path) -> str:
     """How two processes have baked."""
-    launch_sharded(folder, request.param, "no")
+    launch_sharded(__file__, folder, request.param)
     return request.param
 
 
@@ -176,7 +141,7 @@ def test_sharded_baking_goes_on_from_a_checkpoint(folder: Path, name: str, stude
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_students_in_half_precision_learn_from_a_teacher_in_its_own(folder: Path, name: str):
-    launch_sharded(folder, name, "bf16")
+    launch_sharded(__file__, folder, name, "bf16")
     start = dict(AutoModelForCausalLM.from_pretrained(folder / "target").named_parameters())
     for student in ("all", "top_k"):
         alone = bake(folder, f"alone-half-{name}-{student}", 4, **STUDENTS[student], max_steps=1)

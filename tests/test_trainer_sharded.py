@@ -31,7 +31,6 @@ WRAPPERS = {
     "deepspeed_zero2": "DeepSpeedEngine",
     "deepspeed_zero3": "DeepSpeedEngine",
 }
-needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
 
 
 class Stop(TrainerCallback):
@@ -86,6 +85,18 @@ def call_cpu_an_accelerator() -> None:
             self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
     PartialState.__init__ = patched
+
+
+def launch_sharded(script: str, folder: Path, name: str, mixed_precision: str = "no") -> None:
+    """Run a script in two processes with one of the examples' configurations; it is told folder, name and precision."""
+    if "deepspeed" in name and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("needs deepspeed")
+    changes = {"use_cpu": True, "mixed_precision": mixed_precision}
+    file = folder / f"{name}-{mixed_precision}.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | changes))
+    options = ("--config_file", str(file), "--main_process_port", str(free_port()))
+    arguments = (str(folder), name, mixed_precision)
+    launch("accelerate.commands.launch", *options, script, *arguments, DS_ACCELERATOR="cpu")
 
 
 def main(folder: Path, name: str) -> None:
@@ -146,15 +157,9 @@ def test_configurations_are_accelerates(name: str):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[needs_deepspeed] if "deepspeed" in name else []) for name in WRAPPERS]
-)
+@pytest.mark.parametrize("name", WRAPPERS)
 def test_sharded_training_is_that_of_one_process(folder: Path, alone: ULDTrainer, name: str):
-    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) | {"use_cpu": True, "mixed_precision": "no"}
-    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    config_file = ("--config_file", str(folder / f"{name}.yaml"))
-    port = ("--main_process_port", str(free_port()))
-    launch("accelerate.commands.launch", *config_file, *port, __file__, str(folder), name, DS_ACCELERATOR="cpu")
+    launch_sharded(__file__, folder, name)
     assert (folder / f"{name}-wrapper").read_text() == WRAPPERS[name]
     logs = [entry for entry in alone.state.log_history if "loss" in entry]
     for field in ("loss", "forget_loss", "retain_kl"):

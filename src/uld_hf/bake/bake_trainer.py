@@ -34,7 +34,7 @@ from ..training.collator import DataCollatorForULD
 from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
 from ..training.losses import add_loss, check_head
 from ..training.preparation import check_disjoint, to_trainable_rows
-from ..training.sharding import check_whole_weights, gather_weights, is_sharded, whole_weights
+from ..training.sharding import check_whole_weights, is_sharded, whole_weights
 from ..training.target import check_tokenizer
 from .bake_config import ULDBakeConfig
 from .losses import BakeLossOutput, ComposedTargets, TopKTargets, bake_loss
@@ -251,13 +251,13 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             )
         if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
             raise ValueError("FSDP of version 1 is not supported: use fsdp_version: 2.")
-        if not self.is_deepspeed_enabled or self.accelerator.state.deepspeed_plugin.zero_stage < 3:
+        plugin = self.accelerator.state.deepspeed_plugin if self.is_deepspeed_enabled else None
+        if plugin is None or plugin.zero_stage < 3:
             return
-        plugin, key = self.accelerator.state.deepspeed_plugin, _SAVES_WHOLE_WEIGHTS
-        gathers = plugin.hf_ds_config.get_value(key, False)
+        gathers = plugin.hf_ds_config.get_value(_SAVES_WHOLE_WEIGHTS, False)
         if not (plugin.zero3_save_16bit_model if gathers == "auto" else gathers):
             raise ValueError(
-                f"The student could not be saved: set {key} to true in DeepSpeed's configuration, or "
+                f"The student could not be saved: set {_SAVES_WHOLE_WEIGHTS} to true in DeepSpeed's configuration, or "
                 "zero3_save_16bit_model: true in accelerate's."
             )
         if any(True for _ in student.get_output_embeddings().children()):
@@ -525,9 +525,9 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             for name, parameter in trained.items():
                 parameter.copy_(saved[name])
 
-    def _student_weights(self) -> dict[str, torch.Tensor]:
-        if self._sharded:
-            return gather_weights(self.accelerator, self.model_wrapped)
+    def _student_weights(self) -> dict[str, torch.Tensor] | None:
+        if self._sharded:  # the first process gets them, and all must ask
+            return self.accelerator.get_state_dict(self.model_wrapped)
         return dict(self.model.named_parameters())
 
     def baked_model(self) -> PreTrainedModel | None:

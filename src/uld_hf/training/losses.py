@@ -92,8 +92,7 @@ class _ChunkedLoss(torch.autograd.Function):
         losses, others, gradients = [], [], []
         trained = [parameter for parameter, need in zip(parameters, needed[1:], strict=True) if need]
         # Also where sharding makes 16-bit copies: a sum over many tiles would lose its small parts.
-        types_of_sums = [torch.promote_types(parameter.dtype, torch.float32) for parameter in trained]
-        sums = [torch.zeros_like(each, dtype=dtype) for each, dtype in zip(trained, types_of_sums, strict=True)]
+        sums = [torch.zeros_like(each, dtype=torch.promote_types(each.dtype, torch.float32)) for each in trained]
         # Divided out until backward(): in a step of many tokens each one's own gradient is below float16's range.
         ctx.scale = weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
         weights_of_one = weights / ctx.scale

@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -75,19 +73,3 @@ def whole_weights(args: TrainingArguments) -> Iterator[None]:
         yield
     finally:
         set_hf_deepspeed_config(args.hf_deepspeed_config if args.deepspeed else args.deepspeed_plugin.dschf)
-
-
-def gather_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """
-    A trained model's whole weights, by name. All processes must call it together.
-
-    Args:
-        accelerator (`~accelerate.Accelerator`):
-            The trainer's.
-        model (`torch.nn.Module`):
-            What it has prepared.
-
-    Returns:
-        `dict[str, torch.Tensor]`: Where weights are divided, the first process alone has them, on the CPU.
-    """
-    return accelerator.get_state_dict(model) or {}
