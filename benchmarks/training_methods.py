@@ -4,9 +4,10 @@
 passes, rows padded to 256 tokens, the uniform term over every position through a full softmax, copied layers.
 Activation checkpointing is transformers' own, of all K layers or of every second one, or keeps products (ours).
 `NPO` (with a retain term) and `GA + KL` train all layers, or LoRA on all of them, beside a frozen reference model.
-Every method gets the same rows in every step, as many to forget as to retain; those of the rivals are padded to the
-longest of their batch, which is kinder than the 256 or more of their code, and their cross-entropy is the fastest that
-torch has. All use torch's fused AdamW, the trainer's default.
+Every method gets the same rows in every step, as many to forget as to retain. The released code, with which the
+paper's rivals are trained too, pads all rows to 256 tokens (TOFU's own to 500): lines that say so do the same. In the
+others the rivals' rows are padded to the longest of their batch, which is kinder. Their cross-entropy is the fastest
+that torch has. All use torch's fused AdamW, the trainer's default.
 
 Weights are random. Rows are TOFU's questions and answers.
 """
@@ -17,7 +18,7 @@ import os
 import platform
 import random
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from uld_hf.data.formatting import PROMPT_TEMPLATE
 from uld_hf.evaluation.encoding import encode
 from uld_hf.training.checkpointing import keep_products
 from uld_hf.training.collator import DataCollatorForULD
+from uld_hf.training.last_layer import find_answer_parts, on_answers_alone
 from uld_hf.training.losses import add_uld_loss
 from uld_hf.training.padding_free import attention_by_row
 
@@ -66,7 +68,10 @@ METHODS = (
     "NPO, LoRA",
     "GA + KL, full",
     "GA + KL, LoRA",
+    "NPO, full, rows padded to 256",
+    "NPO, LoRA, rows padded to 256",
 )
+PADDED = ", rows padded to 256"
 CHECKPOINTED = {"ULD, activation checkpointing": 1, "ULD, products kept": 1, "ULD, every 2nd layer's": 2}
 Batch = dict[str, torch.Tensor]
 
@@ -137,7 +142,7 @@ def make_step(method: str, args: argparse.Namespace) -> Callable[[list[dict], li
     else:
         reference = copy.deepcopy(target).eval().requires_grad_(False)
         model = target
-        if method.endswith("LoRA"):
+        if "LoRA" in method:
             lora = LoraConfig(task_type="CAUSAL_LM", r=32, lora_alpha=32, target_modules="all-linear")
             model = get_peft_model(target, lora)
     if method in CHECKPOINTED:
@@ -149,35 +154,34 @@ def make_step(method: str, args: argparse.Namespace) -> Callable[[list[dict], li
         )
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
-    fixed = 256 if method in ("ULD, rows padded to 256", "released recipe") else None
+    fixed = 256 if method == "released recipe" or method.endswith(PADDED) else None
+    padding_free = method.startswith("ULD") and fixed is None
+    base = model.get_base_model() if method.startswith("ULD") else model
+    parts = find_answer_parts(base) if method.startswith("ULD") else []
     if method.startswith("ULD"):
-        add_uld_loss(model.get_base_model(), retain_weight=6.5)
+        add_uld_loss(base, retain_weight=6.5)
 
-    def uld(forget: list[dict], retain: list[dict]) -> torch.Tensor:
-        batch = collate([*forget, *retain], args.device, fixed, padding_free=fixed is None)
+    def uld(batch: Batch) -> torch.Tensor:
         counted = batch["labels"][:, 1:] != -100
         retained = batch["retain_mask"][:, 1:]
         num_items = torch.stack([(counted & ~retained).sum(), (counted & retained).sum()])
         return model(**batch, num_items=num_items).loss
 
-    def released(forget: list[dict], retain: list[dict]) -> torch.Tensor:
-        batches = [collate(rows, args.device, fixed) for rows in (forget, retain)]
-        forgotten = -answer_log_probs(model, batches[0]).sum() / (batches[0]["labels"] != -100).sum()
-        logits = model(input_ids=batches[1]["input_ids"], attention_mask=batches[1]["attention_mask"]).logits
+    def released(forget: Batch, retain: Batch) -> torch.Tensor:
+        forgotten = -answer_log_probs(model, forget).sum() / (forget["labels"] != -100).sum()
+        logits = model(input_ids=retain["input_ids"], attention_mask=retain["attention_mask"]).logits
         return forgotten - 6.5 * logits.float().softmax(dim=-1).log().mean()
 
-    def npo(forget: list[dict], retain: list[dict]) -> torch.Tensor:
-        batches = [collate(rows, args.device) for rows in (forget, retain)]
+    def npo(forget: Batch, retain: Batch) -> torch.Tensor:
         with torch.no_grad():
-            before = answer_log_probs(reference, batches[0])
-        ratios = answer_log_probs(model, batches[0]) - before
-        kept = -answer_log_probs(model, batches[1]).sum() / (batches[1]["labels"] != -100).sum()
+            before = answer_log_probs(reference, forget)
+        ratios = answer_log_probs(model, forget) - before
+        kept = -answer_log_probs(model, retain).sum() / (retain["labels"] != -100).sum()
         return -2 / 0.1 * F.logsigmoid(-0.1 * ratios).mean() + kept
 
-    def ga_kl(forget: list[dict], retain: list[dict]) -> torch.Tensor:
-        batches = [collate(rows, args.device) for rows in (forget, retain)]
-        ascent = answer_log_probs(model, batches[0]).sum() / (batches[0]["labels"] != -100).sum()
-        inputs = {name: batches[1][name] for name in ("input_ids", "attention_mask")}
+    def ga_kl(forget: Batch, retain: Batch) -> torch.Tensor:
+        ascent = answer_log_probs(model, forget).sum() / (forget["labels"] != -100).sum()
+        inputs = {name: retain[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
             before = reference(**inputs, use_cache=False).logits.float().log_softmax(dim=-1)
         after = model(**inputs, use_cache=False).logits.float().log_softmax(dim=-1)
@@ -186,15 +190,15 @@ def make_step(method: str, args: argparse.Namespace) -> Callable[[list[dict], li
     kinds = {"ULD": uld, "rel": released, "NPO": npo, "GA ": ga_kl}
     loss_of = kinds[method[:3]]
 
-    def attention() -> AbstractContextManager[None]:
-        by_row = method.startswith("ULD") and fixed is None
-        return attention_by_row(model.get_base_model()) if by_row else nullcontext()
-
     def step(forget: list[dict], retain: list[dict]) -> None:
-        with attention():
+        together = [[*forget, *retain]] if method.startswith("ULD") else [forget, retain]
+        batches = [collate(rows, args.device, fixed, padding_free) for rows in together]
+        # As the trainer surrounds forward and backward pass.
+        attention = attention_by_row(base) if padding_free else nullcontext()
+        with attention, on_answers_alone(parts, batches[0]["labels"]):
             # As transformers' bf16=True does it.
             with torch.autocast(args.device, dtype=torch.bfloat16, enabled=args.dtype == "bfloat16"):
-                loss = loss_of(forget, retain)
+                loss = loss_of(*batches)
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -409,6 +409,17 @@ def test_rows_without_padding_give_the_same_assistant(
     assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-3, atol=1e-5)
 
 
+def test_prompts_do_not_go_through_the_last_mlp(tmp_path: Path):
+    trainer = make_trainer(tmp_path, max_steps=1)
+    batch, seen = first_batch(trainer), []
+    trainer.model.get_base_model().model.layers[-1].mlp.up_proj.register_forward_pre_hook(
+        lambda up_proj, args: seen.append(args[0].shape[1])
+    )
+    trainer.train()
+    assert seen == [int((batch["labels"] != -100).sum())]
+    assert seen[0] < batch["labels"].numel()
+
+
 def test_attention_is_as_before_after_training(reference: ULDTrainer, tmp_path: Path):
     assert descend(tmp_path).model.config._attn_implementation == "sdpa"
 

@@ -18,6 +18,7 @@ from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoTokenizer,
     PreTrainedModel,
@@ -48,6 +49,7 @@ from .checkpointing import keep_products
 from .collator import DataCollatorForULD
 from .forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
 from .four_bit import keep_gradients
+from .last_layer import find_answer_parts, on_answers_alone
 from .losses import add_uld_loss, check_head
 from .padding_free import attention_by_row, takes_rows_without_padding
 from .preparation import to_trainable_rows
@@ -188,6 +190,7 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
         base = assistant.get_base_model()
         keep_gradients(base)
         check_head(base)
+        self._answer_parts = find_answer_parts(base)
         if args.keep_products:
             keep_products(base)
         self._num_embeddings = base.get_input_embeddings().weight.shape[0]  # sharding will hide it
@@ -240,10 +243,13 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
         with self._attention():
             return super()._run(*args)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor | Any], num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Forward and backward pass of a micro-batch, as in [`~transformers.Trainer`]."""
-        with self._attention():  # activation checkpointing runs the layers again in the backward pass
-            return super().training_step(*args, **kwargs)
+        # Around both passes: activation checkpointing runs the layers again in the backward pass.
+        with self._attention(), on_answers_alone(self._answer_parts, inputs["labels"]):
+            return super().training_step(model, inputs, num_items_in_batch)
 
     def _after_training(self) -> None:
         last, accuracy = self._recent_metrics(), f"{self._first_set}_accuracy"
