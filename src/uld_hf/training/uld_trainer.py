@@ -190,7 +190,8 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
         base = assistant.get_base_model()
         keep_gradients(base)
         check_head(base)
-        self._answer_parts = find_answer_parts(base)
+        # How many tokens predict answers differs from batch to batch: each would be compiled anew.
+        self._answer_parts = [] if args.torch_compile else find_answer_parts(base)
         if args.keep_products:
             keep_products(base)
         self._num_embeddings = base.get_input_embeddings().weight.shape[0]  # sharding will hide it
