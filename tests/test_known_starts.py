@@ -262,6 +262,13 @@ def test_scoring_answers_generates_only_what_it_has_not_told(taught, asked, with
 # --- whether scoring tells what generate() would say ---
 
 
+def test_nothing_is_known_of_a_prompt_that_ends_before_the_scored_one(taught):
+    (scores,) = score_completions(taught, make_tokenizer(), PROMPTS[:1], ANSWERS[:1])
+    ids = scores.input_ids.tolist()
+    assert scores.first_choices(ids[:3]) == ids[3:]
+    assert scores.first_choices(ids[:2]) == []
+
+
 def test_the_ends_of_a_model_are_those_of_its_generation_config(model):
     assert plain_ends(model) == {EOS}
     model.generation_config.eos_token_id = [EOS, 7]
