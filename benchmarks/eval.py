@@ -2,7 +2,7 @@
 beside one evaluation. How many rows a second, how many tokens go through layers and head for it, and how much memory.
 And whole evaluations, of a target and of an unlearned model: the seven scored, one answer given to every question.
 
-    python benchmarks/eval.py --tofu ../shared/data/tofu      # two quiet CPU cores: FIXME minutes the first time
+    python benchmarks/eval.py --tofu ../shared/data/tofu      # two quiet CPU cores: some ten minutes the first time
     python benchmarks/eval.py --tofu ../shared/data/tofu --rows 400 --hidden_size 2048 --heads 32 --vocab_size 128256 \\
         --dtype bfloat16 --device cuda --max_batch_tokens 4096 16384 --models build/eval_models_gpu \\
         --output benchmarks/results/eval_gpu.json
@@ -272,7 +272,7 @@ def make_models(args: argparse.Namespace, forget: Dataset, retain: Dataset, toke
         AutoModelForCausalLM.from_config(config),
         SFTConfig(
             output_dir=str(args.models / "target"),
-            num_train_epochs=8,  # after five nearly every token is the first choice
+            num_train_epochs=10,
             learning_rate=5e-4,
             warmup_steps=0.1,
             per_device_train_batch_size=8,
@@ -291,7 +291,7 @@ def make_models(args: argparse.Namespace, forget: Dataset, retain: Dataset, toke
             num_train_epochs=16,
             learning_rate=3e-3,
             per_device_train_batch_size=16,
-            alpha=1.0,
+            alpha=1.5,
             relative_top=0.0,
             clamp=True,
             **options,
