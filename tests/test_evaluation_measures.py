@@ -38,7 +38,8 @@ BOOKS = Path(__file__).resolve().parents[2] / "shared" / "data" / "books"
 def scores_of(log_probs: list[float], right: list[bool] | None = None, mean: float = -2.0) -> TokenScores:
     right = [True] * len(log_probs) if right is None else right
     length = len(log_probs)
-    return TokenScores(np.array(log_probs), np.array(right), np.full(length, mean), np.full(length, 0.5))
+    deviations = np.full(length, 0.5)
+    return TokenScores(np.array(log_probs), np.array(right), np.full(length, mean), deviations, np.arange(1 + length))
 
 
 # --- memorisation ---

@@ -54,6 +54,22 @@ def answer_logits(model: PreTrainedModel, rows: Sequence[Row], max_batch_tokens:
     yield from _shared_prompts(model, rows, shared, max_batch_tokens)
 
 
+def depends_on_length(model: PreTrainedModel) -> bool:
+    """
+    Whether a model reads the same tokens otherwise in a longer text, so that what it made of them does not hold there.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Any causal language model.
+
+    Returns:
+        `bool`: Whether it has rotary frequencies that depend on the length.
+    """
+    kinds = [vars(module).get("rope_type") for module in model.modules()]
+    kinds = [kind for each in kinds for kind in (each.values() if isinstance(each, Mapping) else [each])]
+    return any(kind in ("dynamic", "longrope") for kind in kinds)
+
+
 def can_share_prompts(model: PreTrainedModel) -> bool:
     """
     Whether answers that go on from the cache of their prompt get the logits that they get behind the prompt itself.
@@ -67,11 +83,9 @@ def can_share_prompts(model: PreTrainedModel) -> bool:
         frequencies that depend on the length.
     """
     config = model.config.get_text_config(decoder=True)
-    kinds = [vars(module).get("rope_type") for module in model.modules()]
-    kinds = [kind for each in kinds for kind in (each.values() if isinstance(each, Mapping) else [each])]
     if (
         vars(config).get("attention_chunk_size") is not None
-        or any(kind in ("dynamic", "longrope") for kind in kinds)
+        or depends_on_length(model)
         or any(type(layer) not in SELECTABLE for layer in DynamicCache(config=model.config).layers)
     ):
         return False

@@ -189,7 +189,8 @@ def evaluate(
     classifier: Callable[[list[str]], list[list[dict[str, Any]]]] | None = None,
 ) -> SetResults:
     """
-    Measure a model on a set of questions: one scoring pass over all answers, and one greedy answer to each question.
+    Measure a model on a set of questions: one scoring pass over all answers, and one greedy answer to each question, of
+    which only what scoring has not told is generated.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -235,7 +236,7 @@ def evaluate(
     if questions[0].perturbed_answers:
         perturbed = [[next(scores).loss for _ in question.perturbed_answers] for question in questions]
     texts = [question.answer.strip() for question in questions]
-    completions = generate_completions(model, tokenizer, prompts[: len(questions)], max_new_tokens, batch_size)
+    completions = generate_completions(model, tokenizer, prompts[: len(questions)], max_new_tokens, batch_size, right)
     attacks = [attack(row, text) for row, text in zip(right, texts, strict=True)]
     results = SetResults(
         prompts=list(prompts[: len(questions)]),
@@ -257,12 +258,13 @@ def evaluate(
     if classifier is not None:
         results.clean = fluency(completions, classifier).tolist()
     if probe:
-        _probe(results, model, tokenizer, questions, max_new_tokens, batch_size, num_samples)
+        _probe(results, right, model, tokenizer, questions, max_new_tokens, batch_size, num_samples)
     return results
 
 
 def _probe(
     results: SetResults,
+    right: Sequence[TokenScores],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
@@ -276,8 +278,13 @@ def _probe(
     prompts = {"answer begun": [question.prompt + start for question, start in zip(questions, begun, strict=True)]}
     if questions[0].paraphrased_prompt is not None:
         prompts["question in other words"] = [question.paraphrased_prompt for question in questions]
+    # Of the right answer's rest its scores tell as much; the question in other words was not scored.
+    scores = {"answer begun": right}
     results.probes = {
-        way: [[text] for text in generate_completions(model, tokenizer, asked, max_new_tokens, batch_size)]
+        way: [
+            [text]
+            for text in generate_completions(model, tokenizer, asked, max_new_tokens, batch_size, scores.get(way))
+        ]
         for way, asked in prompts.items()
     }
     if num_samples:

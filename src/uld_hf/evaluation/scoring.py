@@ -55,10 +55,33 @@ class TokenScores(ChoiceScores):
             Mean log-probability of a token drawn from the model at that place (minus its entropy).
         deviations (`numpy.ndarray` of shape `(num_tokens,)`):
             Standard deviation of the same.
+        input_ids (`numpy.ndarray` of shape `(prompt_length + num_tokens,)`):
+            Tokens of prompt and answer.
     """
 
     means: np.ndarray
     deviations: np.ndarray
+    input_ids: np.ndarray
+
+    def first_choices(self, prompt_ids: Sequence[int]) -> list[int]:
+        """
+        What the model says to a prompt, as far as that is the answer.
+
+        Args:
+            prompt_ids (`Sequence[int]`):
+                Tokens of the prompt; the beginning of the answer may follow.
+
+        Returns:
+            `list[int]`: The answer's next tokens, up to the first one that is not the model's first choice. None if
+            other tokens were scored.
+        """
+        length = len(prompt_ids)
+        behind = length - (len(self.input_ids) - len(self.most_probable))  # tokens of the answer in the prompt
+        if behind < 0 or self.input_ids[:length].tolist() != list(prompt_ids):
+            return []
+        others = np.flatnonzero(~self.most_probable[behind:])
+        end = length + others[0] if len(others) else len(self.input_ids)
+        return self.input_ids[length:end].tolist()
 
 
 @dataclass(frozen=True)
@@ -114,7 +137,7 @@ def _statistics(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         log_probs.gather(-1, tokens[:, None]).squeeze(-1),
         means,
         variances.clamp(min=0).sqrt(),
-        log_probs.argmax(dim=-1) == tokens,
+        logits.argmax(dim=-1) == tokens,  # of the logits, as generate() chooses: log-probabilities are rounded
     )
     return torch.stack([column.float() for column in columns])
 
@@ -158,10 +181,10 @@ def _measure(
     max_batch_tokens: int,
     with_end: bool,
     measure: Callable[..., torch.Tensor],
-) -> list[np.ndarray]:
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """
-    Of every row, what `measure(tokens, logits, ...)` makes of its completion's tokens: of shape `(..., num_tokens)`.
-    Its logits are the model's, or of an unlearned model the target's and each assistant's.
+    Of every row, its tokens, and what `measure(tokens, logits, ...)` makes of those of its completion: of shape
+    `(..., num_tokens)`. Its logits are the model's, or of an unlearned model the target's and each assistant's.
     """
     rows = [encode(tokenizer, *pair, with_end) for pair in zip(prompts, completions, strict=True)]
     check_lengths(model, [len(ids) for ids, _ in rows])
@@ -178,7 +201,7 @@ def _measure(
                 measured[index] = values.numpy()
             progress.update(len(batch))
             del logits, parts  # or they would be held while the next ones are computed
-    return measured
+    return [(np.array(ids), values) for (ids, _), values in zip(rows, measured, strict=True)]
 
 
 def score_completions(
@@ -218,7 +241,10 @@ def score_completions(
         return _statistics(model.subtract(logits, assistants) if assistants else logits, tokens)
 
     rows = _measure(model, tokenizer, prompts, completions, max_batch_tokens, with_end, statistics)
-    return [TokenScores(log_probs, top.astype(bool), means, deviations) for log_probs, means, deviations, top in rows]
+    return [
+        TokenScores(log_probs, top.astype(bool), means, deviations, input_ids)
+        for input_ids, (log_probs, means, deviations, top) in rows
+    ]
 
 
 def score_subtractions(
@@ -263,7 +289,7 @@ def score_subtractions(
 
     rows = _measure(model, tokenizer, prompts, completions, max_batch_tokens, with_end, scores)
     target, *by_setting = (
-        [ChoiceScores(row[place][0], row[place][1].astype(bool)) for row in rows]
+        [ChoiceScores(row[place][0], row[place][1].astype(bool)) for _, row in rows]
         for place in range(1 + len(subtractions))
     )
     return target, by_setting

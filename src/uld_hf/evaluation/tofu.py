@@ -12,8 +12,10 @@ from scipy.stats import hmean, ks_2samp
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..context import context_length
 from .encoding import encode_prompts, pad
-from .scoring import MAX_BATCH_TOKENS, score_completions
+from .known_starts import KnownStart, batches_to_generate, known_starts
+from .scoring import MAX_BATCH_TOKENS, TokenScores, score_completions
 
 
 # The same phrase of one to four words three times in a row.
@@ -26,6 +28,7 @@ def generate_completions(
     prompts: Sequence[str],
     max_new_tokens: int = 64,
     batch_size: int = 32,
+    scores: Sequence[TokenScores] | None = None,
 ) -> list[str]:
     """
     Greedy completion of each prompt.
@@ -41,6 +44,9 @@ def generate_completions(
             Most tokens to generate.
         batch_size (`int`, *optional*, defaults to `32`):
             Prompts per call of `generate()`.
+        scores (`Sequence[TokenScores]`, *optional*):
+            What this model, as it is now, makes of the right completion of each prompt. As far as that is the greedy
+            one it is not generated again: the same completions, sooner.
 
     Returns:
         `list[str]`: What follows each prompt, without special tokens.
@@ -48,24 +54,32 @@ def generate_completions(
     Raises:
         ValueError: If a prompt and its completion would be longer than the model's context.
     """
-    completions = [""] * len(prompts)
     encoded, pad_token_id = encode_prompts(model, tokenizer, prompts, max_new_tokens)
-    order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    if scores is None:
+        starts = [KnownStart(ids=[], is_whole=False, expected_rest=max_new_tokens) for _ in encoded]
+    else:
+        starts = known_starts(model, encoded, scores, max_new_tokens)
+    completions = [start.ids for start in starts]
+    batches = list(
+        batches_to_generate(
+            [*map(len, encoded)], starts, max_new_tokens, batch_size, context=context_length(model.config)
+        )
+    )
     for batch in tqdm(batches, desc="Answering questions", leave=False):
-        longest = len(encoded[batch[0]])
-        input_ids, attention_mask = pad([encoded[index] for index in batch], pad_token_id, left=True)
+        rows = [[*encoded[index], *completions[index]] for index in batch]
+        input_ids, attention_mask = pad(rows, pad_token_id, left=True)
+        missing = [max_new_tokens - len(completions[index]) for index in batch]
         generated = model.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max(missing),
             do_sample=False,
             pad_token_id=pad_token_id,
         )
-        texts = tokenizer.batch_decode(generated[:, longest:], skip_special_tokens=True)
-        for index, text in zip(batch, texts, strict=True):
-            completions[index] = text.strip()
-    return completions
+        new = generated[:, input_ids.shape[1] :].tolist()
+        for index, ids, most in zip(batch, new, missing, strict=True):
+            completions[index] = [*completions[index], *ids[:most]]
+    return [text.strip() for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]
 
 
 def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -276,7 +290,8 @@ def score_answers(
     pairs = [(prompt, f" {answer}") for prompt, each in zip(prompts, answers, strict=True) for answer in each]
     scores = score_completions(model, tokenizer, *zip(*pairs, strict=True), max_batch_tokens)
     losses = np.array([row.loss for row in scores]).reshape(len(answers), -1)
-    completions = generate_completions(model, tokenizer, prompts, max_new_tokens, batch_size)
+    right = scores[:: losses.shape[1]]
+    completions = generate_completions(model, tokenizer, prompts, max_new_tokens, batch_size, right)
     return AnswerScores(
         completions=completions,
         rouge_l_recall=rouge_l_recall(completions, rows["answer"]),
