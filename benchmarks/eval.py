@@ -3,6 +3,9 @@ beside one evaluation. How many rows a second, how many tokens go through layers
 And whole evaluations, of a target and of an unlearned model: the seven scored, one answer given to every question.
 
     python benchmarks/eval.py --tofu ../shared/data/tofu      # two quiet CPU cores: some ten minutes the first time
+    python benchmarks/eval.py --tofu ../shared/data/tofu --untrained --questions 16 --turns 1 --hidden_size 2048 \
+        --heads 32 --key_value_heads 8 --vocab_size 128256 --dtype bfloat16 \
+        --output benchmarks/results/eval_cpu_llama_1b.json    # Llama 3.2 1B's shape, 8 GB of memory
     python benchmarks/eval.py --tofu ../shared/data/tofu --rows 400 --hidden_size 2048 --heads 32 --vocab_size 128256 \\
         --dtype bfloat16 --device cuda --max_batch_tokens 4096 16384 --models build/eval_models_gpu \\
         --output benchmarks/results/eval_gpu.json
@@ -10,7 +13,9 @@ And whole evaluations, of a target and of an unlearned model: the seven scored, 
 The smaller shape has the 1B's ratio of head to layers. A whole evaluation means something only of models that know
 answers and end them: the first run trains a target from scratch on its questions, half of forget10 and half of the
 retain set, and an assistant by `ULDTrainer`; later runs take both from `--models`. Reported beside the figures is what
-the two say, how much of it was not decoded, and of how many questions it is the same row by row.
+the two say, how much of it was not decoded, and of how many questions it is the same row by row. `--untrained` leaves
+the weights random, for shapes that cannot be trained here: such models know nothing and end nothing, so every answer is
+decoded to the limit, row by row and in batches alike.
 
 Modes take turns; figures are medians over the turns. A whole evaluation is `evaluate()` itself, with ROUGE, attacks and
 all; row by row it is seven passes and one `generate()` for each question, and nothing else. CPU time of the process is
@@ -51,6 +56,7 @@ from uld_hf import (
     ULDForCausalLM,
     ULDTrainer,
     __version__,
+    build_assistant,
     load_tofu,
     question_answer_to_prompt_completion,
 )
@@ -250,26 +256,40 @@ def describe_answers(
     }
 
 
-def make_models(args: argparse.Namespace, forget: Dataset, retain: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Train a target that knows its questions, and an assistant that knows those to forget."""
-    forget, retain = (question_answer_to_prompt_completion(rows.select_columns(COLUMNS)) for rows in (forget, retain))
-    options = training_options(seed=0) | {"use_cpu": args.device == "cpu", "lr_scheduler_type": "cosine"}
-    set_seed(0)
-    config = LlamaConfig(
+def make_config(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
+    """The target's configuration."""
+    return LlamaConfig(
         vocab_size=args.vocab_size,
         hidden_size=args.hidden_size,
         intermediate_size=4 * args.hidden_size,
         num_hidden_layers=args.layers,
         num_attention_heads=args.heads,
-        num_key_value_heads=args.heads,
+        num_key_value_heads=args.key_value_heads or args.heads,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
+        # By chance a model that knows nothing would end an answer.
+        eos_token_id=None if args.untrained else tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         initializer_range=args.hidden_size**-0.5,
     )
+
+
+def make_untrained(args: argparse.Namespace, tokenizer: PreTrainedTokenizerBase) -> ULDForCausalLM:
+    """An unlearned model of random weights."""
+    set_seed(0)
+    with torch.device(args.device):
+        target = AutoModelForCausalLM.from_config(make_config(args, tokenizer), dtype=args.dtype)
+    model = ULDForCausalLM(target=target, assistant=build_assistant(target, args.layers // 4), alpha=1.5)
+    return model.eval()
+
+
+def make_models(args: argparse.Namespace, forget: Dataset, retain: Dataset, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Train a target that knows its questions, and an assistant that knows those to forget."""
+    forget, retain = (question_answer_to_prompt_completion(rows.select_columns(COLUMNS)) for rows in (forget, retain))
+    options = training_options(seed=0) | {"use_cpu": args.device == "cpu", "lr_scheduler_type": "cosine"}
+    set_seed(0)
     trainer = SFTTrainer(
-        AutoModelForCausalLM.from_config(config),
+        AutoModelForCausalLM.from_config(make_config(args, tokenizer)),
         SFTConfig(
             output_dir=str(args.models / "target"),
             num_train_epochs=10,
@@ -308,7 +328,9 @@ def load_models(
     args: argparse.Namespace, forget: Dataset, retain: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[ULDForCausalLM, float]:
     """The unlearned model of a folder, made if it is not there; and the seconds that took."""
-    names = ("questions", "layers", "hidden_size", "heads", "vocab_size")
+    if args.untrained:
+        return make_untrained(args, tokenizer), 0.0
+    names = ("questions", "layers", "hidden_size", "heads", "key_value_heads", "vocab_size")
     settings = {name: vars(args)[name] for name in names}
     made, seconds = args.models / "made.json", 0.0
     if not made.exists():
@@ -335,6 +357,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--key_value_heads", type=int, help="heads of keys and values (default: as many)")
+    parser.add_argument("--untrained", action="store_true", help="random weights, and no training")
     parser.add_argument("--vocab_size", type=int, default=32000, help="of the head; texts have 4000 of them")
     parser.add_argument("--max_batch_tokens", type=int, nargs="+", default=[512, 4096])
     parser.add_argument("--turns", type=int, default=2)
@@ -348,7 +372,8 @@ def main() -> None:
     texts = [text for row in forget for text in (row["question"], row["answer"])]
     tokenizer = train_tokenizer(texts, vocab_size=4000)
     # A trainer takes no tokenizer that leaves most of a head unused.
-    tokenizer.add_tokens([f"<unused{number}>" for number in range(args.vocab_size - len(tokenizer))])
+    if not args.untrained:
+        tokenizer.add_tokens([f"<unused{number}>" for number in range(args.vocab_size - len(tokenizer))])
     prompts, completions = rows_to_score(rows)
     sets = {
         "forget": forget.select(range(args.questions // 2)),
@@ -380,7 +405,8 @@ def main() -> None:
 
         alone = f"evaluation of {name}, row by row"
         modes[alone] = lambda each=each: evaluate_row_by_row(each, tokenizer, asked)
-        modes[f"evaluation of {name}, all generated"] = lambda whole=whole: evaluate_generating_all(whole)
+        if not args.untrained:
+            modes[f"evaluation of {name}, all generated"] = lambda whole=whole: evaluate_generating_all(whole)
         modes[f"evaluation of {name}"] = whole
         baselines |= {mode: alone for mode in modes if mode.startswith(f"evaluation of {name}")}
     score_completions(model, tokenizer, prompts[:2], completions[:2])  # warms up
