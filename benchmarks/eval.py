@@ -3,19 +3,19 @@ beside one evaluation. How many rows a second, how many tokens go through layers
 And whole evaluations, of a target and of an unlearned model: the seven scored, one answer given to every question.
 
     python benchmarks/eval.py --tofu ../shared/data/tofu      # two quiet CPU cores: some ten minutes the first time
-    python benchmarks/eval.py --tofu ../shared/data/tofu --untrained --questions 16 --turns 1 --hidden_size 2048 \
-        --heads 32 --key_value_heads 8 --vocab_size 128256 --dtype bfloat16 \
-        --output benchmarks/results/eval_cpu_llama_1b.json    # Llama 3.2 1B's shape, 8 GB of memory
-    python benchmarks/eval.py --tofu ../shared/data/tofu --rows 400 --hidden_size 2048 --heads 32 --vocab_size 128256 \\
-        --dtype bfloat16 --device cuda --max_batch_tokens 4096 16384 --models build/eval_models_gpu \\
-        --output benchmarks/results/eval_gpu.json
+    python benchmarks/eval.py --tofu ../shared/data/tofu --untrained --turns 1 --layers 4 --hidden_size 2048 \\
+        --heads 32 --key_value_heads 8 --vocab_size 32064 --dtype bfloat16 \\
+        --output benchmarks/results/eval_cpu_wide.json        # a quarter of Llama 3.2 1B's layers and vocabulary
+    python benchmarks/eval.py --tofu ../shared/data/tofu --untrained --rows 400 --questions 64 --hidden_size 2048 \\
+        --heads 32 --key_value_heads 8 --vocab_size 128256 --dtype bfloat16 --device cuda \\
+        --max_batch_tokens 4096 16384 --output benchmarks/results/eval_gpu.json    # Llama 3.2 1B's shape
 
 The smaller shape has the 1B's ratio of head to layers. A whole evaluation means something only of models that know
 answers and end them: the first run trains a target from scratch on its questions, half of forget10 and half of the
 retain set, and an assistant by `ULDTrainer`; later runs take both from `--models`. Reported beside the figures is what
 the two say, how much of it was not decoded, and of how many questions it is the same row by row. `--untrained` leaves
-the weights random, for shapes that cannot be trained here: such models know nothing and end nothing, so every answer is
-decoded to the limit, row by row and in batches alike.
+the weights random, for shapes that cannot be trained here: such a model knows nothing and ends nothing, so every answer
+is decoded to the limit, row by row and in batches alike; the target by itself is left out.
 
 Modes take turns; figures are medians over the turns. A whole evaluation is `evaluate()` itself, with ROUGE, attacks and
 all; row by row it is seven passes and one `generate()` for each question, and nothing else. CPU time of the process is
@@ -397,7 +397,7 @@ def main() -> None:
         sweep: lambda: score_subtractions(model, tokenizer, prompts, completions, settings, largest),
     }
     baselines: dict[str, str] = {}
-    evaluated = {"target": target, "unlearned": model}
+    evaluated = {"unlearned": model} if args.untrained else {"target": target, "unlearned": model}
     for name, each in evaluated.items():
 
         def whole(each: PreTrainedModel = each) -> SetResults:
