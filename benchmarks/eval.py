@@ -129,8 +129,9 @@ class Work:
         self, cache: Cache | None, inputs: dict[str, Any], *args: Any
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         rows, length = inputs["input_ids"].shape
+        kept = inputs["logits_to_keep"]
         self._is_unlearned = True
-        self._add(rows * length, rows * (inputs["logits_to_keep"] or length))
+        self._add(rows * length, rows * (len(kept) if isinstance(kept, torch.Tensor) else kept or length))
         outputs = self._run(cache, inputs, *args)
         self._is_unlearned = False
         return outputs

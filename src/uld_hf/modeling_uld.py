@@ -55,6 +55,7 @@ from .hub import (
     save_unlearned_model,
 )
 from .intact import NetEffect, Watch
+from .kept_positions import positions_to_keep
 from .lockstep import Lockstep, can_join, why_no_lockstep
 from .publish import push_unlearned_model
 from .subtraction import Outside, check_subtraction, logit_difference
@@ -569,6 +570,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         """Logits of the target and of each assistant, in lockstep where that is possible."""
         if "adapter_names" in inputs:
             raise ValueError("adapter_names is not supported: with it, PEFT would leave the assistant's adapter out.")
+        if "logits_to_keep" in inputs:
+            given = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+            inputs = {**inputs, "logits_to_keep": positions_to_keep(inputs["logits_to_keep"], given)}
         caches = [None] * (1 + len(self.assistants)) if cache is None else self.split_cache(cache)
         if (
             self._execution != "two passes"

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..cache_name import CACHE
 from ..context import context_length
+from ..kept_positions import positions_to_keep
 from ..modeling_uld import ULDForCausalLM
 from .encoding import pad
 
@@ -199,7 +200,7 @@ def _logits_at(
     positions = positions.to(model.device)
     inputs = {"input_ids": input_ids.to(model.device), "attention_mask": attention_mask.to(model.device)}
     if model._supports_logits_to_keep():
-        inputs["logits_to_keep"] = width
+        inputs["logits_to_keep"] = positions_to_keep(width, input_ids)
     is_unlearned = isinstance(model, ULDForCausalLM)
     if cache is not None:
         inputs["past_key_values" if is_unlearned else CACHE] = cache

@@ -11,6 +11,7 @@ from scipy.stats import hmean
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..kept_positions import head_at_once
 from .encoding import encode_prompts
 from .scoring import TokenScores
 from .tofu import rouge_l_recall
@@ -213,7 +214,7 @@ def sample_completions(
     """
     drawn = []
     encoded, pad_token_id = encode_prompts(model, tokenizer, prompts, max_new_tokens)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), head_at_once(model):
         torch.manual_seed(seed)
         for ids in tqdm(encoded, desc="Sampling answers", leave=False):
             input_ids = torch.tensor([ids], device=model.device)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..context import context_length
+from ..kept_positions import head_at_once
 from .encoding import encode_prompts, pad
 from .known_starts import KnownStart, batches_to_generate, known_starts
 from .scoring import MAX_BATCH_TOKENS, TokenScores, score_completions
@@ -69,13 +70,14 @@ def generate_completions(
         rows = [[*encoded[index], *completions[index]] for index in batch]
         input_ids, attention_mask = pad(rows, pad_token_id, left=True)
         missing = [max_new_tokens - len(completions[index]) for index in batch]
-        generated = model.generate(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            max_new_tokens=max(missing),
-            do_sample=False,
-            pad_token_id=pad_token_id,
-        )
+        with head_at_once(model):
+            generated = model.generate(
+                input_ids=input_ids.to(model.device),
+                attention_mask=attention_mask.to(model.device),
+                max_new_tokens=max(missing),
+                do_sample=False,
+                pad_token_id=pad_token_id,
+            )
         new = generated[:, input_ids.shape[1] :].tolist()
         for index, ids, most in zip(batch, new, missing, strict=True):
             completions[index] = [*completions[index], *ids[:most]]
