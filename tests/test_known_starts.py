@@ -293,7 +293,7 @@ def test_settings_that_change_no_greedy_answer_are_passed_over(model, asked, set
 
 
 @pytest.mark.parametrize(
-    "setting", [{"stop_strings": ["w1"]}, {"cache_implementation": "static"}, {"of_tomorrow": 0}], ids=str
+    "setting", [{"stop_strings": ["w1"]}, {"cache_implementation": "quantized"}, {"of_tomorrow": 0}], ids=str
 )
 def test_of_an_unknown_setting_nothing_is_taken_for_granted(model, setting):
     model.generation_config.update(**setting, allow_custom_entries=True)

@@ -99,6 +99,18 @@ def test_loss_and_gradients_are_those_of_all_tokens(family: str, padding_free: b
     torch.testing.assert_close(gradients, expected_gradients, **tolerance)
 
 
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_layers_that_are_computed_again_give_the_same_gradients(use_reentrant: bool):
+    assistant = train_a_little(make_assistant("llama")).train()
+    parts, batch = find_answer_parts(assistant.get_base_model()), make_batch(padding_free=True)
+    expected = descend(assistant, [], batch)[1]
+    assistant.enable_input_require_grads()
+    assistant.get_base_model().activation_checkpointing_enable(
+        activation_checkpointing_kwargs={"use_reentrant": use_reentrant}
+    )
+    torch.testing.assert_close(descend(assistant, parts, batch)[1], expected, rtol=1e-7, atol=1e-9)
+
+
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_every_part_that_prompts_need_not_go_through_is_found(family: str):
     base = make_assistant(family).get_base_model()

@@ -409,6 +409,20 @@ def test_rows_without_padding_give_the_same_assistant(
     assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("settings", [PLAIN, {}, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}])
+def test_prompts_in_all_layers_give_the_same_assistant(reference: ULDTrainer, tmp_path: Path, settings: dict[str, Any]):
+    trainer = make_trainer(tmp_path, **({"learning_rate": 0.1} | DESCENT | settings))
+    assert len(trainer._answer_parts) == 3
+    trainer._answer_parts = []
+    trainer.train()
+    assert_same_weights(lora_weights(trainer), lora_weights(reference), rtol=1e-3, atol=1e-5)
+
+
+def test_compiled_models_compute_prompts_in_all_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")  # transformers sets it, for good
+    assert make_trainer(tmp_path, torch_compile=True, torch_compile_backend="eager")._answer_parts == []
+
+
 def test_prompts_do_not_go_through_the_last_mlp(tmp_path: Path):
     trainer = make_trainer(tmp_path, max_steps=1)
     batch, seen = first_batch(trainer), []

@@ -9,6 +9,7 @@ it does between two batch sizes.
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import GenerationMixin, PreTrainedModel
 
@@ -22,29 +23,30 @@ WITHOUT_EFFECT = frozenset(
         *("bos_token_id", "eos_token_id", "pad_token_id"),
         *("max_length", "max_new_tokens"),  # what is given to generate() counts
         *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-        *("use_cache", "transformers_version"),
+        *("use_cache", "disable_compile", "trust_remote_code", "transformers_version"),
     }
 )
 # Values with which others change nothing, as older checkpoints write them out. Whatever else is set may change it.
-NEUTRAL = {
-    "bad_words_ids": None,
-    "diversity_penalty": 0.0,
-    "early_stopping": False,
-    "encoder_no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "length_penalty": 1.0,
-    "min_length": 0,
-    "no_repeat_ngram_size": 0,
-    "num_beam_groups": 1,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "output_scores": False,
-    "remove_invalid_values": False,
-    "renormalize_logits": False,
-    "repetition_penalty": 1.0,
-    "return_dict_in_generate": False,
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "cache_implementation": ("dynamic", "static", "hybrid", "sliding_window", "offloaded", "offloaded_static"),
+    "diversity_penalty": (0.0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1.0,),
+    "length_penalty": (1.0,),
+    "min_length": (0,),
+    "no_repeat_ngram_size": (0,),
+    "num_beam_groups": (1,),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "repetition_penalty": (1.0,),
+    **dict.fromkeys(
+        (
+            *("early_stopping", "is_assistant", "low_memory", "remove_invalid_values", "renormalize_logits"),
+            *("output_attentions", "output_hidden_states", "output_logits", "output_scores"),
+            *("return_dict_in_generate", "token_healing"),
+        ),
+        (False,),
+    ),
 }
 
 
@@ -55,7 +57,7 @@ class KnownStart:
 
     Args:
         ids (`list[int]`):
-            Its first tokens; none if nothing is known.
+            Its first tokens; empty if nothing is known.
         is_whole (`bool`):
             Whether nothing follows them.
         expected_rest (`int`):
@@ -81,10 +83,10 @@ def plain_ends(model: PreTrainedModel) -> frozenset[int] | None:
         beams, ...), or positions are turned otherwise in a longer text.
     """
     is_own = inspect.ismethod(model.generate) and model.generate.__func__ is GenerationMixin.generate
-    if not is_own or depends_on_length(model):
+    if not is_own or model.generation_config is None or depends_on_length(model):
         return None
     for name, value in vars(model.generation_config).items():
-        is_neutral = value is None or name in WITHOUT_EFFECT or (name in NEUTRAL and value == NEUTRAL[name])
+        is_neutral = value is None or name in WITHOUT_EFFECT or value in NEUTRAL.get(name, ())
         if not (is_neutral or name.startswith("_")):  # what begins so is transformers' own
             return None
     ends = model.generation_config.eos_token_id

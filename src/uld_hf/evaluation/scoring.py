@@ -72,14 +72,14 @@ class TokenScores(ChoiceScores):
                 Tokens of the prompt; the beginning of the answer may follow.
 
         Returns:
-            `list[int]`: The answer's next tokens, up to the first one that is not the model's first choice. None if
+            `list[int]`: The answer's next tokens, up to the first one that is not the model's first choice. Empty if
             other tokens were scored.
         """
         length = len(prompt_ids)
-        behind = length - (len(self.input_ids) - len(self.most_probable))  # tokens of the answer in the prompt
-        if behind < 0 or self.input_ids[:length].tolist() != list(prompt_ids):
+        num_begun = length - (len(self.input_ids) - len(self.most_probable))  # tokens of the answer in the prompt
+        if num_begun < 0 or self.input_ids[:length].tolist() != list(prompt_ids):
             return []
-        others = np.flatnonzero(~self.most_probable[behind:])
+        others = np.flatnonzero(~self.most_probable[num_begun:])
         end = length + others[0] if len(others) else len(self.input_ids)
         return self.input_ids[length:end].tolist()
 

@@ -48,17 +48,17 @@ def on_answers_alone(parts: list[nn.Module], labels: torch.LongTensor) -> Iterat
             Tokens of the batch, not shifted; -100 for those that are no answer. The backward pass belongs inside too:
             it may compute activations again.
     """
-    places = predicts_answer(labels)
-    if not places.any():  # not every part can compute nothing
+    rows, columns = predicts_answer(labels).nonzero(as_tuple=True)
+    if len(rows) == 0:  # not every part can compute nothing
         yield
         return
 
     def select(part: nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:
-        return args[0][places.to(args[0].device)][None]
+        return args[0][rows.to(args[0].device), columns.to(args[0].device)][None]
 
     def put_back(part: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        whole = output.new_zeros(*places.shape, output.shape[-1])
-        whole[places.to(output.device)] = output[0]
+        whole = output.new_zeros(*labels.shape, output.shape[-1])
+        whole[rows.to(output.device), columns.to(output.device)] = output[0]
         return whole
 
     with ExitStack() as hooks:

@@ -14,6 +14,7 @@ import peft
 import torch
 import transformers
 import trl
+from accelerate.utils import DynamoBackend
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi
 from peft import PeftConfig
@@ -190,8 +191,7 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
         base = assistant.get_base_model()
         keep_gradients(base)
         check_head(base)
-        # How many tokens predict answers differs from batch to batch: each would be compiled anew.
-        self._answer_parts = [] if args.torch_compile else find_answer_parts(base)
+        self._answer_parts = find_answer_parts(base)
         if args.keep_products:
             keep_products(base)
         self._num_embeddings = base.get_input_embeddings().weight.shape[0]  # sharding will hide it
@@ -228,6 +228,9 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
             optimizers=optimizers,
         )
         base.forward = forward
+        if args.torch_compile or self.accelerator.state.dynamo_plugin.backend is not DynamoBackend.NO:
+            # How many tokens predict answers differs from batch to batch: each would be compiled anew.
+            self._answer_parts = []
         add_uld_loss(base, args.retain_weight)
         args.model_init_kwargs = init_kwargs
         args.padding_free = self.padding_free = takes_rows_without_padding(base, padding_free)
