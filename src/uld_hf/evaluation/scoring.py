@@ -82,6 +82,8 @@ class Subtraction:
             How many tokens are ruled out instead of subtracting; `alpha` then counts by its sign only.
         gate (`float`, *optional*, defaults to `0.0`):
             Certainty below which an assistant is not subtracted.
+        replace (`bool`, *optional*, defaults to `False`):
+            Whether assistants that are added take the target's place where the gate is open.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -94,6 +96,7 @@ class Subtraction:
     clamp: bool = False
     remove_top_k: int = 0
     gate: float = 0.0
+    replace: bool = False
 
     def __post_init__(self) -> None:
         check_subtraction(**vars(self))
@@ -140,8 +143,12 @@ def _subtracted(
     steps: dict[Subtraction, torch.Tensor] = {}
     for setting in subtractions:
         unit = replace(setting, alpha=math.copysign(1.0, setting.alpha))
+        options = {name: value for name, value in vars(unit).items() if name != "alpha"}
+        if setting.replace:  # the target is no part of the sum
+            weights = [setting.alpha * proportion for proportion in proportions]
+            rows.append(scores(logit_difference(target, assistants, weights, **options)))
+            continue
         if unit not in steps:
-            options = {name: value for name, value in vars(unit).items() if name != "alpha"}
             weights = [unit.alpha * proportion for proportion in proportions]
             step = target - logit_difference(target, assistants, weights, **options)
             steps[unit] = step.masked_fill(target == -torch.inf, 0.0)
