@@ -163,6 +163,17 @@ CONTRAST = Method(
     augmented=True,
     ratios=(0.4, 0.6, 0.8, 1.0),
 )
+# The same two assistants; where the first is sure, the second takes the target's place. Between an alpha that leaves
+# facts likely and one that makes them too unlikely there is little room, and 1.1 lies in it.
+REPLACED = replace(
+    CONTRAST,
+    name="ULD, gated replacement (ours), weights by unseen authors",
+    tuned_as="uld_contrast",
+    subtractions=_subtractions(
+        (0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0), relative_top=0.0, clamp=True, gate=0.1, replace=True
+    ),
+    ratios=(0.8, 1.0, 1.2, 1.4, 1.6, 1.8),
+)
 METHODS: dict[str, Method] = {
     **ULD_LINES,
     "uld_contrast": CONTRAST,
@@ -176,6 +187,7 @@ METHODS: dict[str, Method] = {
     "uld_contrast_unseen": replace(
         CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_contrast"
     ),
+    "uld_replaced_unseen": REPLACED,
     "uld_rules": Method(
         "ULD, clamped, augmented by rules (ours)",
         "",

@@ -119,7 +119,8 @@ class Study:
             reference = unseen_reference(load_model(self.target(seed)), self.tokenizer, split, with_attacks)
             return best_subtraction(model, self.tokenizer, split, reference, method.subtractions, method.ratios)
 
-        chosen = self.ledger.unit(f"unseen.{method.tuned_as}.{split_name}.s{seed}", choose)
+        line = key.removesuffix("_unseen")
+        chosen = self.ledger.unit(f"unseen.{line}.{split_name}.s{seed}", choose)
         self.apply(model, chosen)
         return model, chosen
 
