@@ -52,8 +52,8 @@ def check_subtraction(
     Raises:
         ValueError: If `alpha` is NaN or so small or large that nothing, or nothing else, is left, if `relative_top` is
             not between 0 and 1 or `gate` not between 0 and 0.5, if `outside` is neither `"keep"` nor `"mask"`, if raw
-            logits, which have no zero of their own, are to be clamped, if all tokens could be ruled out, or if the target
-            is to be replaced everywhere, or by tokens of its own choice.
+            logits, which have no zero of their own, are to be clamped, if all tokens could be ruled out, or if the
+            target is to be replaced everywhere, or where it says so itself.
     """
     if not SMALLEST_ALPHA <= abs(alpha) <= LARGEST_ALPHA:  # also refuses NaN
         raise ValueError(
@@ -146,6 +146,33 @@ def certainty(logits: torch.Tensor) -> torch.Tensor:
     possible = log_probs != -torch.inf
     entropy = -(log_probs.exp() * log_probs.masked_fill(~possible, 0.0)).sum(dim=-1, keepdim=True)
     return 1 - entropy / possible.sum(dim=-1, keepdim=True).to(logits.dtype).log()
+
+
+def open_gates(
+    assistant_logits: Sequence[torch.Tensor], alphas: Sequence[float], gate: float, target: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """
+    Where each assistant is sure enough to be subtracted.
+
+    Args:
+        assistant_logits (`Sequence[torch.Tensor]`, each of shape `(..., vocab_size)`):
+            Logits of each assistant.
+        alphas (`Sequence[float]`):
+            Weight of each assistant.
+        gate (`float`):
+            Certainty that is enough; `0` for no gate.
+        target (`torch.Tensor` of shape `(..., vocab_size)`):
+            The target's logits, of the device and type to compute with.
+
+    Returns:
+        `list[torch.BoolTensor | None]`: Of each assistant, of shape `(..., 1)`; `None` for one that has no gate of its
+        own, because there is none or it is added.
+    """
+    # Of all tokens: how sure an assistant is does not depend on what the target, or a processor before it, rules out.
+    return [
+        certainty(logits.to(device=target.device, dtype=target.dtype)) > gate if gate and alpha > 0 else None
+        for logits, alpha in zip(assistant_logits, alphas, strict=True)
+    ]
 
 
 def rule_out(target: torch.Tensor, scores: torch.Tensor, candidates: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -251,11 +278,7 @@ def logit_difference(
                 f"The assistant's logits have shape {tuple(logits.shape)}, the target's {tuple(target.shape)}: they "
                 "must share one vocabulary. Train the assistant on this target."
             )
-    # Of all tokens: how sure an assistant is does not depend on what the target, or a processor before it, rules out.
-    gates = [
-        certainty(logits.to(device=target.device, dtype=dtype)) > gate if gate and alpha > 0 else None
-        for logits, alpha in zip(assistant_logits, alphas, strict=True)
-    ]
+    gates = open_gates(assistant_logits, alphas, gate, target)
     own_gates = [each for each in gates if each is not None]
     is_open = torch.stack(own_gates).any(dim=0) if own_gates else None
 
