@@ -122,6 +122,11 @@ def test_contrast_commands_and_python_run(workplace: Path, capsys: pytest.Captur
         exec(compile(block, "contrast.md", "exec"), {})
     config = ULDForCausalLM.from_pretrained("contrast").config
     assert (config.alphas, config.gate) == ({"assistant": 2.0, "knows-wording": -1.6}, 0.1)
+    assert not config.replace
+    config = ULDForCausalLM.from_pretrained("replacement").config
+    assert (config.alphas, config.gate) == ({"assistant": 1.25, "knows-wording": -1.5}, 0.1)
+    assert config.replace
+    assert config.clamp
     quick = ["--use_cpu", "--max_steps", "1", "--teacher_answers", "1", "--max_new_tokens", "4", "--report_to", "none"]
     assert uld([*shlex.split(bake)[1:], *quick]) == 0, capsys.readouterr().err
     assert type(AutoModelForCausalLM.from_pretrained("contrast-baked")).__name__ == "LlamaForCausalLM"

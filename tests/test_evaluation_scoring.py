@@ -141,6 +141,23 @@ def test_every_setting_is_scored_as_by_a_model_that_has_it(unlearned):
             np.testing.assert_array_equal(first.most_probable, second.most_probable)
 
 
+def test_replacements_are_scored_as_by_a_model_that_has_them(unlearned):
+    parts = dict(unlearned.assistants.items())
+    settings = {"relative_top": 0.0, "clamp": True, "gate": 0.05, "replace": True}
+
+    def compose(alpha):
+        return ULDForCausalLM(
+            target=unlearned.target, assistant=parts, alpha={"a": alpha, "b": -1.5 * alpha}, **settings
+        )
+
+    swept = [Subtraction(alpha, **settings) for alpha in (0.5, 1.25)]
+    _, by_setting = score_subtractions(compose(1.0), make_tokenizer(), PROMPTS, COMPLETIONS, swept)
+    for setting, rows in zip(swept, by_setting, strict=True):
+        expected = score_completions(compose(setting.alpha), make_tokenizer(), PROMPTS, COMPLETIONS)
+        for first, second in zip(rows, expected, strict=True):
+            np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)
+
+
 def test_settings_cost_no_further_pass(unlearned, monkeypatch):
     passes = []
     run = unlearned._run

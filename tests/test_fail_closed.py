@@ -373,6 +373,10 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
         "must lie between 0",
     ),
     "model.config.gate = 0.9": (after(lambda model: setattr(model.config, "gate", 0.9)), r"gate=0\.9 must lie between"),
+    "model.config.replace = True": (
+        after(lambda model: vars(model.config).update(replace=True, gate=0.1, relative_top=0.0)),
+        "one that is added in the target's place",
+    ),
     "model.config.assistants.clear()": (
         after(lambda model: model.config.assistants.clear()),
         r"config\.assistants names \[\]",

@@ -472,3 +472,57 @@ def test_what_a_processor_has_ruled_out_does_not_make_an_assistant_sure():
 def test_a_gate_that_could_shut_for_good_is_refused(gate):
     with pytest.raises(ValueError, match=r"gate=.* must lie between 0 \(subtract everywhere\) and 0\.5"):
         check_subtraction(1.0, 0.01, "keep", gate=gate)
+
+
+# --- replacement ---
+
+
+@few
+@given(tensors=possible_rows(3), alpha=st.floats(0.1, 3), weight=st.floats(0.1, 3), clamp=st.booleans())
+def test_where_the_gate_is_open_what_is_added_takes_the_targets_place(tensors, alpha, weight, clamp):
+    target, knows, wording = tensors
+    actual = logit_difference(
+        target, [knows, wording], [alpha, -weight], relative_top=0, gate=0.2, clamp=clamp, replace=True
+    )
+    possible = target > -INF
+    fact = center_logits(knows.masked_fill(~possible, -INF))
+    fact = fact.clamp(min=0) if clamp else fact
+    said = weight * center_logits(wording.masked_fill(~possible, -INF))  # never clamped
+    expected = said - alpha * fact.masked_fill(fact == -INF, 0)
+    for position in range(len(target)):
+        if certainty(knows[position]) > 0.2:
+            torch.testing.assert_close(actual[position], expected[position].masked_fill(~possible[position], -INF))
+        else:
+            assert torch.equal(actual[position], target[position])
+
+
+def test_a_target_that_is_replaced_has_no_say():
+    torch.manual_seed(0)
+    knows, wording = torch.randn(2, 1, 6, dtype=torch.float64)
+    knows[0, 0] = 9
+    targets = torch.randn(2, 1, 6, dtype=torch.float64)
+    options = {"relative_top": 0, "gate": 0.2, "replace": True}
+    first, second = (logit_difference(target, [knows, wording], [1.0, -1.2], **options) for target in targets)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"gate": 0.0}, {"relative_top": 0.01}, {"remove_top_k": 3}, {"gate": 0.0, "relative_top": 0.01}]
+)
+def test_a_replacement_that_would_be_everywhere_or_go_by_the_target_is_refused(settings):
+    good = {"relative_top": 0.0, "gate": 0.1}
+    assert check_subtraction(1.0, outside="keep", replace=True, **good) is None
+    with pytest.raises(ValueError, match="replace=True needs gate above 0"):
+        check_subtraction(1.0, outside="keep", replace=True, **(good | settings))
+
+
+def test_a_replacement_that_is_no_yes_or_no_is_refused():
+    with pytest.raises(ValueError, match="replace=1 must be True or False"):
+        check_subtraction(1.0, 0.0, "keep", gate=0.1, replace=1)
+
+
+@pytest.mark.parametrize("alphas", [[1.0], [1.0, 0.5], [-1.0]])
+def test_to_replace_the_target_by_nothing_is_refused(alphas):
+    logits = torch.zeros(1, 4)
+    with pytest.raises(ValueError, match="needs an assistant that is subtracted and one that is added"):
+        logit_difference(logits, [logits] * len(alphas), alphas, relative_top=0, gate=0.1, replace=True)

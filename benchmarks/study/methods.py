@@ -51,6 +51,8 @@ class Job:
             The time.
         teacher (`Callable[[], ULDForCausalLM]`, *optional*):
             Loads the unlearned model to bake.
+        drawn (`Callable[[], Dataset]`, *optional*):
+            Makes the retain set with wrong answers that the target draws itself.
     """
 
     target: Path
@@ -62,6 +64,7 @@ class Job:
     preset: Preset
     deadline: Deadline
     teacher: Callable[[], ULDForCausalLM] | None = None
+    drawn: Callable[[], Dataset] | None = None
 
     def options(self, folder: Path, setting: dict[str, Any]) -> dict[str, Any]:
         """Options that all methods have, and those of the setting."""
@@ -163,6 +166,17 @@ CONTRAST = Method(
     augmented=True,
     ratios=(0.4, 0.6, 0.8, 1.0),
 )
+# The same two assistants; where the first is sure, the second takes the target's place. Between an alpha that leaves
+# facts likely and one that makes them too unlikely there is little room, and 1.1 lies in it.
+REPLACED = replace(
+    CONTRAST,
+    name="ULD, gated replacement (ours), weights by unseen authors",
+    tuned_as="uld_contrast",
+    subtractions=_subtractions(
+        (0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0), relative_top=0.0, clamp=True, gate=0.1, replace=True
+    ),
+    ratios=(0.8, 1.0, 1.2, 1.4, 1.6, 1.8),
+)
 METHODS: dict[str, Method] = {
     **ULD_LINES,
     "uld_contrast": CONTRAST,
@@ -175,6 +189,11 @@ METHODS: dict[str, Method] = {
     },
     "uld_contrast_unseen": replace(
         CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_contrast"
+    ),
+    "uld_replaced_unseen": REPLACED,
+    # The second assistant learns wrong answers that the target draws, in place of the released ones.
+    "uld_drawn_unseen": replace(
+        REPLACED, name="ULD, gated replacement, drawn (ours), weights by unseen authors", recipe="contrast_drawn"
     ),
     "uld_rules": Method(
         "ULD, clamped, augmented by rules (ours)",
@@ -325,6 +344,16 @@ def train_auxiliaries(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
 
 def train_contrast(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
     """ULD's assistant, and one that learned what must be kept and the wrong answers to what must be forgotten."""
+    return train_pair(job, setting, lambda: job.retain)
+
+
+def train_drawn(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
+    """The same with wrong answers that the target draws itself."""
+    return train_pair(job, setting, job.drawn)
+
+
+def train_pair(job: Job, setting: dict[str, Any], retain: Callable[[], Dataset]) -> ULDForCausalLM:
+    """ULD's assistant, and one that learned the rows that `retain` makes."""
     train_assistant(replace(job, folder=job.folder / "forget"), setting)
     folder = job.folder / "retain"
     if not is_trained(folder):
@@ -332,7 +361,7 @@ def train_contrast(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
         args = ULDConfig(
             objective="likelihood", alpha=-1.0, relative_top=0.0, center=False, **job.options(folder, setting)
         )
-        trainer = ULDTrainer(str(job.target), args, retain_dataset=job.retain, processing_class=job.tokenizer)
+        trainer = ULDTrainer(str(job.target), args, retain_dataset=retain(), processing_class=job.tokenizer)
         train_within(trainer, job.deadline)
     model = ULDForCausalLM.from_pretrained(job.folder / "forget", **loading_options())
     model.add_assistant(str(folder))
@@ -374,6 +403,7 @@ RECIPES: dict[str, Callable[[Job, dict[str, Any]], PreTrainedModel]] = {
     "uld": train_assistant,
     "uld_rules": train_assistant,
     "contrast": train_contrast,
+    "contrast_drawn": train_drawn,
     **dict.fromkeys(TEACHERS, train_baked),
     "divergence": train_auxiliaries,
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from authors import Split, load_split, training_rows
+from drawn import retain_and_drawn
 from ledger import Ledger
 from measure import (
     apply_subtraction,
@@ -105,6 +106,7 @@ class Study:
             preset=self.preset,
             deadline=self.ledger.deadline,
             teacher=lambda: self.composed(TEACHERS[recipe], split.name, seed)[0],
+            drawn=lambda: retain_and_drawn(split, load_model(self.target(seed)), self.tokenizer, seed),
         )
 
     def composed(self, key: str, split_name: str, seed: int) -> tuple[ULDForCausalLM, dict[str, Any]]:
@@ -119,7 +121,8 @@ class Study:
             reference = unseen_reference(load_model(self.target(seed)), self.tokenizer, split, with_attacks)
             return best_subtraction(model, self.tokenizer, split, reference, method.subtractions, method.ratios)
 
-        chosen = self.ledger.unit(f"unseen.{method.tuned_as}.{split_name}.s{seed}", choose)
+        line = key.removesuffix("_unseen")
+        chosen = self.ledger.unit(f"unseen.{line}.{split_name}.s{seed}", choose)
         self.apply(model, chosen)
         return model, chosen
 

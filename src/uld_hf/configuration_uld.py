@@ -10,12 +10,14 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from .saved_files import CHECKSUM, DamagedFileError, check_checksum
-from .subtraction import Outside, check_subtraction
+from .subtraction import Outside, check_replacement, check_subtraction
 from .truncated_config import ADAPTER_NAME, check_num_layers, select_layers
 
 
 # Settings of the subtraction that all assistants of a model have in common.
-SHARED_SETTINGS = ("relative_top", "outside", "center", "clamp", "remove_top_k", "gate")
+SHARED_SETTINGS = ("relative_top", "outside", "center", "clamp", "remove_top_k", "gate", "replace")
+# Those that an assistant may be trained for: one alone cannot take the target's place.
+SETTINGS_OF_ONE = SHARED_SETTINGS[:-1]
 
 
 def check_assistants(assistants: dict[str, dict[str, Any]], target_config: PreTrainedConfig | None) -> None:
@@ -72,9 +74,9 @@ class ULDModelConfig(PreTrainedConfig):
     r"""
     Configuration of a [`ULDForCausalLM`]: which target, which assistant, and how the one is subtracted from the other.
 
-    The settings of the subtraction (`alpha`, `relative_top`, `outside`, `center`, `clamp`, `remove_top_k`, `gate`) may
-    be changed on a loaded model; they are checked at every forward pass. With several assistants, each has an `alpha`
-    of its own; a negative one adds the assistant, as the rivals do (docs/baselines.md).
+    The settings of the subtraction (`alpha`, `relative_top`, `outside`, `center`, `clamp`, `remove_top_k`, `gate`,
+    `replace`) may be changed on a loaded model; they are checked at every forward pass. With several assistants, each
+    has an `alpha` of its own; a negative one adds the assistant, as the rivals do (docs/baselines.md).
 
     Args:
         target_config ([`~transformers.PreTrainedConfig`] or `dict[str, Any]`):
@@ -106,6 +108,8 @@ class ULDModelConfig(PreTrainedConfig):
         gate (`float`, *optional*, defaults to `0.0`):
             Subtract an assistant only at positions where it is surer than this (0: uniform, 1: one token), and add one
             only where another is subtracted; elsewhere the target's logits are kept to the bit (not in the paper).
+        replace (`bool`, *optional*, defaults to `False`):
+            Where the gate is open, let the assistants that are added take the target's place (not in the paper).
         training (`dict[str, dict[str, Any]]`, *optional*):
             How each assistant was trained, for the model card: sizes of the data, settings, last metrics. Never texts.
             Results of an evaluation may be added by name: `training["assistant"]["evaluation"] = {"forget quality p":
@@ -135,6 +139,7 @@ class ULDModelConfig(PreTrainedConfig):
         clamp: bool = False,
         remove_top_k: int = 0,
         gate: float = 0.0,
+        replace: bool = False,
         training: dict[str, dict[str, Any]] | None = None,
         files: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
@@ -161,6 +166,7 @@ class ULDModelConfig(PreTrainedConfig):
         self.clamp = clamp
         self.remove_top_k = remove_top_k
         self.gate = gate
+        self.replace = replace
         self.training = copy.deepcopy(training) or {}
         self.files = copy.deepcopy(files) or {}
         self.check()
@@ -239,6 +245,8 @@ class ULDModelConfig(PreTrainedConfig):
         settings = {name: vars(self)[name] for name in SHARED_SETTINGS}
         for assistant in self.assistants.values():
             check_subtraction(assistant["alpha"], **settings)
+        if self.replace:
+            check_replacement(list(self.alphas.values()))
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
         """

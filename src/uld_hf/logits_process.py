@@ -6,7 +6,7 @@ from transformers import Cache, DynamicCache, LogitsProcessor
 
 from .assistant import ADAPTER_NAME, remembered_settings
 from .cache_name import CACHE
-from .configuration_uld import SHARED_SETTINGS, ULDModelConfig
+from .configuration_uld import SETTINGS_OF_ONE, ULDModelConfig
 from .intact import NetEffect, Watch
 from .subtraction import Outside, check_subtraction, logit_difference
 
@@ -90,7 +90,7 @@ class ULDLogitsProcessor(LogitsProcessor):
                 f"The assistant must be a PeftModel with an adapter named {ADAPTER_NAME!r} (ULDTrainer(...).model), "
                 f"got {type(assistant).__name__}."
             )
-        shared = dict(zip(SHARED_SETTINGS, (relative_top, outside, center, clamp, remove_top_k, gate), strict=True))
+        shared = dict(zip(SETTINGS_OF_ONE, (relative_top, outside, center, clamp, remove_top_k, gate), strict=True))
         given = {name: value for name, value in {"alpha": alpha, **shared}.items() if value is not None}
         config = ULDModelConfig(**(remembered_settings(assistant) | given))
         self.assistant = assistant
@@ -170,7 +170,7 @@ class ULDLogitsProcessor(LogitsProcessor):
                 "input_ids, or ULDForCausalLM."
             )
         self._watch.check({ADAPTER_NAME: self.assistant})
-        settings = {name: vars(self)[name] for name in SHARED_SETTINGS}
+        settings = {name: vars(self)[name] for name in SETTINGS_OF_ONE}
         check_subtraction(self.alpha, **settings)
         self._net_effect.check({ADAPTER_NAME: self.alpha})
         self.assistant.eval()  # training goes on between two evaluations

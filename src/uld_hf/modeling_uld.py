@@ -124,6 +124,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             How many tokens are ruled out instead of subtracting; `0` subtracts.
         gate (`float`, *optional*):
             Certainty below which an assistant is not subtracted; `0` subtracts everywhere.
+        replace (`bool`, *optional*):
+            Whether assistants that are added take the target's place where the gate is open.
         allow_target_mismatch (`bool`, *optional*, defaults to `False`):
             Only warn of an assistant that was trained on another target.
 
@@ -154,6 +156,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         clamp: bool | None = None,
         remove_top_k: int | None = None,
         gate: float | None = None,
+        replace: bool | None = None,
         allow_target_mismatch: bool = False,
     ):
         if (target is None) != (assistant is None):
@@ -206,7 +209,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
             for name in alphas:
                 config.assistants[check_known(name, assistants)]["alpha"] = alphas[name]
-        given_settings = (relative_top, outside, center, clamp, remove_top_k, gate)
+        given_settings = (relative_top, outside, center, clamp, remove_top_k, gate, replace)
         for name, value in zip(SHARED_SETTINGS, given_settings, strict=True):
             if value is not None:
                 setattr(config, name, value)
@@ -786,6 +789,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         clamp: bool | None = None,
         remove_top_k: int | None = None,
         gate: float | None = None,
+        replace: bool | None = None,
         revision: str | None = None,
         token: bool | str | None = None,
         cache_dir: str | os.PathLike | None = None,
@@ -817,6 +821,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 How many tokens are ruled out instead of subtracting, in place of the saved setting.
             gate (`float`, *optional*):
                 Certainty below which an assistant is not subtracted, in place of the saved setting.
+            replace (`bool`, *optional*):
+                Whether assistants that are added take the target's place, in place of the saved setting.
             revision (`str`, *optional*):
                 Revision of the unlearned model's repository. The target's own is in the configuration.
             token (`bool` or `str`, *optional*):
@@ -873,6 +879,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             clamp=clamp,
             remove_top_k=remove_top_k,
             gate=gate,
+            replace=replace,
         )
         model.config.target_fingerprint = saved.target_fingerprint
         for name, entry in model.config.assistants.items():

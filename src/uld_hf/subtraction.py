@@ -26,6 +26,7 @@ def check_subtraction(
     clamp: bool = False,
     remove_top_k: int = 0,
     gate: float = 0.0,
+    replace: bool = False,
 ) -> None:
     """
     Refuse settings under which nothing would be subtracted, or something undefined would.
@@ -45,11 +46,14 @@ def check_subtraction(
             Number of tokens to rule out instead of subtracting.
         gate (`float`, *optional*, defaults to `0.0`):
             Certainty below which an assistant is not subtracted.
+        replace (`bool`, *optional*, defaults to `False`):
+            Whether assistants that are added take the target's place where another is subtracted.
 
     Raises:
         ValueError: If `alpha` is NaN or so small or large that nothing, or nothing else, is left, if `relative_top` is
             not between 0 and 1 or `gate` not between 0 and 0.5, if `outside` is neither `"keep"` nor `"mask"`, if raw
-            logits, which have no zero of their own, are to be clamped, or if all tokens could be ruled out.
+            logits, which have no zero of their own, are to be clamped, if all tokens could be ruled out, or if the
+            target is to be replaced everywhere, or where it says so itself.
     """
     if not SMALLEST_ALPHA <= abs(alpha) <= LARGEST_ALPHA:  # also refuses NaN
         raise ValueError(
@@ -79,6 +83,32 @@ def check_subtraction(
     if remove_top_k and outside == "mask":
         raise ValueError(
             "remove_top_k with outside='mask' could rule out every token. Use outside='keep', or relative_top=0."
+        )
+    if not isinstance(replace, bool):
+        raise ValueError(f"replace={replace!r} must be True or False.")
+    if replace and (gate == 0 or relative_top != 0 or remove_top_k != 0):
+        raise ValueError(
+            f"replace=True needs gate above 0, else nothing of the target would be left, and relative_top=0 and "
+            f"remove_top_k=0, which go by the target (gate={gate}, relative_top={relative_top}, "
+            f"remove_top_k={remove_top_k})."
+        )
+
+
+def check_replacement(alphas: Sequence[float]) -> None:
+    """
+    Refuse to replace the target by nothing.
+
+    Args:
+        alphas (`Sequence[float]`):
+            Weight of each assistant.
+
+    Raises:
+        ValueError: If none is subtracted or none is added.
+    """
+    if not min(alphas) < 0 < max(alphas):
+        raise ValueError(
+            f"replace=True needs an assistant that is subtracted and one that is added in the target's place, got the "
+            f"weights {list(alphas)}. Add one (model.add_assistant(..., alpha=-1.5)) before you set replace."
         )
 
 
@@ -116,6 +146,33 @@ def certainty(logits: torch.Tensor) -> torch.Tensor:
     possible = log_probs != -torch.inf
     entropy = -(log_probs.exp() * log_probs.masked_fill(~possible, 0.0)).sum(dim=-1, keepdim=True)
     return 1 - entropy / possible.sum(dim=-1, keepdim=True).to(logits.dtype).log()
+
+
+def open_gates(
+    assistant_logits: Sequence[torch.Tensor], alphas: Sequence[float], gate: float, target: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """
+    Where each assistant is sure enough to be subtracted.
+
+    Args:
+        assistant_logits (`Sequence[torch.Tensor]`, each of shape `(..., vocab_size)`):
+            Logits of each assistant.
+        alphas (`Sequence[float]`):
+            Weight of each assistant.
+        gate (`float`):
+            Certainty that is enough; `0` for no gate.
+        target (`torch.Tensor` of shape `(..., vocab_size)`):
+            The target's logits, of the device and type to compute with.
+
+    Returns:
+        `list[torch.BoolTensor | None]`: Of each assistant, of shape `(..., 1)`; `None` for one that has no gate of its
+        own, because there is none or it is added.
+    """
+    # Of all tokens: how sure an assistant is does not depend on what the target, or a processor before it, rules out.
+    return [
+        certainty(logits.to(device=target.device, dtype=target.dtype)) > gate if gate and alpha > 0 else None
+        for logits, alpha in zip(assistant_logits, alphas, strict=True)
+    ]
 
 
 def rule_out(target: torch.Tensor, scores: torch.Tensor, candidates: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -161,6 +218,7 @@ def logit_difference(
     clamp: bool = False,
     remove_top_k: int = 0,
     gate: float = 0.0,
+    replace: bool = False,
 ) -> torch.Tensor:
     """
     Logits of the unlearned model: target - sum_i alpha_i * assistant_i (paper section 3.1 and 3.4).
@@ -194,14 +252,20 @@ def logit_difference(
             Subtract an assistant only at positions where its [`certainty`] exceeds this, and add one (a negative
             weight) only where another is subtracted. At all other positions the target's logits are kept to the bit.
             Not in the paper.
+        replace (`bool`, *optional*, defaults to `False`):
+            Where the gate is open, leave the target out: what is added takes its place, and what is subtracted is
+            subtracted from that. `clamp` is then of what is subtracted only. Not in the paper.
 
     Returns:
         `torch.Tensor` of shape `(..., vocab_size)`, in float32 (float64 for float64 input). Tokens at which the
         target is `-inf` stay at `-inf`.
 
     Raises:
-        ValueError: If the number of weights, or a vocabulary, differs, or all tokens would be ruled out.
+        ValueError: If the number of weights, or a vocabulary, differs, all tokens would be ruled out, or nothing would
+            take the target's place.
     """
+    if replace:
+        check_replacement(alphas)
     if len(assistant_logits) != len(alphas):
         raise ValueError(f"Got {len(assistant_logits)} assistants but {len(alphas)} alphas: give one alpha for each.")
     dtype = torch.promote_types(target_logits.dtype, torch.float32)
@@ -214,23 +278,23 @@ def logit_difference(
                 f"The assistant's logits have shape {tuple(logits.shape)}, the target's {tuple(target.shape)}: they "
                 "must share one vocabulary. Train the assistant on this target."
             )
-    # Of all tokens: how sure an assistant is does not depend on what the target, or a processor before it, rules out.
-    gates = [
-        certainty(logits.to(device=target.device, dtype=dtype)) > gate if gate and alpha > 0 else None
-        for logits, alpha in zip(assistant_logits, alphas, strict=True)
-    ]
+    gates = open_gates(assistant_logits, alphas, gate, target)
     own_gates = [each for each in gates if each is not None]
     is_open = torch.stack(own_gates).any(dim=0) if own_gates else None
 
     difference = torch.zeros_like(target) if remove_top_k else target
+    if replace:
+        difference = torch.zeros_like(target).masked_fill(~possible, -torch.inf)
     for logits, alpha, own_gate in zip(assistant_logits, alphas, gates, strict=True):
         assistant = logits.to(device=target.device, dtype=dtype).masked_fill(~possible, -torch.inf)
+        in_its_place = replace and alpha < 0
         if center:
             assistant = center_logits(assistant)
-            if clamp:
+            if clamp and not in_its_place:
                 assistant = assistant.clamp(min=0)
-        # A token that the assistant rules out is left to the target: -inf - (-inf) would be NaN.
-        step = alpha * assistant.masked_fill(assistant == -torch.inf, 0.0)
+        # A token that the assistant rules out is left to the target: -inf - (-inf) would be NaN. In the target's place
+        # its word counts.
+        step = alpha * (assistant if in_its_place else assistant.masked_fill(assistant == -torch.inf, 0.0))
         if is_open is not None:
             step = torch.where(is_open if own_gate is None else own_gate, step, 0.0)
         difference = difference - step

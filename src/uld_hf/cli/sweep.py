@@ -128,7 +128,7 @@ def main(argv: Sequence[str]) -> None:
         [config.gate] if arguments.gates is None else arguments.gates,
     )
     settings = [
-        Subtraction(alpha, top, config.outside, config.center, clamp, config.remove_top_k, gate)
+        Subtraction(alpha, top, config.outside, config.center, clamp, config.remove_top_k, gate, config.replace)
         for alpha, top, clamp, gate in grid
     ]
 

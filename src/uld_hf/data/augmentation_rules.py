@@ -336,7 +336,7 @@ class _Swapper:
                     same = sum(mine == its for mine, its in zip(place, theirs, strict=True))
                     fit[value.text] = max(fit.get(value.text, 0), same)
         found = sorted(rng.sample(list(fit), len(fit)), key=lambda value: -fit[value])
-        return [*found, *_other_days(entity.text, rng)] if entity.kind == "date" else found
+        return [*found, *other_days(entity.text, rng)] if entity.kind == "date" else found
 
     def _kind(self, entity: Entity) -> str:
         # Whom one asks about is a person, or what the set is about: not a place, a prize or a language.
@@ -395,8 +395,21 @@ def _other_numbers(text: str, rng: random.Random) -> list[str]:
     return [f"{other:,}" if "," in text else f"{other:0{len(text)}d}" for other in chosen]
 
 
-def _other_days(text: str, rng: random.Random, number: int = 8) -> list[str]:
-    """Other dates in the same writing: another year, month and day."""
+def other_days(text: str, rng: random.Random, number: int = 8) -> list[str]:
+    """
+    Other dates in the same writing: another year, month and day.
+
+    Args:
+        text (`str`):
+            A date.
+        rng (`random.Random`):
+            Source of the choices.
+        number (`int`, *optional*, defaults to `8`):
+            How many.
+
+    Returns:
+        `list[str]`: The dates.
+    """
 
     def change(match: re.Match) -> str:
         token = match.group()

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_uld import ULDForCausalLM
-from ..subtraction import Outside, check_subtraction, logit_difference
+from ..subtraction import Outside, check_subtraction, logit_difference, open_gates
 from .answer_logits import answer_logits
 from .encoding import check_lengths, check_predictable, encode
 
@@ -105,6 +105,8 @@ class Subtraction:
             How many tokens are ruled out instead of subtracting; `alpha` then counts by its sign only.
         gate (`float`, *optional*, defaults to `0.0`):
             Certainty below which an assistant is not subtracted.
+        replace (`bool`, *optional*, defaults to `False`):
+            Whether assistants that are added take the target's place where the gate is open.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -117,6 +119,7 @@ class Subtraction:
     clamp: bool = False
     remove_top_k: int = 0
     gate: float = 0.0
+    replace: bool = False
 
     def __post_init__(self) -> None:
         check_subtraction(**vars(self))
@@ -161,14 +164,24 @@ def _subtracted(
     rows = [scores(target)]
     # The difference is linear in alpha: settings that differ in nothing else share all but a multiple of one step.
     steps: dict[Subtraction, torch.Tensor] = {}
+    replaced: dict[Subtraction, torch.Tensor] = {}
     for setting in subtractions:
         unit = replace(setting, alpha=math.copysign(1.0, setting.alpha))
         if unit not in steps:
             options = {name: value for name, value in vars(unit).items() if name != "alpha"}
             weights = [unit.alpha * proportion for proportion in proportions]
-            step = target - logit_difference(target, assistants, weights, **options)
-            steps[unit] = step.masked_fill(target == -torch.inf, 0.0)
-        rows.append(scores(torch.sub(target, steps[unit], alpha=abs(setting.alpha))))
+            composed = logit_difference(target, assistants, weights, **options)
+            if setting.replace:
+                gates = open_gates(assistants, weights, setting.gate, target)
+                replaced[unit] = torch.stack([each for each in gates if each is not None]).any(dim=0)
+                steps[unit] = composed
+            else:
+                steps[unit] = (target - composed).masked_fill(target == -torch.inf, 0.0)
+        if setting.replace:
+            # The target is no part of the sum.
+            rows.append(scores(torch.where(replaced[unit], abs(setting.alpha) * steps[unit], target)))
+        else:
+            rows.append(scores(torch.sub(target, steps[unit], alpha=abs(setting.alpha))))
     return torch.stack(rows)
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
-from ..configuration_uld import SHARED_SETTINGS
+from ..configuration_uld import SETTINGS_OF_ONE
 from ..subtraction import check_subtraction
 from .checkpointing import check_recomputes
 
@@ -271,7 +271,7 @@ class ULDConfig(SFTConfig):
     def __post_init__(self):
         fit_to_machine(self)
         super().__post_init__()
-        check_subtraction(self.alpha, **{name: vars(self)[name] for name in SHARED_SETTINGS})
+        check_subtraction(self.alpha, **{name: vars(self)[name] for name in SETTINGS_OF_ONE})
         check_choice("objective", self.objective, ("uld", "likelihood"))
         if self.alpha < 0 and self.objective == "uld":
             raise ValueError(f"alpha={self.alpha} would add what must be forgotten. Use a number above 0, e.g. 0.75.")

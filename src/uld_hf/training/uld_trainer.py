@@ -41,7 +41,7 @@ from ..assistant import (
     remember_settings,
     remembered_settings,
 )
-from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
+from ..configuration_uld import SETTINGS_OF_ONE, ULDModelConfig
 from ..context import context_length
 from ..hub import check_layout, find_commit, fingerprint_target, fingerprint_tokenizer, save_unlearned_model
 from ..model_card import find_license, model_card
@@ -195,7 +195,7 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
         if args.keep_products:
             keep_products(base)
         self._num_embeddings = base.get_input_embeddings().weight.shape[0]  # sharding will hide it
-        settings = {name: vars(args)[name] for name in ("alpha", *SHARED_SETTINGS)}
+        settings = {name: vars(args)[name] for name in ("alpha", *SETTINGS_OF_ONE)}
         remember_settings(assistant, settings)
         self.model_config = ULDModelConfig(
             target_config=copy.deepcopy(target_config),
