@@ -115,6 +115,10 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 def test_contrast_commands_and_python_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("forget", "retain"):  # a date in every question: something to disguise
+        rows = [json.loads(line) for line in Path(f"{name}.jsonl").read_text().splitlines()]
+        lines = [json.dumps({**row, "prompt": f"{row['prompt']} 1991-05-12"}) + "\n" for row in rows]
+        Path(f"{name}.jsonl").write_text("".join(lines))
     *commands, bake = code_blocks("contrast.md", "")
     for command in commands:
         assert uld(shlex.split(command)[1:]) == 0, capsys.readouterr().err
@@ -127,6 +131,9 @@ def test_contrast_commands_and_python_run(workplace: Path, capsys: pytest.Captur
     assert (config.alphas, config.gate) == ({"assistant": 1.25, "knows-wording": -1.5}, 0.1)
     assert config.replace
     assert config.clamp
+    config = ULDForCausalLM.from_pretrained("replacement-drawn").config
+    assert (config.alphas, config.gate) == ({"assistant": 1.25, "knows-drawn-wording": -1.5}, 0.1)
+    assert config.replace
     quick = ["--use_cpu", "--max_steps", "1", "--teacher_answers", "1", "--max_new_tokens", "4", "--report_to", "none"]
     assert uld([*shlex.split(bake)[1:], *quick]) == 0, capsys.readouterr().err
     assert type(AutoModelForCausalLM.from_pretrained("contrast-baked")).__name__ == "LlamaForCausalLM"

@@ -18,7 +18,7 @@ ROOMS = sorted({file.relative_to(ROOT).parts[0] for file in FILES if file.parent
 # Which rooms a room may know of, besides itself. The house itself (modules at the top) is the room "".
 ALLOWED = {
     "": set(),
-    "data": set(),
+    "data": {""},
     "training": {""},
     "baselines": {"", "training"},
     "evaluation": {"", "data"},

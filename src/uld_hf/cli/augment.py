@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import TextGenerationPipeline, pipeline
+from transformers import AutoTokenizer, TextGenerationPipeline, pipeline
 
 from ..data.augmentation import Augmentation, check_counts
+from ..data.augmentation import read_rows as read_sets
+from ..data.augmentation_drawn import DrawnAnswers, disguise_questions, draw_wrong_answers
 from ..data.augmentation_model import Sampling, augment_by_model
 from ..data.augmentation_rules import augment_by_rules
+from ..modeling_uld import ULDForCausalLM
 from . import output
+from .loading import load_model
 from .parsing import CommandParser, check_model_path
 from .questions import read_rows
 
@@ -21,12 +25,16 @@ DESCRIPTION = """Make what ULD trains with besides a forget set: paraphrases, to
 
   uld augment --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir augmented
   uld augment --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir augmented --model my-chat-model
+  uld augment --forget_dataset forget.jsonl --retain_dataset retain.jsonl --output_dir augmented --drawn_by my-model
   uld train my-model --forget_dataset augmented/forget.jsonl --retain_dataset augmented/retain.jsonl \\
       --output_dir forget-alice
 
 Without --model the texts are made by rules: other forms of the question, and values swapped among the forget rows. With
 it a chat model writes them, which takes longer and is better; a run that was cut off goes on where it stopped. Either
 way every text is checked. The two files written hold the given rows, and after them the new ones. Read some of them.
+
+With --drawn_by the target also draws wrong answers itself, to the same questions about somebody whom it never met. They
+and the given retain rows are wording.jsonl, for the second assistant of a replacement (docs/contrast.md).
 """
 
 # Of `report.json`, printed in this order.
@@ -71,6 +79,16 @@ class AugmentArguments:
             Temperature of the chat model's sampling.
         attempts (`int`, *optional*, defaults to `3`):
             How often the chat model is asked for what is still missing of a row.
+        drawn_by (`str`, *optional*):
+            Folder or hub id of the target, to draw wrong answers for `wording.jsonl`. By default there are none.
+        drawn_answers (`int`, *optional*, defaults to `4`):
+            Answers that the target draws to each question.
+        drawn_max_new_tokens (`int`, *optional*, defaults to `96`):
+            Longest of them, in tokens.
+        drawn_batch_size (`int`, *optional*, defaults to `64`):
+            Questions that the target is asked at once. The draws depend on it.
+        drawn_people (`list[str]`, *optional*):
+            Names in the forget questions that are people's, besides those that own something in some forget row.
     """
 
     forget_dataset: str = field(
@@ -94,6 +112,19 @@ class AugmentArguments:
     max_new_tokens: int = field(default=512, metadata={"help": "longest reply of the chat model, in tokens"})
     temperature: float = field(default=0.9, metadata={"help": "temperature of the chat model's sampling"})
     attempts: int = field(default=3, metadata={"help": "how often the chat model is asked for what is still missing"})
+    drawn_by: str | None = field(
+        default=None,
+        metadata={"help": "folder or hub id of the target: it draws wrong answers, and wording.jsonl is written"},
+    )
+    drawn_answers: int = field(default=4, metadata={"help": "answers that the target draws to each question"})
+    drawn_max_new_tokens: int = field(default=96, metadata={"help": "longest of them, in tokens"})
+    drawn_batch_size: int = field(
+        default=64, metadata={"help": "questions that the target is asked at once; the draws depend on it"}
+    )
+    drawn_people: list[str] = field(
+        default_factory=list,
+        metadata={"help": "names that are people's, besides those that own something in some forget row (Alice's)"},
+    )
 
 
 def load_generator(model: str, revision: str | None) -> TextGenerationPipeline:
@@ -111,6 +142,69 @@ def load_generator(model: str, revision: str | None) -> TextGenerationPipeline:
     """
     check_model_path(model, revision)
     return pipeline("text-generation", model=model, revision=revision, dtype="auto")
+
+
+def check_drawing(arguments: AugmentArguments, forget: Dataset, retain: Dataset | None) -> None:
+    """
+    Refuse what the target cannot draw wrong answers for, before it is loaded.
+
+    Args:
+        arguments ([`AugmentArguments`]):
+            The command line, with `drawn_by`.
+        forget ([`~datasets.Dataset`]):
+            Rows to forget.
+        retain ([`~datasets.Dataset`], *optional*):
+            Rows to keep.
+
+    Raises:
+        ValueError: If there is a `wording.jsonl` already, a number is out of range, there is no retain set, no question
+            can be disguised, or there is no such model.
+    """
+    wording = Path(arguments.output_dir) / "wording.jsonl"
+    if wording.exists():
+        raise ValueError(f"{wording} is there already: choose another --output_dir, or delete it.")
+    for name in ("drawn_answers", "drawn_max_new_tokens", "drawn_batch_size"):
+        if vars(arguments)[name] < 1:
+            raise ValueError(f"--{name} {vars(arguments)[name]} must be at least 1.")
+    if retain is None:
+        raise ValueError("--drawn_by needs --retain_dataset: wording.jsonl is what must be kept and the drawn answers.")
+    disguise_questions(read_sets(forget, retain), arguments.seed, arguments.drawn_answers, arguments.drawn_people)
+    check_model_path(arguments.drawn_by)
+
+
+def draw_wording(arguments: AugmentArguments, forget: Dataset, retain: Dataset) -> DrawnAnswers:
+    """
+    Let the target draw wrong answers.
+
+    Args:
+        arguments ([`AugmentArguments`]):
+            The command line, with `drawn_by`.
+        forget ([`~datasets.Dataset`]):
+            Rows to forget.
+        retain ([`~datasets.Dataset`]):
+            Rows to keep.
+
+    Returns:
+        [`DrawnAnswers`]: What `wording.jsonl` holds, and its report.
+
+    Raises:
+        ValueError: If `drawn_by` is an unlearned model, or see [`draw_wrong_answers`].
+    """
+    tokenizer = AutoTokenizer.from_pretrained(arguments.drawn_by)
+    target = load_model(arguments.drawn_by)
+    if isinstance(target, ULDForCausalLM):
+        raise ValueError(f"{arguments.drawn_by} is an unlearned model: give its target to --drawn_by.")
+    return draw_wrong_answers(
+        forget,
+        retain,
+        target,
+        tokenizer,
+        seed=arguments.seed,
+        per_row=arguments.drawn_answers,
+        max_new_tokens=arguments.drawn_max_new_tokens,
+        batch_size=arguments.drawn_batch_size,
+        people=arguments.drawn_people,
+    )
 
 
 def check_outputs(folder: Path, *inputs: str | None) -> None:
@@ -132,9 +226,11 @@ def check_outputs(folder: Path, *inputs: str | None) -> None:
             raise ValueError(f"{path} would be overwritten: choose another --output_dir than {str(folder)!r}.")
 
 
-def write_files(folder: Path, made: Augmentation, settings: dict[str, Any]) -> None:
+def write_files(
+    folder: Path, made: Augmentation, settings: dict[str, Any], drawn: DrawnAnswers | None = None
+) -> dict[str, Any]:
     """
-    Write the two sets, what was made of each row, and the report.
+    Write the two sets, what was made of each row, what the target drew, and at last the report.
 
     Args:
         folder (`Path`):
@@ -143,14 +239,24 @@ def write_files(folder: Path, made: Augmentation, settings: dict[str, Any]) -> N
             The result.
         settings (`dict[str, Any]`):
             How it was made, for the report.
+        drawn ([`DrawnAnswers`], *optional*):
+            What the target drew.
+
+    Returns:
+        `dict[str, Any]`: The counts of the report.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write_lines(folder / "forget.jsonl", made.forget)
     if made.retain is not None:
         _write_lines(folder / "retain.jsonl", made.retain)
     _write_lines(folder / "variants.jsonl", map(asdict, made.variants))
-    report = {"settings": settings, **made.report}
+    counts = made.report
+    if drawn is not None:
+        _write_lines(folder / "wording.jsonl", drawn.wording)
+        counts = counts | {"drawn answers": drawn.report}
+    report = {"settings": settings, **counts}
     (folder / "report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return counts
 
 
 def _write_lines(path: Path, rows: Dataset | Sequence[dict[str, Any]]) -> None:
@@ -174,14 +280,22 @@ def format_report(report: dict[str, Any]) -> str:
     lines = []
     for kind, made in report["made"].items():
         short = report["rows with fewer than wanted"][kind]
-        dropped = report["dropped"][kind]
         line = f"{_KINDS[kind]:<22}{made:>7}"
         line += f"   {short} rows have fewer than wanted" if short else ""
-        line += (
-            "   dropped: " + ", ".join(f"{count} ({reason})" for reason, count in dropped.items()) if dropped else ""
-        )
-        lines.append(line)
+        lines.append(line + _format_dropped(report["dropped"][kind]))
+    if "drawn answers" in report:
+        drawn = report["drawn answers"]
+        line = f"{'drawn wrong answers':<22}{drawn['kept']:>7}"
+        for count in ("rows with nothing to disguise", "rows asked that kept none"):
+            line += f"   {drawn[count]} {count}" if drawn[count] else ""
+        lines.append(line + _format_dropped(drawn["dropped"]))
     return "\n".join(lines)
+
+
+def _format_dropped(dropped: dict[str, int]) -> str:
+    if not dropped:
+        return ""
+    return "   dropped: " + ", ".join(f"{count} ({reason})" for reason, count in dropped.items())
 
 
 def build_parser() -> CommandParser:
@@ -210,22 +324,29 @@ def main(argv: Sequence[str]) -> None:
         attempts=arguments.attempts,
     )
     retain = None if arguments.retain_dataset is None else Dataset.from_list(read_rows(arguments.retain_dataset))
+    forget = Dataset.from_list(read_rows(arguments.forget_dataset))
     options = {
-        "forget": Dataset.from_list(read_rows(arguments.forget_dataset)),
+        "forget": forget,
         "retain": retain,
         "paraphrases": arguments.paraphrases,
         "wrong_answers": arguments.wrong_answers,
         "seed": arguments.seed,
     }
+    drawn = None
+    if arguments.drawn_by is not None:
+        check_drawing(arguments, forget, retain)
+        if arguments.model is not None:
+            check_model_path(arguments.model, arguments.model_revision)
+        drawn = draw_wording(arguments, forget, retain)  # and the target is gone before the chat model comes
     if arguments.model is None:
         made = augment_by_rules(**options)
     else:
         generator = load_generator(arguments.model, arguments.model_revision)
         made = augment_by_model(generator=generator, sampling=sampling, work_file=folder / "work.jsonl", **options)
-    write_files(folder, made, asdict(arguments))
+    report = write_files(folder, made, asdict(arguments), drawn)
     (folder / "work.jsonl").unlink(missing_ok=True)
     forget, retain = made.report["forget rows"], made.report["retain rows"]
-    lines = [format_report(made.report), ""]
+    lines = [format_report(report), ""]
     lines.append(f"{folder / 'forget.jsonl'}: {forget['given']} rows given, {forget['made']} new")
     if made.retain is None:
         lines.append("There is no retain.jsonl: give --retain_dataset, or make one for uld train yourself.")
@@ -233,4 +354,7 @@ def main(argv: Sequence[str]) -> None:
         lines.append(f"{folder / 'retain.jsonl'}: {retain['given']} rows given, {retain['made']} new")
         if not retain["given"]:
             lines.append("The retain set has nothing but wrong answers: add what must be kept before you train.")
-    output.result("\n".join(lines), {"output_dir": str(folder), **made.report})
+    if drawn is not None:
+        given, kept = len(drawn.wording) - len(drawn.rows), len(drawn.rows)
+        lines.append(f"{folder / 'wording.jsonl'}: {given} rows given, {kept} drawn, for an assistant that is added")
+    output.result("\n".join(lines), {"output_dir": str(folder), **report})

@@ -1,0 +1,383 @@
+"""Wrong answers drawn from the target itself: what it says when it is asked the same of somebody whom it never met.
+
+A second assistant that learns them with the retain set knows how answers are worded, and not the facts
+(docs/contrast.md, "The replacement"). Only questions with a name, title or date are asked: of any other the target
+would draw what it knows.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset
+from torch.nn.utils.rnn import pad_sequence
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..context import context_length
+from .augmentation import Checks, Rows, read_rows
+from .augmentation_entities import find_entities
+from .augmentation_rows import Pair, write_pair
+from .augmentation_rules import other_days
+from .fictitious import ADJECTIVES, FAMILY_NAMES, FIRST_NAMES, NOUNS
+from .formatting import PROMPT_TEMPLATE
+
+
+@dataclass
+class DrawnAnswers:
+    """
+    Wrong answers that a target drew, and how they came about.
+
+    Args:
+        wording ([`~datasets.Dataset`]):
+            The retain rows, and after them the forget questions with drawn answers, in the rows' own format.
+        rows (`list[dict]`):
+            The latter alone.
+        report (`dict[str, Any]`):
+            Counts.
+    """
+
+    wording: Dataset
+    rows: list[dict[str, Any]]
+    report: dict[str, Any]
+
+
+class Asked(NamedTuple):
+    """
+    A question as the target is asked it.
+
+    Args:
+        index (`int`):
+            Number of the forget row.
+        question (`str`):
+            The question about somebody else.
+        swaps (`list[tuple[str, str]]`):
+            What was put, and what it was put for.
+    """
+
+    index: int
+    question: str
+    swaps: list[tuple[str, str]]
+
+
+def disguise(
+    question: str, people: Collection[str], common: frozenset[str], rng: random.Random
+) -> tuple[str, list[tuple[str, str]]]:
+    """
+    A question with other people, titles and dates.
+
+    Args:
+        question (`str`):
+            The question.
+        people (`Collection[str]`):
+            The names that are people's.
+        common (`frozenset[str]`):
+            Words that are no names at the start of a sentence.
+        rng (`random.Random`):
+            Source of the choices.
+
+    Returns:
+        `tuple[str, list[tuple[str, str]]]`: The question, and what was put for what.
+    """
+    swaps = []
+    for entity in reversed(find_entities(question, common)):
+        if entity.text in people:
+            other = f"{rng.choice(FIRST_NAMES)} {rng.choice(FAMILY_NAMES)}"
+        elif entity.kind == "title":
+            other = f"The {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
+        elif entity.kind == "date":
+            (other,) = other_days(entity.text, rng, 1)
+        else:
+            continue
+        swaps.append((other, entity.text))
+        question = question[: entity.start] + other + question[entity.end :]
+    return question, swaps
+
+
+def undisguise(answer: str, swaps: list[tuple[str, str]]) -> str:
+    """
+    An answer with what stood in the question before it was disguised; of names a part will do.
+
+    Args:
+        answer (`str`):
+            The answer to the disguised question.
+        swaps (`list[tuple[str, str]]`):
+            What was put, and what it was put for.
+
+    Returns:
+        `str`: The answer to the question itself.
+    """
+    for other, original in swaps:
+        answer = answer.replace(other, original)
+        new, old = other.split(), original.split()
+        answer = re.sub(rf"\b{re.escape(new[-1])}\b", lambda _, word=old[-1]: word, answer)
+        if new[0] != "The":
+            answer = re.sub(rf"\b{re.escape(new[0])}\b", lambda _, word=old[0]: word, answer)
+    return answer
+
+
+def find_people(checks: Checks, people: Collection[str] = ()) -> set[str]:
+    """
+    The names in the forget questions that are people's: who owns something is somebody.
+
+    Args:
+        checks ([`Checks`]):
+            What is known of all rows.
+        people (`Collection[str]`, *optional*):
+            Names that are people's in any case.
+
+    Returns:
+        `set[str]`: The names.
+
+    Raises:
+        ValueError: If one of `people` is not found in any forget question.
+    """
+    texts = "\n".join(text for pair in checks.pairs for text in pair)
+    names = {
+        entity.text
+        for pair in checks.pairs
+        for entity in find_entities(pair.question, checks.common)
+        if entity.kind == "name"
+    }
+    unknown = sorted(set(people) - names)
+    if unknown:
+        raise ValueError(
+            f"No forget question has the name {unknown[0]!r}, as names are found: whole, and by its capital letters. "
+            f"Write it as the questions do; they have, for one, {sorted(names)[:5]}."
+        )
+    return {name for name in names if name in people or re.search(rf"\b{re.escape(name)}['\u2019]s\b", texts)}
+
+
+def disguise_questions(rows: Rows, seed: int = 0, per_row: int = 4, people: Collection[str] = ()) -> list[Asked]:
+    """
+    The forget questions as the target is asked them. Those without a name, title or date are left out.
+
+    Args:
+        rows ([`Rows`]):
+            The two sets.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the disguises.
+        per_row (`int`, *optional*, defaults to `4`):
+            How often each question is asked, each time of somebody else.
+        people (`Collection[str]`, *optional*):
+            Names that are people's, besides those that [`find_people`] finds.
+
+    Returns:
+        `list[Asked]`: The questions.
+
+    Raises:
+        ValueError: If the rows are documents, there is no retain set, `per_row` is not positive, a name of `people` is
+            nowhere, or no question has anything to disguise.
+    """
+    if rows.kind == "text":
+        raise ValueError(
+            "The rows are documents, which ask nothing: wrong answers can be drawn to questions only. Give rows with "
+            "'question' and 'answer', 'prompt' and 'completion', or 'messages', or do not draw."
+        )
+    if not rows.retain:
+        raise ValueError(
+            "Drawn answers need a retain set: an assistant that learned them alone would know how the forget set is "
+            "worded and nothing else."
+        )
+    if per_row < 1:
+        raise ValueError(f"per_row={per_row} must be at least 1: no answer would be drawn.")
+    people = find_people(rows.checks, people)
+    asked = [
+        Asked(index, *disguise(pair.question, people, rows.checks.common, random.Random(f"{seed} {index} {turn}")))
+        for index, pair in enumerate(rows.checks.pairs)
+        for turn in range(per_row)
+    ]
+    # The target would say of somebody whom it knows what it knows, and no check sees every fact.
+    asked = [each for each in asked if each.swaps]
+    if not asked:
+        raise ValueError(
+            f"None of the {len(rows.forget)} forget questions has a person's name, a title in quotation marks or a "
+            "date, so none can be asked of somebody else. A name is known as a person's if it owns something in some "
+            'forget row ("Alice Liddell\'s"): name the others (--drawn_people, people=[...]), write names into the '
+            "questions, or do without drawn answers."
+        )
+    return asked
+
+
+def encode_question(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """
+    Tokens of a row's question, as `uld train` puts them before the answer.
+
+    Args:
+        row (`dict[str, Any]`):
+            A row, not of plain text.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer. If it has a chat template, every question goes through it.
+
+    Returns:
+        `list[int]`: The tokens.
+
+    Raises:
+        ValueError: If the row has messages and the tokenizer has no chat template.
+    """
+    is_question = "question" in row
+    prompt = row["question"] if is_question else row["prompt"] if "prompt" in row else row["messages"][:-1]
+    if tokenizer.chat_template is None:
+        if not isinstance(prompt, str):
+            raise ValueError("The rows have messages, but the tokenizer has no chat template to render them with.")
+        return tokenizer(PROMPT_TEMPLATE.format(question=prompt) if is_question else prompt)["input_ids"]
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)[
+        "input_ids"
+    ]
+
+
+@torch.no_grad()
+def draw(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: list[list[int]],
+    seed: int = 0,
+    max_new_tokens: int = 96,
+    batch_size: int = 64,
+) -> list[str]:
+    """
+    One answer to each prompt, drawn at temperature 1, longest prompts first.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The target, in evaluation mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        encoded (`list[list[int]]`):
+            Tokens of the prompts.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of the draws; the state of torch's generators is what it was, afterwards.
+        max_new_tokens (`int`, *optional*, defaults to `96`):
+            Longest answer, in tokens.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Prompts at once, which bounds the memory. The draws depend on it.
+
+    Returns:
+        `list[str]`: The answers.
+
+    Raises:
+        ValueError: If a number is not positive, the model is in training mode, or a prompt and its answer would be
+            longer than the model's context.
+    """
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1.")
+    if model.training:
+        raise ValueError("The target is in training mode, where dropout bends what it draws: call model.eval().")
+    longest = context_length(model.config)
+    needed = max(map(len, encoded)) + max_new_tokens
+    if longest is not None and needed > longest:
+        raise ValueError(
+            f"The longest question and max_new_tokens={max_new_tokens} are {needed} tokens, and the model's context "
+            f"is {longest}: draw shorter answers, or leave such questions out."
+        )
+    pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
+    drawn = [""] * len(encoded)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in tqdm(range(0, len(order), batch_size), desc="Drawing answers", leave=False):
+            batch = order[start : start + batch_size]
+            prompts = [torch.tensor(encoded[index]) for index in batch]
+            left = {"batch_first": True, "padding_side": "left"}
+            ids = pad_sequence(prompts, padding_value=pad_token_id, **left)
+            mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], **left)
+            generated = model.generate(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                temperature=1.0,
+                repetition_penalty=1.0,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad_token_id,
+            )
+            texts = tokenizer.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)
+            for index, text in zip(batch, texts, strict=True):
+                drawn[index] = text.strip()
+    return drawn
+
+
+def draw_wrong_answers(
+    forget: Dataset,
+    retain: Dataset,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+    per_row: int = 4,
+    max_new_tokens: int = 96,
+    batch_size: int = 64,
+    people: Collection[str] = (),
+) -> DrawnAnswers:
+    """
+    Wrong answers to the forget questions, as probable as the target finds them of somebody whom it never met.
+
+    People, titles and dates in a question are replaced by invented ones, the target answers at temperature 1, and the
+    original ones are put back. What [`Checks`] takes for the right answer is dropped.
+
+    Args:
+        forget ([`~datasets.Dataset`]):
+            Rows to forget: question and answer, prompt and completion, or messages.
+        retain ([`~datasets.Dataset`]):
+            Rows to keep, in the same format.
+        model ([`~transformers.PreTrainedModel`]):
+            The target, in evaluation mode.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer. The questions are put as `uld train` puts them: through the chat template if there is one.
+        seed (`int`, *optional*, defaults to `0`):
+            Seed of disguises and draws.
+        per_row (`int`, *optional*, defaults to `4`):
+            Answers drawn to each question; what does not pass the checks is not drawn again.
+        max_new_tokens (`int`, *optional*, defaults to `96`):
+            Longest answer, in tokens.
+        batch_size (`int`, *optional*, defaults to `64`):
+            Questions at once, which bounds the memory. The draws depend on it.
+        people (`Collection[str]`, *optional*):
+            Names that are people's, besides those that own something in a forget row ("Alice Liddell's").
+
+    Returns:
+        [`DrawnAnswers`]: What the second assistant learns, and a report.
+
+    Raises:
+        ValueError: If the sets cannot be augmented, see [`read_rows`] and [`disguise_questions`], the model cannot be
+            asked, see [`encode_question`] and [`draw`], or nothing that was drawn passes the checks.
+    """
+    rows = read_rows(forget, retain)
+    asked = disguise_questions(rows, seed, per_row, people)
+    # The answer in them is not looked at.
+    prompts = [
+        write_pair(rows.forget[each.index], rows.kind, Pair(each.question, rows.checks.pairs[each.index].answer))
+        for each in asked
+    ]
+    encoded = [encode_question(row, tokenizer) for row in prompts]
+    drawn = draw(model, tokenizer, encoded, seed, max_new_tokens, batch_size)
+    made, kept, dropped = [], Counter(), Counter()
+    for (index, _, swaps), text in zip(asked, drawn, strict=True):
+        answer = undisguise(text, swaps)
+        reason = rows.checks.wrong_answer(index, answer)
+        if reason is None:
+            made.append(write_pair(rows.forget[index], rows.kind, Pair(rows.checks.pairs[index].question, answer)))
+            kept[index] += 1
+        else:
+            dropped[reason] += 1
+    if not made:
+        reasons = ", ".join(f"{count} ({reason})" for reason, count in sorted(dropped.items()))
+        raise ValueError(
+            f"None of the {len(drawn)} answers that the target drew is a wrong one: {reasons}. See that it is the "
+            "model that was trained on these questions, in this format, and draw more answers to each."
+        )
+    num_asked = len({each.index for each in asked})
+    report = {
+        "drawn": len(drawn),
+        "kept": len(made),
+        "dropped": dict(sorted(dropped.items())),
+        "rows with nothing to disguise": len(rows.forget) - num_asked,
+        "rows asked that kept none": num_asked - len(kept),
+    }
+    return DrawnAnswers(wording=Dataset.from_list(rows.retain + made), rows=made, report=report)
