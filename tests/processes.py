@@ -30,3 +30,18 @@ def launch_two(script: str, *arguments: str | Path) -> None:
     """Run a script in two processes that know of each other."""
     port = f"--master_port={free_port()}"
     launch("torch.distributed.run", "--nproc_per_node=2", port, script, *map(str, arguments))
+
+
+def outputs_by_hash_seed(code: str) -> tuple[str, str]:
+    """What a program prints in two processes whose sets and dictionaries are in another order."""
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    )
+    return first, second

@@ -1,10 +1,7 @@
 """Wrong answers that the target draws: disguises, prompts of every format, draws, checks, refusals, and the command."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model, train_like
+from processes import outputs_by_hash_seed
 from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, build_assistant
@@ -224,18 +222,9 @@ def test_python_hash_seed_makes_no_difference_to_disguises() -> None:
         "rows = read_rows(rows.select(range(24)), rows.select(range(24, 48))); "
         "print(json.dumps(disguise_questions(rows, people=people)))"
     )
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    ]
-    assert outputs[0] == outputs[1]
-    assert len(json.loads(outputs[0])) > 50
+    output, other = outputs_by_hash_seed(code)
+    assert output == other
+    assert len(json.loads(output)) > 50
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,14 @@
 """Paraphrases and wrong answers by rules: exact forms, properties on invented people, independence of the hash seed."""
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import outputs_by_hash_seed
 
 from uld_hf.data.augmentation import Augmentation
 from uld_hf.data.augmentation_entities import common_words, facts, normalize, states
@@ -130,18 +128,9 @@ def test_python_hash_seed_makes_no_difference() -> None:
         "rows = fictitious_dataset(invent_people(6)).select_columns(['question', 'answer']); "
         "made = augment(rows); print(json.dumps([made.forget.to_list(), made.retain.to_list(), made.report]))"
     )
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    ]
-    assert outputs[0] == outputs[1]
-    assert len(json.loads(outputs[0])[0]) == 48 * 3
+    output, other = outputs_by_hash_seed(code)
+    assert output == other
+    assert len(json.loads(output)[0]) == 48 * 3
 
 
 def test_answers_without_names_or_numbers_have_wrong_answers_too() -> None:
