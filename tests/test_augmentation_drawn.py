@@ -56,6 +56,16 @@ def test_a_disguised_question_has_other_people_titles_and_dates_and_the_rest_as_
     ]
 
 
+def test_a_disguised_question_is_about_somebody_else_and_its_answer_comes_back() -> None:
+    question = 'Why did Basil Al-Kuwaiti write "The Desert" before May 7, 1991?'
+    asked, swaps = disguise(question, {"Basil Al-Kuwaiti"}, frozenset(), random.Random(0))
+    assert not any(word in asked for word in ("Basil", "Kuwaiti", "Desert", "1991"))
+    assert {original for _, original in swaps} == {"Basil Al-Kuwaiti", "The Desert", "May 7, 1991"}
+    assert undisguise(asked, swaps) == question
+    name = next(other for other, original in swaps if original == "Basil Al-Kuwaiti")
+    assert undisguise(f"{name.split()[-1]} did not.", swaps) == "Al-Kuwaiti did not."
+
+
 def test_a_question_without_any_of_them_stays() -> None:
     assert disguise("In which town is it?", PEOPLE, frozenset(), random.Random(0)) == ("In which town is it?", [])
 

@@ -132,7 +132,7 @@ def test_contrast_commands_and_python_run(workplace: Path, capsys: pytest.Captur
     assert config.replace
     assert config.clamp
     config = ULDForCausalLM.from_pretrained("replacement-drawn").config
-    assert (config.alphas, config.gate) == ({"assistant": 1.25, "knows-drawn-wording": -1.5}, 0.1)
+    assert (config.alphas, config.gate) == ({"assistant": 1.1, "knows-drawn-wording": -1.65}, 0.1)
     assert config.replace
     quick = ["--use_cpu", "--max_steps", "1", "--teacher_answers", "1", "--max_new_tokens", "4", "--report_to", "none"]
     assert uld([*shlex.split(bake)[1:], *quick]) == 0, capsys.readouterr().err

@@ -125,20 +125,6 @@ def test_the_released_augmentation_of_another_row_is_refused(authors: ModuleType
         authors.training_rows(other, SHARED / "tofu")
 
 
-def test_a_disguised_question_is_about_somebody_else_and_its_answer_comes_back(study_path: None) -> None:
-    import random
-
-    from drawn import disguise, undisguise
-
-    question = 'Why did Basil Al-Kuwaiti write "The Desert" before May 7, 1991?'
-    asked, swaps = disguise(question, {"Basil Al-Kuwaiti"}, frozenset(), random.Random(0))
-    assert not any(word in asked for word in ("Basil", "Kuwaiti", "Desert", "1991"))
-    assert {original for _, original in swaps} == {"Basil Al-Kuwaiti", "The Desert", "May 7, 1991"}
-    assert undisguise(asked, swaps) == question
-    name = next(other for other, original in swaps if original == "Basil Al-Kuwaiti")
-    assert undisguise(f"{name.split()[-1]} did not.", swaps) == "Al-Kuwaiti did not."
-
-
 def test_settings_that_forget_and_keep_come_first_by_how_well_they_forget(study_path: None) -> None:
     from measure import rank
 
