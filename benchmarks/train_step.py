@@ -59,23 +59,28 @@ def compare(args: argparse.Namespace) -> dict:
 
 
 def scale(args: argparse.Namespace) -> dict:
-    """Seconds of a ULD step by tokens, by K and by N, each with the others as they are."""
+    """Seconds of a ULD step by tokens, by K and by N, each with the others as they are. Cases take turns, too."""
     layers, rows = assistant_layers(args), args.batch_size
     series = {
         "rows to forget and to retain": [{"batch_size": rows * factor} for factor in (1, 2, 4)],
         "K": [{"assistant_layers": layers * factor} for factor in (1, 2, 3, 4)],
         "N": [{"layers": layers * factor} for factor in (1, 2, 4, 8)],
     }
-    found = {}
-    for name, cases in series.items():
-        found[name] = {}
-        for case in cases:
-            changed = argparse.Namespace(**(vars(args) | {"layers": 4 * layers} | case))
-            changed.rows = 2 * changed.batch_size
-            label = next(iter(case.values()))
-            seconds = statistics.median(time_steps("ULD", changed) / 2 for _ in range(args.turns))
-            found[name][label] = round(seconds, 3)
-        print(f"seconds of a step by {name}: {found[name]}")
+    cases = {}
+    for name, changes in series.items():
+        for change in changes:
+            case = argparse.Namespace(**(vars(args) | {"layers": 4 * layers} | change))
+            case.rows = 2 * case.batch_size
+            cases[name, next(iter(change.values()))] = case
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in cases}
+    for _ in range(args.turns):
+        for key, case in cases.items():
+            seconds[key].append(time_steps("ULD", case) / 2)
+    found: dict[str, dict[int, float]] = {name: {} for name in series}
+    for (name, value), times in seconds.items():
+        found[name][value] = round(statistics.median(times), 3)
+    for name, times in found.items():
+        print(f"seconds of a step by {name}: {times}")
     return {"seconds_of_a_step_by": found}
 
 
