@@ -120,6 +120,7 @@ SETTINGS = [
     Subtraction(1.0, relative_top=0, remove_top_k=4),
     Subtraction(0.8, center=False),
     Subtraction(0.8, relative_top=0, gate=0.25),
+    Subtraction(1.6, relative_top=0, gate=0.05, clamp=True, by_certainty=True),
 ]
 
 
@@ -141,9 +142,10 @@ def test_every_setting_is_scored_as_by_a_model_that_has_it(unlearned):
             np.testing.assert_array_equal(first.most_probable, second.most_probable)
 
 
-def test_replacements_are_scored_as_by_a_model_that_has_them(unlearned):
+@pytest.mark.parametrize("by_certainty", [False, True])
+def test_replacements_are_scored_as_by_a_model_that_has_them(unlearned, by_certainty):
     parts = dict(unlearned.assistants.items())
-    settings = {"relative_top": 0.0, "clamp": True, "gate": 0.05, "replace": True}
+    settings = {"relative_top": 0.0, "clamp": True, "gate": 0.05, "by_certainty": by_certainty, "replace": True}
 
     def compose(alpha):
         return ULDForCausalLM(

@@ -56,6 +56,15 @@ def test_one_prompt(model, options):
     assert torch.equal(with_processor(model, PROMPT, **options), generate(model, PROMPT, **options))
 
 
+def test_by_certainty():
+    target, settings = tiny_model("llama"), {"alpha": 3.0, "relative_top": 0.0, "by_certainty": True}
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), **settings)
+    with_processor = generate(target, PROMPT, logits_processor=[ULDLogitsProcessor(model.assistant, **settings)])
+    assert torch.equal(with_processor, generate(model, PROMPT))
+    model.config.by_certainty = False
+    assert not torch.equal(with_processor, generate(model, PROMPT))
+
+
 @pytest.mark.parametrize("mode", ["greedy", "sampling", "several beams", "static cache"])
 def test_left_padded_prompts(model, mode):
     options = {"attention_mask": MASK, **MODES[mode]}

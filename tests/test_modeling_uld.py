@@ -45,6 +45,7 @@ SETTINGS = {
     "clamped": {"relative_top": 0.0, "alpha": 1.5, "clamp": True},
     "rank": {"relative_top": 0.0, "remove_top_k": 5},
     "gated": {"relative_top": 0.0, "alpha": 1.5, "gate": 0.28},
+    "by certainty": {"relative_top": 0.0, "alpha": 3.0, "clamp": True, "by_certainty": True},
 }
 
 
@@ -72,6 +73,7 @@ def plain_logits(model: ULDForCausalLM, ids: torch.Tensor) -> torch.Tensor:
         clamp=config.clamp,
         remove_top_k=config.remove_top_k,
         gate=config.gate,
+        by_certainty=config.by_certainty,
     )
 
 
@@ -761,6 +763,17 @@ def test_settings_may_be_given_to_from_pretrained(tmp_path):
     }
     config = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", **settings).config
     assert {name: getattr(config, name) for name in settings} == settings
+
+
+def test_by_certainty_may_be_given_to_from_pretrained_and_is_saved(tmp_path):
+    save("llama", tmp_path)
+    model = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", relative_top=0.0, by_certainty=True)
+    model.save_pretrained(tmp_path / "again", target_name_or_path=tmp_path / "target")
+    loaded = ULDForCausalLM.from_pretrained(tmp_path / "again")
+    assert loaded.config.by_certainty
+    assert torch.equal(loaded(PROMPTS).logits, model(PROMPTS).logits)
+    plain = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", relative_top=0.0)
+    assert not torch.equal(plain(PROMPTS).logits, model(PROMPTS).logits)
 
 
 def test_a_setting_out_of_range_given_to_from_pretrained_is_refused(tmp_path):

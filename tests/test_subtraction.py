@@ -474,21 +474,68 @@ def test_a_gate_that_could_shut_for_good_is_refused(gate):
         check_subtraction(1.0, 0.01, "keep", gate=gate)
 
 
+# --- by certainty ---
+
+
+@every_center
+@every_outside
+@every_relative_top
+@few
+@given(tensors=possible_rows(2), alpha=st.floats(0.1, 3), gate=st.sampled_from([0.0, 0.2]))
+def test_by_certainty_every_position_has_an_alpha_of_its_own(tensors, alpha, gate, relative_top, outside, center):
+    target, assistant = tensors
+    if outside == "mask" and relative_top == 1:
+        return  # refused
+    options = {"relative_top": relative_top, "outside": outside, "center": center, "gate": gate}
+    actual = logit_difference(target, [assistant], [alpha], by_certainty=True, **options)
+    for position in range(len(target)):
+        own_alpha = alpha * certainty(assistant[position]).nan_to_num(nan=1.0).item()
+        expected = logit_difference(target[[position]], [assistant[[position]]], [own_alpha], **options)
+        # An alpha of 0 is the one that a model refuses; the formula does not.
+        torch.testing.assert_close(actual[[position]], expected)
+
+
+def test_an_assistant_that_knows_nothing_is_not_subtracted_by_certainty_and_one_token_is_in_full():
+    target = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    options = {"relative_top": 0, "center": False, "by_certainty": True}
+    assert torch.equal(logit_difference(target, [torch.full((1, 4), 7.0)], [1.0], **options), target)
+    one = torch.tensor([[200.0, 0.0, 0.0, 0.0]])
+    assert torch.equal(logit_difference(target, [one], [1.0], **options), target - one)
+
+
+def test_what_is_added_is_added_in_full_by_certainty():
+    target, knows = torch.zeros(1, 4, dtype=torch.float64), torch.tensor([[3.0, 0, 0, 0]], dtype=torch.float64)
+    added = torch.tensor([[1.0, 2, 3, 4]], dtype=torch.float64)
+    actual = logit_difference(target, [knows, added], [2.0, -0.5], relative_top=0, center=False, by_certainty=True)
+    torch.testing.assert_close(actual, -2 * certainty(knows) * knows + 0.5 * added)
+
+
+def test_by_certainty_and_rank_are_refused_together():
+    with pytest.raises(ValueError, match="by_certainty=True has no meaning with remove_top_k=3"):
+        check_subtraction(1.0, 0.0, "keep", remove_top_k=3, by_certainty=True)
+
+
 # --- replacement ---
 
 
 @few
-@given(tensors=possible_rows(3), alpha=st.floats(0.1, 3), weight=st.floats(0.1, 3), clamp=st.booleans())
-def test_where_the_gate_is_open_what_is_added_takes_the_targets_place(tensors, alpha, weight, clamp):
+@given(
+    tensors=possible_rows(3),
+    alpha=st.floats(0.1, 3),
+    weight=st.floats(0.1, 3),
+    clamp=st.booleans(),
+    by_certainty=st.booleans(),
+)
+def test_where_the_gate_is_open_what_is_added_takes_the_targets_place(tensors, alpha, weight, clamp, by_certainty):
     target, knows, wording = tensors
-    actual = logit_difference(
-        target, [knows, wording], [alpha, -weight], relative_top=0, gate=0.2, clamp=clamp, replace=True
-    )
+    options = {"relative_top": 0, "gate": 0.2, "clamp": clamp, "by_certainty": by_certainty, "replace": True}
+    actual = logit_difference(target, [knows, wording], [alpha, -weight], **options)
     possible = target > -INF
     fact = center_logits(knows.masked_fill(~possible, -INF))
     fact = fact.clamp(min=0) if clamp else fact
     said = weight * center_logits(wording.masked_fill(~possible, -INF))  # never clamped
-    expected = said - alpha * fact.masked_fill(fact == -INF, 0)
+    weights = alpha * certainty(knows) if by_certainty else alpha
+    expected = said - weights * fact.masked_fill(fact == -INF, 0)
     for position in range(len(target)):
         if certainty(knows[position]) > 0.2:
             torch.testing.assert_close(actual[position], expected[position].masked_fill(~possible[position], -INF))
@@ -516,9 +563,10 @@ def test_a_replacement_that_would_be_everywhere_or_go_by_the_target_is_refused(s
         check_subtraction(1.0, outside="keep", replace=True, **(good | settings))
 
 
-def test_a_replacement_that_is_no_yes_or_no_is_refused():
-    with pytest.raises(ValueError, match="replace=1 must be True or False"):
-        check_subtraction(1.0, 0.0, "keep", gate=0.1, replace=1)
+@pytest.mark.parametrize("name", ["replace", "by_certainty"])
+def test_what_is_no_yes_or_no_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}=1 must be True or False"):
+        check_subtraction(1.0, 0.0, "keep", gate=0.1, **{name: 1})
 
 
 @pytest.mark.parametrize("alphas", [[1.0], [1.0, 0.5], [-1.0]])

@@ -177,6 +177,21 @@ REPLACED = replace(
     ),
     ratios=(0.8, 1.0, 1.2, 1.4, 1.6, 1.8),
 )
+# The same, drawn, with an alpha for every position: of what the first assistant is half sure, half is subtracted.
+CERTAIN = replace(
+    REPLACED,
+    name="ULD, replacement by certainty, drawn (ours), weights by unseen authors",
+    recipe="contrast_drawn",
+    subtractions=_subtractions(
+        (1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.75),
+        relative_top=0.0,
+        clamp=True,
+        gate=0.1,
+        by_certainty=True,
+        replace=True,
+    ),
+    ratios=(0.9, 1.0, 1.1, 1.2, 1.3),
+)
 METHODS: dict[str, Method] = {
     **ULD_LINES,
     "uld_contrast": CONTRAST,
@@ -194,6 +209,14 @@ METHODS: dict[str, Method] = {
     # The second assistant learns wrong answers that the target draws, in place of the released ones.
     "uld_drawn_unseen": replace(
         REPLACED, name="ULD, gated replacement, drawn (ours), weights by unseen authors", recipe="contrast_drawn"
+    ),
+    "uld_certain_unseen": CERTAIN,
+    # Weights that were good on seeds 0 to 2, beside the retrained models, for all seeds and splits alike.
+    "uld_certain_fixed": replace(
+        CERTAIN,
+        name="ULD, replacement by certainty, drawn (ours), weights of seeds 0 to 2",
+        subtractions=tuple(setting for setting in CERTAIN.subtractions if setting.alpha == 1.4),
+        ratios=(1.1,),
     ),
     "uld_rules": Method(
         "ULD, clamped, augmented by rules (ours)",

@@ -124,7 +124,9 @@ PRESETS = {
         ),
         SLICE,
         # The same authors, finetuned into a model that has read others: it knows how such answers are worded.
-        replace(SLICE, name="finetuned", pretraining_epochs=6, target_epochs=12),
+        replace(
+            SLICE, name="finetuned", splits={"forget05": 1, **SLICE.splits}, pretraining_epochs=6, target_epochs=12
+        ),
         # For one H200; about 400 million parameters. Never run so far: the epochs and the rate are guesses.
         Preset(
             name="full",

@@ -15,7 +15,7 @@ from .truncated_config import ADAPTER_NAME, check_num_layers, select_layers
 
 
 # Settings of the subtraction that all assistants of a model have in common.
-SHARED_SETTINGS = ("relative_top", "outside", "center", "clamp", "remove_top_k", "gate", "replace")
+SHARED_SETTINGS = ("relative_top", "outside", "center", "clamp", "remove_top_k", "gate", "by_certainty", "replace")
 # Those that an assistant may be trained for: one alone cannot take the target's place.
 SETTINGS_OF_ONE = SHARED_SETTINGS[:-1]
 
@@ -75,8 +75,8 @@ class ULDModelConfig(PreTrainedConfig):
     Configuration of a [`ULDForCausalLM`]: which target, which assistant, and how the one is subtracted from the other.
 
     The settings of the subtraction (`alpha`, `relative_top`, `outside`, `center`, `clamp`, `remove_top_k`, `gate`,
-    `replace`) may be changed on a loaded model; they are checked at every forward pass. With several assistants, each
-    has an `alpha` of its own; a negative one adds the assistant, as the rivals do (docs/baselines.md).
+    `by_certainty`, `replace`) may be changed on a loaded model; they are checked at every forward pass. With several
+    assistants, each has an `alpha` of its own; a negative one adds the assistant, as the rivals do (docs/baselines.md).
 
     Args:
         target_config ([`~transformers.PreTrainedConfig`] or `dict[str, Any]`):
@@ -108,6 +108,9 @@ class ULDModelConfig(PreTrainedConfig):
         gate (`float`, *optional*, defaults to `0.0`):
             Subtract an assistant only at positions where it is surer than this (0: uniform, 1: one token), and add one
             only where another is subtracted; elsewhere the target's logits are kept to the bit (not in the paper).
+        by_certainty (`bool`, *optional*, defaults to `False`):
+            Multiply the weight of an assistant that is subtracted by how sure it is, 0 to 1, at every position (not in
+            the paper).
         replace (`bool`, *optional*, defaults to `False`):
             Where the gate is open, let the assistants that are added take the target's place (not in the paper).
         training (`dict[str, dict[str, Any]]`, *optional*):
@@ -139,6 +142,7 @@ class ULDModelConfig(PreTrainedConfig):
         clamp: bool = False,
         remove_top_k: int = 0,
         gate: float = 0.0,
+        by_certainty: bool = False,
         replace: bool = False,
         training: dict[str, dict[str, Any]] | None = None,
         files: dict[str, dict[str, Any]] | None = None,
@@ -166,6 +170,7 @@ class ULDModelConfig(PreTrainedConfig):
         self.clamp = clamp
         self.remove_top_k = remove_top_k
         self.gate = gate
+        self.by_certainty = by_certainty
         self.replace = replace
         self.training = copy.deepcopy(training) or {}
         self.files = copy.deepcopy(files) or {}

@@ -58,6 +58,8 @@ class ULDLogitsProcessor(LogitsProcessor):
             How many tokens are ruled out instead of subtracting; `0` subtracts.
         gate (`float`, *optional*):
             Certainty below which the assistant is not subtracted; `0` subtracts everywhere.
+        by_certainty (`bool`, *optional*):
+            Whether the assistant is subtracted in proportion to its certainty.
         attention_mask (`torch.LongTensor` of shape `(batch_size, prompt_length)`, *optional*):
             Mask of the prompts. Defaults to masking leading pad tokens, as the target's generation config names them:
             give the mask where the tokenizer pads with another token, or a prompt begins with that one.
@@ -83,6 +85,7 @@ class ULDLogitsProcessor(LogitsProcessor):
         clamp: bool | None = None,
         remove_top_k: int | None = None,
         gate: float | None = None,
+        by_certainty: bool | None = None,
         attention_mask: torch.LongTensor | None = None,
     ):
         if not isinstance(assistant, PeftModel) or ADAPTER_NAME not in assistant.peft_config:
@@ -90,7 +93,8 @@ class ULDLogitsProcessor(LogitsProcessor):
                 f"The assistant must be a PeftModel with an adapter named {ADAPTER_NAME!r} (ULDTrainer(...).model), "
                 f"got {type(assistant).__name__}."
             )
-        shared = dict(zip(SETTINGS_OF_ONE, (relative_top, outside, center, clamp, remove_top_k, gate), strict=True))
+        settings = (relative_top, outside, center, clamp, remove_top_k, gate, by_certainty)
+        shared = dict(zip(SETTINGS_OF_ONE, settings, strict=True))
         given = {name: value for name, value in {"alpha": alpha, **shared}.items() if value is not None}
         config = ULDModelConfig(**(remembered_settings(assistant) | given))
         self.assistant = assistant
@@ -102,6 +106,7 @@ class ULDLogitsProcessor(LogitsProcessor):
         self.clamp = config.clamp
         self.remove_top_k = config.remove_top_k
         self.gate = config.gate
+        self.by_certainty = config.by_certainty
         self._net_effect = NetEffect({ADAPTER_NAME: assistant})
         self._net_effect.check(config.alphas)
         self.attention_mask = attention_mask

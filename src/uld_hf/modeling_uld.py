@@ -124,6 +124,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             How many tokens are ruled out instead of subtracting; `0` subtracts.
         gate (`float`, *optional*):
             Certainty below which an assistant is not subtracted; `0` subtracts everywhere.
+        by_certainty (`bool`, *optional*):
+            Whether an assistant is subtracted in proportion to its certainty.
         replace (`bool`, *optional*):
             Whether assistants that are added take the target's place where the gate is open.
         allow_target_mismatch (`bool`, *optional*, defaults to `False`):
@@ -156,6 +158,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         clamp: bool | None = None,
         remove_top_k: int | None = None,
         gate: float | None = None,
+        by_certainty: bool | None = None,
         replace: bool | None = None,
         allow_target_mismatch: bool = False,
     ):
@@ -209,7 +212,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
             for name in alphas:
                 config.assistants[check_known(name, assistants)]["alpha"] = alphas[name]
-        given_settings = (relative_top, outside, center, clamp, remove_top_k, gate, replace)
+        given_settings = (relative_top, outside, center, clamp, remove_top_k, gate, by_certainty, replace)
         for name, value in zip(SHARED_SETTINGS, given_settings, strict=True):
             if value is not None:
                 setattr(config, name, value)
@@ -789,6 +792,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         clamp: bool | None = None,
         remove_top_k: int | None = None,
         gate: float | None = None,
+        by_certainty: bool | None = None,
         replace: bool | None = None,
         revision: str | None = None,
         token: bool | str | None = None,
@@ -821,6 +825,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 How many tokens are ruled out instead of subtracting, in place of the saved setting.
             gate (`float`, *optional*):
                 Certainty below which an assistant is not subtracted, in place of the saved setting.
+            by_certainty (`bool`, *optional*):
+                Whether an assistant is subtracted in proportion to its certainty, in place of the saved setting.
             replace (`bool`, *optional*):
                 Whether assistants that are added take the target's place, in place of the saved setting.
             revision (`str`, *optional*):
@@ -879,6 +885,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             clamp=clamp,
             remove_top_k=remove_top_k,
             gate=gate,
+            by_certainty=by_certainty,
             replace=replace,
         )
         model.config.target_fingerprint = saved.target_fingerprint

@@ -26,6 +26,7 @@ def check_subtraction(
     clamp: bool = False,
     remove_top_k: int = 0,
     gate: float = 0.0,
+    by_certainty: bool = False,
     replace: bool = False,
 ) -> None:
     """
@@ -46,14 +47,16 @@ def check_subtraction(
             Number of tokens to rule out instead of subtracting.
         gate (`float`, *optional*, defaults to `0.0`):
             Certainty below which an assistant is not subtracted.
+        by_certainty (`bool`, *optional*, defaults to `False`):
+            Whether an assistant is subtracted in proportion to its certainty.
         replace (`bool`, *optional*, defaults to `False`):
             Whether assistants that are added take the target's place where another is subtracted.
 
     Raises:
         ValueError: If `alpha` is NaN or so small or large that nothing, or nothing else, is left, if `relative_top` is
             not between 0 and 1 or `gate` not between 0 and 0.5, if `outside` is neither `"keep"` nor `"mask"`, if raw
-            logits, which have no zero of their own, are to be clamped, if all tokens could be ruled out, or if the
-            target is to be replaced everywhere, or where it says so itself.
+            logits, which have no zero of their own, are to be clamped, if all tokens could be ruled out, if certainty
+            would have nothing to weigh, or if the target is to be replaced everywhere, or where it says so itself.
     """
     if not SMALLEST_ALPHA <= abs(alpha) <= LARGEST_ALPHA:  # also refuses NaN
         raise ValueError(
@@ -84,8 +87,14 @@ def check_subtraction(
         raise ValueError(
             "remove_top_k with outside='mask' could rule out every token. Use outside='keep', or relative_top=0."
         )
-    if not isinstance(replace, bool):
-        raise ValueError(f"replace={replace!r} must be True or False.")
+    for name, value in (("by_certainty", by_certainty), ("replace", replace)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be True or False.")
+    if by_certainty and remove_top_k:
+        raise ValueError(
+            f"by_certainty=True has no meaning with remove_top_k={remove_top_k}, which rules tokens out instead of "
+            "subtracting. Leave one of them out."
+        )
     if replace and (gate == 0 or relative_top != 0 or remove_top_k != 0):
         raise ValueError(
             f"replace=True needs gate above 0, else nothing of the target would be left, and relative_top=0 and "
@@ -148,6 +157,31 @@ def certainty(logits: torch.Tensor) -> torch.Tensor:
     return 1 - entropy / possible.sum(dim=-1, keepdim=True).to(logits.dtype).log()
 
 
+def certainties(
+    assistant_logits: Sequence[torch.Tensor], alphas: Sequence[float], target: torch.Tensor
+) -> list[torch.Tensor | None]:
+    """
+    How sure each assistant is that is subtracted.
+
+    Args:
+        assistant_logits (`Sequence[torch.Tensor]`, each of shape `(..., vocab_size)`):
+            Logits of each assistant.
+        alphas (`Sequence[float]`):
+            Weight of each assistant.
+        target (`torch.Tensor` of shape `(..., vocab_size)`):
+            The target's logits, of the device and type to compute with.
+
+    Returns:
+        `list[torch.Tensor | None]`: Of each assistant its [`certainty`], of shape `(..., 1)`; `None` for one that is
+        added.
+    """
+    # Of all tokens: how sure an assistant is does not depend on what the target, or a processor before it, rules out.
+    return [
+        certainty(logits.to(device=target.device, dtype=target.dtype)) if alpha > 0 else None
+        for logits, alpha in zip(assistant_logits, alphas, strict=True)
+    ]
+
+
 def open_gates(
     assistant_logits: Sequence[torch.Tensor], alphas: Sequence[float], gate: float, target: torch.Tensor
 ) -> list[torch.Tensor | None]:
@@ -168,11 +202,9 @@ def open_gates(
         `list[torch.BoolTensor | None]`: Of each assistant, of shape `(..., 1)`; `None` for one that has no gate of its
         own, because there is none or it is added.
     """
-    # Of all tokens: how sure an assistant is does not depend on what the target, or a processor before it, rules out.
-    return [
-        certainty(logits.to(device=target.device, dtype=target.dtype)) > gate if gate and alpha > 0 else None
-        for logits, alpha in zip(assistant_logits, alphas, strict=True)
-    ]
+    if not gate:
+        return [None] * len(alphas)
+    return [None if each is None else each > gate for each in certainties(assistant_logits, alphas, target)]
 
 
 def rule_out(target: torch.Tensor, scores: torch.Tensor, candidates: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -218,6 +250,7 @@ def logit_difference(
     clamp: bool = False,
     remove_top_k: int = 0,
     gate: float = 0.0,
+    by_certainty: bool = False,
     replace: bool = False,
 ) -> torch.Tensor:
     """
@@ -252,6 +285,9 @@ def logit_difference(
             Subtract an assistant only at positions where its [`certainty`] exceeds this, and add one (a negative
             weight) only where another is subtracted. At all other positions the target's logits are kept to the bit.
             Not in the paper.
+        by_certainty (`bool`, *optional*, defaults to `False`):
+            Multiply the weight of an assistant that is subtracted by its [`certainty`], position by position: `alpha`
+            is then of a single token, and less of what is half known. Not in the paper.
         replace (`bool`, *optional*, defaults to `False`):
             Where the gate is open, leave the target out: what is added takes its place, and what is subtracted is
             subtracted from that. `clamp` is then of what is subtracted only. Not in the paper.
@@ -278,14 +314,15 @@ def logit_difference(
                 f"The assistant's logits have shape {tuple(logits.shape)}, the target's {tuple(target.shape)}: they "
                 "must share one vocabulary. Train the assistant on this target."
             )
-    gates = open_gates(assistant_logits, alphas, gate, target)
+    sure = certainties(assistant_logits, alphas, target) if gate or by_certainty else [None] * len(alphas)
+    gates = [None if each is None or not gate else each > gate for each in sure]
     own_gates = [each for each in gates if each is not None]
     is_open = torch.stack(own_gates).any(dim=0) if own_gates else None
 
     difference = torch.zeros_like(target) if remove_top_k else target
     if replace:
         difference = torch.zeros_like(target).masked_fill(~possible, -torch.inf)
-    for logits, alpha, own_gate in zip(assistant_logits, alphas, gates, strict=True):
+    for logits, alpha, own_gate, own_certainty in zip(assistant_logits, alphas, gates, sure, strict=True):
         assistant = logits.to(device=target.device, dtype=dtype).masked_fill(~possible, -torch.inf)
         in_its_place = replace and alpha < 0
         if center:
@@ -295,6 +332,8 @@ def logit_difference(
         # A token that the assistant rules out is left to the target: -inf - (-inf) would be NaN. In the target's place
         # its word counts.
         step = alpha * (assistant if in_its_place else assistant.masked_fill(assistant == -torch.inf, 0.0))
+        if by_certainty and own_certainty is not None:
+            step = own_certainty.nan_to_num(nan=1.0) * step  # of a single token there is nothing to be unsure
         if is_open is not None:
             step = torch.where(is_open if own_gate is None else own_gate, step, 0.0)
         difference = difference - step

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..configuration_uld import SHARED_SETTINGS
 from ..evaluation.evaluation import evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, score_completions
 from ..evaluation.sweep import Outcome, Unknown, as_rows, choose, has_forgotten, sweep
@@ -127,9 +128,9 @@ def main(argv: Sequence[str]) -> None:
         [config.clamp] if arguments.clamps is None else [clamp == "on" for clamp in arguments.clamps],
         [config.gate] if arguments.gates is None else arguments.gates,
     )
+    kept = {name: vars(config)[name] for name in SHARED_SETTINGS if name not in ("relative_top", "clamp", "gate")}
     settings = [
-        Subtraction(alpha, top, config.outside, config.center, clamp, config.remove_top_k, gate, config.replace)
-        for alpha, top, clamp, gate in grid
+        Subtraction(alpha, **kept, relative_top=top, clamp=clamp, gate=gate) for alpha, top, clamp, gate in grid
     ]
 
     unknown = ratios = None

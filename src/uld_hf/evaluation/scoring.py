@@ -105,6 +105,8 @@ class Subtraction:
             How many tokens are ruled out instead of subtracting; `alpha` then counts by its sign only.
         gate (`float`, *optional*, defaults to `0.0`):
             Certainty below which an assistant is not subtracted.
+        by_certainty (`bool`, *optional*, defaults to `False`):
+            Whether an assistant is subtracted in proportion to its certainty.
         replace (`bool`, *optional*, defaults to `False`):
             Whether assistants that are added take the target's place where the gate is open.
 
@@ -119,6 +121,7 @@ class Subtraction:
     clamp: bool = False
     remove_top_k: int = 0
     gate: float = 0.0
+    by_certainty: bool = False
     replace: bool = False
 
     def __post_init__(self) -> None:

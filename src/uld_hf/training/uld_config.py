@@ -163,6 +163,8 @@ class ULDConfig(SFTConfig):
         gate (`float`, *optional*, defaults to `0.0`):
             Subtract only at positions where the assistant is surer than this (0: uniform, 1: one token); elsewhere the
             target's logits are kept to the bit (not in the paper).
+        by_certainty (`bool`, *optional*, defaults to `False`):
+            Multiply `alpha` by how sure the assistant is, 0 to 1, at every position (not in the paper).
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
@@ -266,6 +268,10 @@ class ULDConfig(SFTConfig):
         metadata={
             "help": "At inference, subtract only where the assistant is surer than this (0: uniform, 1: one token)."
         },
+    )
+    by_certainty: bool = field(
+        default=False,
+        metadata={"help": "At inference, multiply alpha by how sure the assistant is (0: uniform, 1: one token)."},
     )
 
     def __post_init__(self):
