@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import ParallelismConfig
 from all_families import any_model
 from datasets import Dataset
 from families import make_tokenizer, tiny_model
@@ -777,6 +778,11 @@ WRONG_INPUTS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str
     "retain-weight-nan": (lambda: {"retain_weight": math.nan}, ValueError, "retain_weight=nan must be a finite"),
     "ratio-zero": (lambda: {"retain_per_forget": 0.0}, ValueError, r"retain_per_forget=0\.0 must be a finite number"),
     "packing": (lambda: {"packing": True}, ValueError, "packing=True is not supported"),
+    "context-parallel": (
+        lambda: {"parallelism_config": ParallelismConfig(cp_size=2)},
+        ValueError,
+        r"context and sequence parallelism are not supported .*cp_size=2",
+    ),
     "order": (
         lambda: {"train_sampling_strategy": "sequential"},
         ValueError,
@@ -823,6 +829,20 @@ def test_wrong_input_is_refused_before_training(tmp_path: Path, case: str):
     arguments = make()
     with pytest.raises(error, match=match):
         make_trainer(tmp_path, **arguments)
+
+
+def test_context_parallelism_of_the_launcher_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # As `accelerate launch --parallelism_config_cp_size 2` sets it.
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
+    with pytest.raises(ValueError, match=r"context and sequence parallelism are not supported .*cp_size=2"):
+        ULDConfig(str(tmp_path), use_cpu=True)
+
+
+def test_data_parallelism_of_the_launcher_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "2")
+    assert ULDConfig(str(tmp_path), use_cpu=True).parallelism_config is None
 
 
 def test_unprepared_datasets_are_refused(tmp_path: Path):

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from accelerate import ParallelismConfig
+from accelerate.utils import parse_flag_from_env
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
@@ -55,8 +57,17 @@ def check_data_settings(config: SFTConfig) -> None:
             The trainer's configuration.
 
     Raises:
-        ValueError: If rows would be packed, drawn in another order, not prepared, or the embeddings resized.
+        ValueError: If rows would be packed, drawn in another order, not prepared, or split between processes, or the
+            embeddings resized.
     """
+    parallelism = config.parallelism_config
+    if parallelism is None and parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        parallelism = ParallelismConfig()  # of `accelerate launch`, as the trainer will read it
+    if parallelism is not None and parallelism.non_data_parallel_size > 1:
+        raise ValueError(
+            f"Tensor, context and sequence parallelism are not supported ({' '.join(str(parallelism).split())}): the "
+            "loss needs whole rows. Use data parallelism: DDP, FSDP or DeepSpeed ZeRO (examples/accelerate)."
+        )
     if config.packing:
         raise ValueError(
             "packing=True is not supported: it would mix forget and retain rows in any ratio. Leave it out."
