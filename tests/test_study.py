@@ -69,12 +69,15 @@ def test_a_unit_that_fails_leaves_nothing(ledger: ModuleType, tmp_path: Path) ->
 
 
 @needs_shared
-def test_the_slice_keeps_authors_apart(authors: ModuleType, slice_preset: object) -> None:
-    tofu = SHARED / "tofu"
-    for name, num_authors in slice_preset.splits.items():
-        split = authors.load_split(slice_preset, name, tofu)
+@pytest.mark.parametrize("name", ["slice", "finetuned"])
+def test_the_splits_keep_authors_apart(authors: ModuleType, name: str) -> None:
+    from presets import PRESETS
+
+    tofu, preset = SHARED / "tofu", PRESETS[name]
+    for name, num_authors in preset.splits.items():
+        split = authors.load_split(preset, name, tofu)
         assert len(split.forget) == 20 * num_authors
-        assert len(split.retain) == 20 * (slice_preset.num_authors - num_authors)
+        assert len(split.retain) == 20 * (preset.num_authors - num_authors)
         forget = {(row["question"], row["answer"]) for row in split.forget}
         retain = {(row["question"], row["answer"]) for row in split.retain}
         assert not forget & retain
@@ -149,6 +152,15 @@ def test_every_method_has_as_many_trials(study_path: None, slice_preset: object)
             settings = grid(method.recipe, preset)
             assert len(settings) == preset.trials
             assert len({json.dumps(each) for each in settings}) == preset.trials
+
+
+def test_weights_that_are_not_chosen_need_no_unseen_authors(study_path: None) -> None:
+    from methods import METHODS
+
+    assert METHODS["uld_certain_unseen"].needs_unseen_authors
+    assert not METHODS["uld_certain_fixed"].needs_unseen_authors
+    assert METHODS["uld_certain_fixed"].subtractions[0] in METHODS["uld_certain_unseen"].subtractions
+    assert set(METHODS["uld_certain_fixed"].ratios) < set(METHODS["uld_certain_unseen"].ratios)
 
 
 def test_a_subtraction_is_applied_to_all_assistants_in_proportion(study_path: None) -> None:

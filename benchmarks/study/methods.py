@@ -96,9 +96,9 @@ class Method:
         augmented (`bool`):
             Whether it trains on paraphrases and wrong answers too.
         tuned_as (`str`, *optional*):
-            Key of the line whose setting this has. Of a composition it is the training too; the composition is then
-            chosen anew on every forget set, and without a retrained model: so that truth ratios are those of authors
-            that the target has never met.
+            Key of the line whose setting this has. Of a composition it is the training too; if there are several, it is
+            then chosen anew on every forget set, and without a retrained model: so that truth ratios are those of
+            authors that the target has never met.
         ratios (`tuple[float, ...]`):
             Weights of the second assistant that are tried, as shares of the first one's. Where there is a choice, and
             no retrained model, likelihoods and Min-K are to be those of unseen authors too.
@@ -115,7 +115,12 @@ class Method:
     @property
     def needs_unseen_authors(self) -> bool:
         """Whether it cannot be had where the target has learned all authors."""
-        return self.tuned_as is not None or self.recipe in TEACHERS
+        return (self.tuned_as is not None and not self.is_fixed) or self.recipe in TEACHERS
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether there is one composition, and nothing to choose."""
+        return len(self.subtractions) == len(self.ratios) == 1
 
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0)

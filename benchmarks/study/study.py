@@ -110,7 +110,7 @@ class Study:
         )
 
     def composed(self, key: str, split_name: str, seed: int) -> tuple[ULDForCausalLM, dict[str, Any]]:
-        """The model of a line whose composition is chosen on the forget set at hand, and that composition."""
+        """The model of a line whose composition is fixed or chosen on the forget set at hand, and that composition."""
         method, split = METHODS[key], self.split(split_name)
         number, best = self.chosen(method.tuned_as)
         folder = self.run_folder(method.recipe, number, split_name, seed)
@@ -121,8 +121,10 @@ class Study:
             reference = unseen_reference(load_model(self.target(seed)), self.tokenizer, split, with_attacks)
             return best_subtraction(model, self.tokenizer, split, reference, method.subtractions, method.ratios)
 
-        line = key.removesuffix("_unseen")
-        chosen = self.ledger.unit(f"unseen.{line}.{split_name}.s{seed}", choose)
+        if method.is_fixed:
+            chosen = {"subtraction": asdict(method.subtractions[0]), "ratio": method.ratios[0]}
+        else:
+            chosen = self.ledger.unit(f"unseen.{key.removesuffix('_unseen')}.{split_name}.s{seed}", choose)
         self.apply(model, chosen)
         return model, chosen
 
