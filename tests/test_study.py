@@ -74,8 +74,8 @@ def test_the_splits_keep_authors_apart(authors: ModuleType, name: str) -> None:
     from presets import PRESETS
 
     tofu, preset = SHARED / "tofu", PRESETS[name]
-    for name, num_authors in preset.splits.items():
-        split = authors.load_split(preset, name, tofu)
+    for split_name, num_authors in preset.splits.items():
+        split = authors.load_split(preset, split_name, tofu)
         assert len(split.forget) == 20 * num_authors
         assert len(split.retain) == 20 * (preset.num_authors - num_authors)
         forget = {(row["question"], row["answer"]) for row in split.forget}
@@ -83,7 +83,7 @@ def test_the_splits_keep_authors_apart(authors: ModuleType, name: str) -> None:
         assert not forget & retain
         # Every retain question is about a row that was learned and is kept.
         asked = {(each.prompt, each.answer.strip()) for each in split.retain_questions}
-        assert len(asked) == slice_preset.retain_questions
+        assert len(asked) == preset.retain_questions
         assert asked <= {(authors.PROMPT_TEMPLATE.format(question=question), answer) for question, answer in retain}
 
 
