@@ -17,6 +17,7 @@ import copy
 import os
 import platform
 import random
+import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -217,7 +218,7 @@ def describe(args: argparse.Namespace, command: list[str]) -> dict:
     lengths = [len(row["input_ids"]) for part in make_rows(args) for row in part]
     answers = [sum(label != -100 for label in row["labels"]) for part in make_rows(args) for row in part]
     return {
-        "command": f"python {' '.join(command)}",
+        "command": f"python {shlex.join(command)}",
         "machine": torch.cuda.get_device_name()
         if args.device == "cuda"
         else f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",

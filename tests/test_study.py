@@ -230,7 +230,7 @@ def test_the_whole_study_runs_resumes_and_repeats_nothing(tmp_path: Path) -> Non
         sys.executable, str(STUDY / "run.py"), "--preset", "small", "--tofu", str(SHARED / "tofu"),
         "--books", str(SHARED / "books"), "--output", str(tmp_path / "results"), "--work", str(tmp_path / "work"),
         "--methods", "uld_paper", "uld_clamped", "uld_rules", "dd_linear", "ga", "npo_gd", "rmu",
-        "uld_gated", "uld_contrast", "bake", "bake_contrast",
+        "uld_gated", "uld_contrast", "uld_certain_fixed", "bake", "bake_contrast",
     ]
     # fmt: on
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}

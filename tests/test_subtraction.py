@@ -489,9 +489,8 @@ def test_by_certainty_every_position_has_an_alpha_of_its_own(tensors, alpha, gat
     options = {"relative_top": relative_top, "outside": outside, "center": center, "gate": gate}
     actual = logit_difference(target, [assistant], [alpha], by_certainty=True, **options)
     for position in range(len(target)):
-        own_alpha = alpha * certainty(assistant[position]).nan_to_num(nan=1.0).item()
+        own_alpha = alpha * certainty(assistant[position]).nan_to_num(nan=0.0).item()
         expected = logit_difference(target[[position]], [assistant[[position]]], [own_alpha], **options)
-        # An alpha of 0 is the one that a model refuses; the formula does not.
         torch.testing.assert_close(actual[[position]], expected)
 
 

@@ -778,11 +778,14 @@ WRONG_INPUTS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str
     "retain-weight-nan": (lambda: {"retain_weight": math.nan}, ValueError, "retain_weight=nan must be a finite"),
     "ratio-zero": (lambda: {"retain_per_forget": 0.0}, ValueError, r"retain_per_forget=0\.0 must be a finite number"),
     "packing": (lambda: {"packing": True}, ValueError, "packing=True is not supported"),
-    "context-parallel": (
-        lambda: {"parallelism_config": ParallelismConfig(cp_size=2)},
-        ValueError,
-        r"context and sequence parallelism are not supported .*cp_size=2",
-    ),
+    **{
+        f"{name} 2": (
+            lambda name=name: {"parallelism_config": ParallelismConfig(**{name: 2})},
+            ValueError,
+            rf"Tensor, context and sequence parallelism are not supported .*{name}=2",
+        )
+        for name in ("tp_size", "cp_size", "sp_size")
+    },
     "order": (
         lambda: {"train_sampling_strategy": "sequential"},
         ValueError,
@@ -841,7 +844,7 @@ def test_context_parallelism_of_the_launcher_is_refused(tmp_path: Path, monkeypa
 
 def test_data_parallelism_of_the_launcher_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
-    monkeypatch.setenv("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", "2")
+    monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "2")
     assert ULDConfig(str(tmp_path), use_cpu=True).parallelism_config is None
 
 

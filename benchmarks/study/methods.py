@@ -216,10 +216,10 @@ METHODS: dict[str, Method] = {
         REPLACED, name="ULD, gated replacement, drawn (ours), weights by unseen authors", recipe="contrast_drawn"
     ),
     "uld_certain_unseen": CERTAIN,
-    # Weights that were good on seeds 0 to 2, beside the retrained models, for all seeds and splits alike.
+    # Weights that were good on the finetuned preset's seeds 0 to 2, beside the retrained models, for all runs alike.
     "uld_certain_fixed": replace(
         CERTAIN,
-        name="ULD, replacement by certainty, drawn (ours), weights of seeds 0 to 2",
+        name="ULD, replacement by certainty, drawn (ours), fixed weights",
         subtractions=tuple(setting for setting in CERTAIN.subtractions if setting.alpha == 1.4),
         ratios=(1.1,),
     ),

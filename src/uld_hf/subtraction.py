@@ -154,10 +154,11 @@ def certainty(logits: torch.Tensor) -> torch.Tensor:
     log_probs = torch.log_softmax(logits, dim=-1)
     possible = log_probs != -torch.inf
     entropy = -(log_probs.exp() * log_probs.masked_fill(~possible, 0.0)).sum(dim=-1, keepdim=True)
-    return 1 - entropy / possible.sum(dim=-1, keepdim=True).to(logits.dtype).log()
+    # Rounding may lead beyond.
+    return (1 - entropy / possible.sum(dim=-1, keepdim=True).to(logits.dtype).log()).clamp(0.0, 1.0)
 
 
-def certainties(
+def certainties_of(
     assistant_logits: Sequence[torch.Tensor], alphas: Sequence[float], target: torch.Tensor
 ) -> list[torch.Tensor | None]:
     """
@@ -182,29 +183,21 @@ def certainties(
     ]
 
 
-def open_gates(
-    assistant_logits: Sequence[torch.Tensor], alphas: Sequence[float], gate: float, target: torch.Tensor
-) -> list[torch.Tensor | None]:
+def open_gates(certainties: Sequence[torch.Tensor | None], gate: float) -> list[torch.Tensor | None]:
     """
     Where each assistant is sure enough to be subtracted.
 
     Args:
-        assistant_logits (`Sequence[torch.Tensor]`, each of shape `(..., vocab_size)`):
-            Logits of each assistant.
-        alphas (`Sequence[float]`):
-            Weight of each assistant.
+        certainties (`Sequence[torch.Tensor | None]`, each of shape `(..., 1)`):
+            How sure each assistant is, see [`certainties_of`].
         gate (`float`):
             Certainty that is enough; `0` for no gate.
-        target (`torch.Tensor` of shape `(..., vocab_size)`):
-            The target's logits, of the device and type to compute with.
 
     Returns:
         `list[torch.BoolTensor | None]`: Of each assistant, of shape `(..., 1)`; `None` for one that has no gate of its
         own, because there is none or it is added.
     """
-    if not gate:
-        return [None] * len(alphas)
-    return [None if each is None else each > gate for each in certainties(assistant_logits, alphas, target)]
+    return [None if each is None or not gate else each > gate for each in certainties]
 
 
 def rule_out(target: torch.Tensor, scores: torch.Tensor, candidates: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -314,8 +307,8 @@ def logit_difference(
                 f"The assistant's logits have shape {tuple(logits.shape)}, the target's {tuple(target.shape)}: they "
                 "must share one vocabulary. Train the assistant on this target."
             )
-    sure = certainties(assistant_logits, alphas, target) if gate or by_certainty else [None] * len(alphas)
-    gates = [None if each is None or not gate else each > gate for each in sure]
+    sure = certainties_of(assistant_logits, alphas, target) if gate or by_certainty else [None] * len(alphas)
+    gates = open_gates(sure, gate)
     own_gates = [each for each in gates if each is not None]
     is_open = torch.stack(own_gates).any(dim=0) if own_gates else None
 
@@ -333,7 +326,8 @@ def logit_difference(
         # its word counts.
         step = alpha * (assistant if in_its_place else assistant.masked_fill(assistant == -torch.inf, 0.0))
         if by_certainty and own_certainty is not None:
-            step = own_certainty.nan_to_num(nan=1.0) * step  # of a single token there is nothing to be unsure
+            # As for the gate, an assistant that has one token to choose from is not sure of anything.
+            step = own_certainty.nan_to_num(nan=0.0) * step
         if is_open is not None:
             step = torch.where(is_open if own_gate is None else own_gate, step, 0.0)
         difference = difference - step
