@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.main import main as uld
 from uld_hf.cli.questions import read_questions
+from uld_hf.configuration_uld import SHARED_SETTINGS
 from uld_hf.evaluation.comparison import compare, kept_utility
 from uld_hf.evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
 from uld_hf.evaluation.memorization import sample_completions
@@ -709,6 +710,20 @@ def test_sweep_prints_a_row_for_every_setting_and_the_choice(files, tmp_path, ca
         assert "No setting reaches" in printed or "the target itself has forgotten" in printed
     else:
         assert f"Chosen: alpha={report['settings'][report['chosen']]['alpha']:g}" in printed
+
+
+def test_a_sweep_keeps_the_settings_that_it_does_not_vary(files, tmp_path):
+    model = ULDForCausalLM.from_pretrained(files["unlearned"], gate=0.05, clamp=True, by_certainty=True)
+    model.save_pretrained(files["unlearned"])
+    output = tmp_path / "sweep.json"
+    sets = [part for name in ("forget", "retain") for part in (f"--{name}_dataset", files[name])]
+    assert uld(["sweep", "--model", files["unlearned"], *sets, "--alphas", "0.7", "--output", str(output)]) == 0
+    (setting,) = json.loads(output.read_text())["settings"]
+    for name in SHARED_SETTINGS:
+        assert setting[name] == vars(model.config)[name]
+    rows = [(each.prompt, each.answer) for each in read_questions(files["forget"], make_tokenizer())]
+    scores = score_completions(model, make_tokenizer(), *zip(*rows, strict=True))
+    assert setting["forget_probability"] == pytest.approx(np.mean([score.probability for score in scores]), rel=1e-4)
 
 
 def test_held_out_questions_with_wrong_answers_take_the_retrained_models_place(files, unlearned, tmp_path, capsys):

@@ -24,6 +24,7 @@ from trl import SFTConfig
 
 from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer, build_assistant
 from uld_hf.training import padding_free
+from uld_hf.training.forget_retain_trainer import check_finite
 
 
 VOCAB_SIZE = 64
@@ -731,6 +732,15 @@ def test_nan_in_the_forget_term_is_reported(tmp_path: Path):
     forget = Dataset.from_list([{"prompt": "w59", "completion": f" w{i}"} for i in range(20)])
     with pytest.raises(FloatingPointError, match="The forget loss is nan at step 1"):
         train(tmp_path, target, forget=forget)
+
+
+def test_infinity_is_reported_with_its_term(tmp_path: Path):
+    target = tiny_model("llama")
+    torch.nn.init.constant_(target.lm_head.weight[10], 1e38)  # finite, its logits are not
+    with pytest.raises(FloatingPointError, match=r"The forget loss is (inf|nan) at step 1"):
+        train(tmp_path, target)
+    with pytest.raises(FloatingPointError, match=r"The retain loss is inf at step 3\. Lower learning_rate"):
+        check_finite({"forget": 1.0, "retain": math.inf}, 3, 1e-3)
 
 
 def unlearned_model() -> ULDForCausalLM:
