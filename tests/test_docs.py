@@ -134,6 +134,11 @@ def test_contrast_commands_and_python_run(workplace: Path, capsys: pytest.Captur
     config = ULDForCausalLM.from_pretrained("replacement-drawn").config
     assert (config.alphas, config.gate) == ({"assistant": 1.1, "knows-drawn-wording": -1.65}, 0.1)
     assert config.replace
+    assert not config.by_certainty
+    config = ULDForCausalLM.from_pretrained("replacement-by-certainty").config
+    assert (config.alphas, config.gate) == ({"assistant": 1.4, "knows-drawn-wording": -1.54}, 0.1)
+    assert config.replace
+    assert config.by_certainty
     quick = ["--use_cpu", "--max_steps", "1", "--teacher_answers", "1", "--max_new_tokens", "4", "--report_to", "none"]
     assert uld([*shlex.split(bake)[1:], *quick]) == 0, capsys.readouterr().err
     assert type(AutoModelForCausalLM.from_pretrained("contrast-baked")).__name__ == "LlamaForCausalLM"
