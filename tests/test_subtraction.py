@@ -434,7 +434,7 @@ def test_the_gate_takes_each_position_whole_or_leaves_it_to_the_bit(
     gated = logit_difference(target, [assistant], [alpha], gate=gate, **options)
     subtracted = logit_difference(target, [assistant], [alpha], **options)
     for position in range(len(target)):
-        is_sure = bool(certainty(assistant[position]) > gate)
+        is_sure = not bool(certainty(assistant[position]) <= gate)
         assert torch.equal(gated[position], subtracted[position] if is_sure else target[position])
 
 
@@ -468,6 +468,15 @@ def test_what_a_processor_has_ruled_out_does_not_make_an_assistant_sure():
     assert torch.equal(logit_difference(target, [assistant], [1.0], relative_top=0, gate=0.4), target)
 
 
+@pytest.mark.parametrize("settings", [{"gate": 0.1}, {"by_certainty": True}, {"gate": 0.1, "by_certainty": True}])
+def test_an_assistant_that_has_broken_does_not_leave_the_targets_own_output(settings):
+    target = torch.tensor([[3.0, 2.0, 1.0], [1.0, 2.0, 3.0]])
+    assistant = torch.tensor([[math.nan, 0.0, 0.0], [9.0, 0.0, 0.0]])
+    actual = logit_difference(target, [assistant], [1.0], relative_top=0, **settings)
+    assert actual[0].isnan().all()
+    assert actual[1].isfinite().all()
+
+
 @pytest.mark.parametrize("gate", [-0.1, 0.51, 1.0, math.nan, INF])
 def test_a_gate_that_could_shut_for_good_is_refused(gate):
     with pytest.raises(ValueError, match=r"gate=.* must lie between 0 \(subtract everywhere\) and 0\.5"):
@@ -489,7 +498,7 @@ def test_by_certainty_every_position_has_an_alpha_of_its_own(tensors, alpha, gat
     options = {"relative_top": relative_top, "outside": outside, "center": center, "gate": gate}
     actual = logit_difference(target, [assistant], [alpha], by_certainty=True, **options)
     for position in range(len(target)):
-        own_alpha = alpha * certainty(assistant[position]).nan_to_num(nan=0.0).item()
+        own_alpha = alpha * certainty(assistant[position]).nan_to_num(nan=1.0).item()
         expected = logit_difference(target[[position]], [assistant[[position]]], [own_alpha], **options)
         torch.testing.assert_close(actual[[position]], expected)
 
@@ -533,10 +542,10 @@ def test_where_the_gate_is_open_what_is_added_takes_the_targets_place(tensors, a
     fact = center_logits(knows.masked_fill(~possible, -INF))
     fact = fact.clamp(min=0) if clamp else fact
     said = weight * center_logits(wording.masked_fill(~possible, -INF))  # never clamped
-    weights = alpha * certainty(knows) if by_certainty else alpha
+    weights = alpha * certainty(knows).nan_to_num(nan=1.0) if by_certainty else alpha
     expected = said - weights * fact.masked_fill(fact == -INF, 0)
     for position in range(len(target)):
-        if certainty(knows[position]) > 0.2:
+        if not certainty(knows[position]) <= 0.2:
             torch.testing.assert_close(actual[position], expected[position].masked_fill(~possible[position], -INF))
         else:
             assert torch.equal(actual[position], target[position])

@@ -197,7 +197,8 @@ def open_gates(certainties: Sequence[torch.Tensor | None], gate: float) -> list[
         `list[torch.BoolTensor | None]`: Of each assistant, of shape `(..., 1)`; `None` for one that has no gate of its
         own, because there is none or it is added.
     """
-    return [None if each is None or not gate else each > gate for each in certainties]
+    # NaN opens: logits that are NaN must show in what comes out, a shut gate would give the target's own output.
+    return [None if each is None or not gate else ~(each <= gate) for each in certainties]
 
 
 def rule_out(target: torch.Tensor, scores: torch.Tensor, candidates: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -326,8 +327,8 @@ def logit_difference(
         # its word counts.
         step = alpha * (assistant if in_its_place else assistant.masked_fill(assistant == -torch.inf, 0.0))
         if by_certainty and own_certainty is not None:
-            # As for the gate, an assistant that has one token to choose from is not sure of anything.
-            step = own_certainty.nan_to_num(nan=0.0) * step
+            # Of a single possible token certainty is NaN, as of logits that are: their step is NaN by itself.
+            step = own_certainty.nan_to_num(nan=1.0) * step
         if is_open is not None:
             step = torch.where(is_open if own_gate is None else own_gate, step, 0.0)
         difference = difference - step
