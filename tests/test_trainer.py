@@ -945,7 +945,7 @@ def test_tokenizer_of_a_padded_vocabulary_is_accepted(tmp_path: Path):
 def test_documented_defaults_are_the_defaults():
     defaults = {field.name: field.default for field in fields(ULDConfig)}
     documented = re.findall(r"^\s+(\w+) \(`\w+`, \*optional\*, defaults to `(.+?)`\):", ULDConfig.__doc__, re.MULTILINE)
-    assert len(documented) == 13
+    assert len(documented) == 14
     assert {name: ast.literal_eval(text) for name, text in documented} == {
         name: defaults[name] for name, _ in documented
     }
