@@ -17,6 +17,8 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable, Hashable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,19 +42,25 @@ def time_steps(method: str, args: argparse.Namespace) -> float:
     return clock() - start
 
 
+def take_turns(runs: dict[Hashable, Callable[[], float]], turns: int) -> dict[Hashable, list[float]]:
+    """Seconds of every run, one a turn: what the machine does besides changes with time."""
+    seconds: dict[Hashable, list[float]] = {key: [] for key in runs}
+    for _ in range(turns):
+        for key, run in runs.items():
+            seconds[key].append(run())
+    return seconds
+
+
 def compare(args: argparse.Namespace) -> dict:
     """Rows per second of every method."""
-    seconds: dict[str, list[float]] = {method: [] for method in args.methods}
-    for _ in range(args.turns):
-        for method in args.methods:
-            seconds[method].append(time_steps(method, args))
+    seconds = take_turns({method: partial(time_steps, method, args) for method in args.methods}, args.turns)
     medians = {method: statistics.median(times) for method, times in seconds.items()}
     print(f"{'':<32}{'rows/s':>10}{'ULD faster by':>15}")
     results = {}
     for method, median in medians.items():
         results[method] = {
             "rows_per_second": round(2 * args.rows / median, 2),
-            # Of the same turn: what the machine does besides changes with time.
+            # Within a turn.
             "uld_is_faster_by": round(
                 statistics.median(theirs / ours for theirs, ours in zip(seconds[method], seconds["ULD"], strict=True)),
                 2,
@@ -76,14 +84,10 @@ def scale(args: argparse.Namespace) -> dict:
         for change in changes:
             case = argparse.Namespace(**(vars(args) | {"layers": 4 * layers} | change))
             case.rows = 2 * case.batch_size
-            cases[name, next(iter(change.values()))] = case
-    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in cases}
-    for _ in range(args.turns):
-        for key, case in cases.items():
-            seconds[key].append(time_steps("ULD", case) / 2)
+            cases[name, next(iter(change.values()))] = partial(time_steps, "ULD", case)
     found: dict[str, dict[int, float]] = {name: {} for name in series}
-    for (name, value), times in seconds.items():
-        found[name][value] = round(statistics.median(times), 3)
+    for (name, value), times in take_turns(cases, args.turns).items():
+        found[name][value] = round(statistics.median(times) / 2, 3)
     for name, times in found.items():
         print(f"seconds of a step by {name}: {times}")
     return {"seconds_of_a_step_by": found}
