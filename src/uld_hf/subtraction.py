@@ -201,6 +201,21 @@ def open_gates(certainties: Sequence[torch.Tensor | None], gate: float) -> list[
     return [None if each is None or not gate else ~(each <= gate) for each in certainties]
 
 
+def any_open(gates: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """
+    Where any assistant is subtracted.
+
+    Args:
+        gates (`Sequence[torch.BoolTensor | None]`, each of shape `(..., 1)`):
+            Where each assistant is sure enough, see [`open_gates`].
+
+    Returns:
+        `torch.BoolTensor | None`: Of shape `(..., 1)`; `None` if no assistant has a gate.
+    """
+    own_gates = [each for each in gates if each is not None]
+    return torch.stack(own_gates).any(dim=0) if own_gates else None
+
+
 def rule_out(target: torch.Tensor, scores: torch.Tensor, candidates: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """
     Rule out the tokens of the highest scores (Divergence Decoding's rank variant, arXiv 2605.31293).
@@ -310,8 +325,7 @@ def logit_difference(
             )
     sure = certainties_of(assistant_logits, alphas, target) if gate or by_certainty else [None] * len(alphas)
     gates = open_gates(sure, gate)
-    own_gates = [each for each in gates if each is not None]
-    is_open = torch.stack(own_gates).any(dim=0) if own_gates else None
+    is_open = any_open(gates)
 
     difference = torch.zeros_like(target) if remove_top_k else target
     if replace:

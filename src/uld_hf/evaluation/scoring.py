@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_uld import ULDForCausalLM
-from ..subtraction import Outside, certainties_of, check_subtraction, logit_difference, open_gates
+from ..subtraction import Outside, any_open, certainties_of, check_subtraction, logit_difference, open_gates
 from .answer_logits import answer_logits
 from .encoding import check_lengths, check_predictable, encode
 
@@ -175,8 +175,7 @@ def _subtracted(
             weights = [unit.alpha * proportion for proportion in proportions]
             composed = logit_difference(target, assistants, weights, **options)
             if setting.replace:
-                gates = open_gates(certainties_of(assistants, weights, target), setting.gate)
-                replaced[unit] = torch.stack([each for each in gates if each is not None]).any(dim=0)
+                replaced[unit] = any_open(open_gates(certainties_of(assistants, weights, target), setting.gate))
                 steps[unit] = composed
             else:
                 steps[unit] = (target - composed).masked_fill(target == -torch.inf, 0.0)
