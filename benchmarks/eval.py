@@ -386,7 +386,7 @@ def main() -> None:
     questions = as_questions(asked)
     model, seconds_to_train = load_models(args, sets["forget"], sets["retain"], tokenizer)
     target = model.target
-    settings = [Subtraction(0.1 * (1 + index)) for index in range(NUM_SETTINGS)]
+    settings = [Subtraction(0.1 * (1 + index), clamp=False) for index in range(NUM_SETTINGS)]
 
     def batches(size: int) -> Callable[[], object]:
         return lambda: score_completions(model, tokenizer, prompts, completions, size)

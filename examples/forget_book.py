@@ -24,8 +24,8 @@ args = parser.parse_args()
 if args.model is not None and (args.book is None or args.other_texts is None):
     parser.error("a --model of your own needs --book and --other_texts")
 
-# The paper's settings for books (section 4.1 and appendix): fewer epochs, a lower rate, less subtracted than for facts.
-settings = {"alpha": 0.5, "learning_rate": 5e-4, "num_train_epochs": 5, "max_length": 512}
+# The paper's settings for training on books (appendix): fewer epochs and a lower rate than for facts.
+settings = {"learning_rate": 5e-4, "num_train_epochs": 5, "max_length": 512}
 if args.model is None:
     args.model = tiny_model.make_books()
     args.book, args.other_texts = tiny_model.FOLDER / "book.txt", [tiny_model.FOLDER / "other.txt"]

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import ContinuousBatchingConfig, PreTrainedModel
 
 from uld_hf.assistant import build_assistant, remember_settings
+from uld_hf.configuration_uld import ULDModelConfig
 from uld_hf.logits_process import ULDLogitsProcessor, longest_common_prefix
 from uld_hf.modeling_uld import ULDForCausalLM
 from uld_hf.subtraction import logit_difference
@@ -222,9 +223,17 @@ def test_settings_are_those_that_the_assistant_was_trained_for():
     assert ULDLogitsProcessor(assistant, alpha=0.5).alpha == 0.5
 
 
-def test_settings_of_an_assistant_that_was_only_built_are_the_papers():
+def test_settings_of_an_assistant_that_was_only_built_are_the_models():
     processor = ULDLogitsProcessor(build_assistant(tiny_model("llama"), 2))
-    assert (processor.alpha, processor.relative_top, processor.clamp) == (0.75, 0.01, False)
+    config = ULDModelConfig()
+    assert (processor.alpha, processor.relative_top, processor.clamp) == (config.alpha, config.relative_top, True)
+
+
+def test_raw_logits_are_not_clamped():
+    assistant = remember_settings(build_assistant(tiny_model("llama"), 2), {"center": True, "clamp": True})
+    assert ULDLogitsProcessor(assistant, center=False).clamp is False
+    with pytest.raises(ValueError, match="Use clamp=False too"):
+        ULDLogitsProcessor(assistant, center=False, clamp=True)
 
 
 def test_continuous_batching_does_not_know_it(model):

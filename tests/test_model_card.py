@@ -50,7 +50,7 @@ def test_results_of_an_evaluation_are_shown_where_there_are_some():
 
 def test_an_assistant_of_which_nothing_is_known_has_a_card_too():
     card = str(model_card(config(training=None)))
-    assert "| `assistant/` | 2 | 0.75 | ? | ? |" in card
+    assert "| `assistant/` | 2 | 1.25 | ? | ? |" in card
     assert "## Training" not in card
     assert ModelCard(card).data.license is None
 

@@ -28,7 +28,7 @@ def target(family: str) -> PreTrainedModel:
 @pytest.fixture
 def model(target: PreTrainedModel) -> ULDForCausalLM:
     """Two assistants, of two and three layers."""
-    model = ULDForCausalLM(target=target, assistant=make_assistant(target, 2, seed=1), relative_top=0.01)
+    model = ULDForCausalLM(target=target, assistant=make_assistant(target, 2, seed=1), alpha=0.75)
     model.add_assistant(make_assistant(target, 3, seed=2), name="bob", alpha=0.5)
     return model
 
@@ -78,7 +78,7 @@ def test_removing_one_gives_back_exactly_the_earlier_logits(target: PreTrainedMo
     assert not torch.equal(model(PROMPTS).logits, before)
     model.remove_assistant("bob")
     assert torch.equal(model(PROMPTS).logits, before)
-    assert model.config.alpha == 0.75  # one again
+    assert model.config.alpha == 1.25  # one again
 
 
 @pytest.mark.parametrize("execution", ["lockstep", "two passes"])
@@ -167,7 +167,7 @@ def test_each_is_saved_in_a_folder_of_its_name(tmp_path: Path):
         for name in ("assistant", "forget-bob")
         for file in ("config.json", "model.safetensors")
     }
-    assert "| `forget-bob/` | 3 | 0.75 |" in (tmp_path / "both" / "README.md").read_text()
+    assert "| `forget-bob/` | 3 | 1.25 |" in (tmp_path / "both" / "README.md").read_text()
 
 
 def test_saved_alpha_comes_along(tmp_path: Path):
@@ -182,7 +182,7 @@ def test_one_alpha_at_loading_is_for_all(tmp_path: Path):
     model = ULDForCausalLM.from_pretrained(tmp_path / "alice")
     model.add_assistant(tmp_path / "bob")
     model.save_pretrained(tmp_path / "both")
-    for alpha, expected in ((0.4, [0.4, 0.4]), ({"bob": 0.4}, [0.75, 0.4])):
+    for alpha, expected in ((0.4, [0.4, 0.4]), ({"bob": 0.4}, [1.25, 0.4])):
         loaded = ULDForCausalLM.from_pretrained(tmp_path / "both", alpha=alpha)
         assert [entry["alpha"] for entry in loaded.config.assistants.values()] == expected
 
@@ -289,7 +289,7 @@ def test_a_table_edited_behind_the_models_back_is_refused(two: ULDForCausalLM):
 )
 def test_a_saved_table_that_is_damaged_is_refused(assistants: object):
     if assistants is None:
-        assert ULDModelConfig(assistants=None).assistants == {"assistant": {"num_layers": 8, "alpha": 0.75}}
+        assert ULDModelConfig(assistants=None).assistants == {"assistant": {"num_layers": 8, "alpha": 1.25}}
         return
     with pytest.raises(ValueError, match=r"assistant|alpha"):
         ULDModelConfig(assistants=assistants)

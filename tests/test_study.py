@@ -202,6 +202,15 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
             ],
         },
         "alphas.forget10.s0": {"lines": {"uld_clamped": [{"alpha": 0.5} | outcome, {"alpha": 1.0} | outcome]}},
+        **{
+            f"rephrased.forget10.s{seed}": {
+                "target": {
+                    "forget": {"probability": 1.0, "ROUGE": 1.0},
+                    "forget, rephrased": {"probability": probability, "ROUGE": 0.25},
+                }
+            }
+            for seed, probability in ((0, 0.5), (1, 0.75))
+        },
         "books.target": {"figures": {"forget BLEU": 7.0}, "costs": []},
         **{
             f"robustness.bake.forget10.s{seed}": {
@@ -218,6 +227,7 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
     assert "| ULD, the paper's formula | 0.52 / 0.5 | 42.6 / 50.0 | 1.00 / 0.50 | 85.9 / 50.0 |" in text
     assert "| filter off, clamped | 0.5 | 0.3 | 0.100 | 0.980 |" in text
     assert "| ULD, no filter, clamped (ours) | 0.3; 0.980 | 0.3; 0.980 |" in text
+    assert "| target | 1.000; 1.000 | 0.625; 0.250 |" in text
     assert "| ULD, gated, baked (ours) | 0.25, 0.25 | 8, not |" in text
     assert {"forget10.svg", "alphas.svg"} <= {path.name for path in tmp_path.iterdir()}
 
@@ -253,5 +263,5 @@ def test_the_whole_study_runs_resumes_and_repeats_nothing(tmp_path: Path) -> Non
     assert again.returncode == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*.json")} == results
     tables = (tmp_path / "results" / "tables.md").read_text()
-    for line in ("NPO + GD", "ULD, gated contrast, baked (ours)"):
+    for line in ("centred, clamped, alpha 1.25", "NPO + GD", "ULD, gated contrast, baked (ours)"):
         assert line in tables

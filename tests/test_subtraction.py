@@ -114,16 +114,20 @@ def test_clamped_the_order_of_what_the_assistant_does_not_know_is_the_targets():
 @every_relative_top
 def test_float32_at_the_size_of_a_model(relative_top, outside, center):
     target, first, second = (random_logits(4, 500, seed=seed).round(decimals=2) for seed in range(3))
-    kwargs = {"relative_top": relative_top, "outside": outside, "center": center}
+    kwargs = {"relative_top": relative_top, "outside": outside, "center": center, "clamp": center}
     actual = logit_difference(target, [first, second], [0.75, -0.4], **kwargs)
     expected = reference(target.double(), [first.double(), second.double()], [0.75, -0.4], **kwargs)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_defaults_are_a_centred_assistant_and_a_filter_that_keeps_the_target():
+@pytest.mark.parametrize("center", [True, False])
+def test_defaults_are_a_filter_that_keeps_the_target_and_a_centred_assistant_which_is_clamped(center):
     target, assistant = random_logits(2, 50), random_logits(2, 50, seed=1)
-    explicit = logit_difference(target, [assistant], [0.75], relative_top=0.01, outside="keep", center=True)
-    assert torch.equal(logit_difference(target, [assistant], [0.75]), explicit)
+    settings = {} if center else {"center": False}
+    explicit = logit_difference(
+        target, [assistant], [0.75], relative_top=0.01, outside="keep", center=center, clamp=center
+    )
+    assert torch.equal(logit_difference(target, [assistant], [0.75], **settings), explicit)
 
 
 @every_outside

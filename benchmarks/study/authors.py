@@ -34,6 +34,8 @@ class Split:
             All other rows that the target learned.
         retain_questions (`list[Question]`):
             Questions about some of these, with paraphrased and perturbed answers.
+        rephrased_retain_questions (`list[Question]`):
+            The same questions in other words.
         holdout_questions (`list[Question]`):
             Questions about authors that no model has seen.
         unseen_questions (`list[Question]`):
@@ -45,6 +47,7 @@ class Split:
     forget: Dataset
     retain: Dataset
     retain_questions: list[Question]
+    rephrased_retain_questions: list[Question]
     holdout_questions: list[Question]
     unseen_questions: list[Question]
 
@@ -52,6 +55,16 @@ class Split:
     def forget_questions(self) -> list[Question]:
         """Questions about what must be forgotten."""
         return to_questions(self.forget)
+
+    @property
+    def rephrased_forget_questions(self) -> list[Question]:
+        """The same questions in other words, which nothing was trained on."""
+        return to_questions(rephrased(self.forget))
+
+
+def rephrased(rows: Dataset) -> Dataset:
+    """Rows with TOFU's question in other words in place of the question."""
+    return rows.remove_columns("question").rename_column("paraphrased_question", "question")
 
 
 def to_questions(rows: Dataset) -> list[Question]:
@@ -124,6 +137,7 @@ def load_split(preset: Preset, name: str, tofu: Path) -> Split:
         forget=last_rows(perturbed, num_forget),
         retain=learned.select(range(len(learned) - num_forget)),
         retain_questions=to_questions(asked),
+        rephrased_retain_questions=to_questions(rephrased(asked)),
         holdout_questions=to_questions(holdout),
         unseen_questions=to_questions(unseen.select(range(min(len(unseen), preset.retain_questions)))),
     )

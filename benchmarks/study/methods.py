@@ -143,16 +143,20 @@ ULD_LINES: dict[str, Method] = {
         _subtractions(relative_top=0.01, center=False, outside="mask"),
         augmented=True,
     ),
-    # uld_hf's default.
-    "uld_centered": Method(
-        "ULD, centred (uld_hf's default)", "", "uld", _subtractions(relative_top=0.01), augmented=True
-    ),
     # Ours.
+    "uld_centered": Method(
+        "ULD, centred (ours)", "", "uld", _subtractions(relative_top=0.01, clamp=False), augmented=True
+    ),
     "uld_clamped": Method(
         "ULD, no filter, clamped (ours)", "", "uld", _subtractions(relative_top=0.0, clamp=True), augmented=True
     ),
+    # uld_hf's default.
     "uld_clamped_filter": Method(
-        "ULD, filter, clamped (ours)", "", "uld", _subtractions(relative_top=0.01, clamp=True), augmented=True
+        "ULD, filter, clamped (uld_hf's default)",
+        "",
+        "uld",
+        _subtractions(relative_top=0.01, clamp=True),
+        augmented=True,
     ),
     "uld_gated": Method(
         "ULD, filter, clamped, gated (ours)",
@@ -167,7 +171,7 @@ CONTRAST = Method(
     "ULD, gated contrast (ours)",
     "",
     "contrast",
-    tuple(setting for gate in (0.1, 0.2, 0.3) for setting in _subtractions(relative_top=0.0, gate=gate)),
+    tuple(setting for gate in (0.1, 0.2, 0.3) for setting in _subtractions(relative_top=0.0, clamp=False, gate=gate)),
     augmented=True,
     ratios=(0.4, 0.6, 0.8, 1.0),
 )

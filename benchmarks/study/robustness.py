@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from authors import to_questions, to_training
+from authors import to_training
 from datasets import Dataset
 from measure import MAX_NEW_TOKENS
 from methods import METHODS, TEACHERS
@@ -84,14 +84,13 @@ def measure_robustness(study: Study, folder: Path, split_name: str, seed: int) -
         float(np.mean(each.sets["forget"].rouge_l_recall)) for each in study.references(split_name, seed)
     )
     halfway = (target + retrained) / 2
-    rephrased = split.forget.remove_columns("question").rename_column("paraphrased_question", "question")
     taught = max(1, round(0.05 * len(asked)))
     model = load_model(folder)
     found: dict[str, Any] = {
         "halfway": halfway,
         "greedy": recall(model, tokenizer, asked),
         f"best of {DRAWS} draws": recall_in_draws(model, tokenizer, asked),
-        "rephrased": recall(model, tokenizer, to_questions(rephrased)),
+        "rephrased": recall(model, tokenizer, split.rephrased_forget_questions),
     }
     for bits, config in (("8 bit", {"load_in_8bit": True}), ("4 bit", {"load_in_4bit": True})):
         quantized = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**config))

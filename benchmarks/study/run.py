@@ -21,6 +21,7 @@ from books import run_books
 from ledger import Deadline, Ledger, OutOfTimeError
 from methods import METHODS
 from presets import PRESETS
+from rephrased import run_rephrased
 from robustness import run_robustness
 from study import Study
 from tables import write_report
@@ -28,7 +29,7 @@ from tables import write_report
 import uld_hf
 
 
-PARTS = ("methods", "robustness", "ablations", "books")
+PARTS = ("methods", "rephrased", "robustness", "ablations", "books")
 
 
 def describe_machine() -> dict[str, object]:
@@ -88,6 +89,8 @@ def main() -> int:
         study = Study(preset, args.tofu, work, ledger)
         if "methods" in args.parts:
             run_methods(study, args.methods, args.seeds or list(preset.seeds))
+        if "rephrased" in args.parts:
+            run_rephrased(study, args.seeds or list(preset.seeds))
         if "robustness" in args.parts:
             run_robustness(study, args.methods, args.seeds or list(preset.seeds))
         if "ablations" in args.parts:

@@ -222,6 +222,20 @@ def alphas_table(results: Results, split: str) -> str:
     return markdown(["", *alphas], rows)
 
 
+def rephrased_table(results: Results, split: str) -> str:
+    """Questions in other words: means over the seeds."""
+    runs = [result for name, result in results.items() if name.startswith(f"rephrased.{split}.s")]
+    rows = []
+    for key in runs[0]:
+        sets = zip(*(run[key].values() for run in runs), strict=True)
+        cells = [
+            "; ".join(f"{np.mean([each[figure] for each in found]):.3f}" for figure in ("probability", "ROUGE"))
+            for found in sets
+        ]
+        rows.append([key, *cells])
+    return markdown(["", *runs[0]["target"]], rows)
+
+
 def robustness_table(results: Results) -> str:
     """How unlearned weights hold: recalls, and steps until half is back."""
     measured: dict[str, list[dict]] = {}
@@ -328,6 +342,12 @@ def write_report(preset: Preset, results: Results, folder: Path) -> Path:
             parts.append(
                 f"## Alpha on {split}\n\nForget quality; retain probability. The assistant is the final runs'.\n\n"
                 + alphas_table(results, split)
+            )
+    for split in preset.splits:
+        if any(name.startswith(f"rephrased.{split}.s") for name in results):
+            parts.append(
+                f"## {split} in other words\n\nProbability of right answers; ROUGE-L recall of greedy ones; means over "
+                f"the seeds.\n\n{rephrased_table(results, split)}"
             )
     if any(name.startswith("robustness.") for name in results):
         parts.append(

@@ -43,7 +43,7 @@ def check_assistants(assistants: dict[str, dict[str, Any]], target_config: PreTr
         if type(num_layers) is not int or not isinstance(alpha, Real) or isinstance(alpha, bool):
             raise ValueError(
                 f"Assistant {name!r} has num_layers={num_layers!r} and alpha={alpha!r}: an integer and a number are "
-                "needed, e.g. 8 and 0.75."
+                "needed, e.g. 8 and 1.25."
             )
         # transformers builds every config class once without arguments to find its defaults, so None must pass here.
         if target_config is not None:
@@ -89,8 +89,9 @@ class ULDModelConfig(PreTrainedConfig):
             Hashes of the target's tensors and tokenizer, see [`uld_hf.hub.fingerprint_target`].
         num_assistant_layers (`int`, *optional*, defaults to `8`):
             Number K of the target's first decoder layers that the assistant runs on.
-        alpha (`float`, *optional*, defaults to `0.75`):
-            Weight of the assistant's logits, which are subtracted (paper section 4.1: 0.75 on TOFU, 0.5 on books).
+        alpha (`float`, *optional*, defaults to `1.25`):
+            Weight of the assistant's logits, which are subtracted (paper section 4.1, without centring: 0.75 on TOFU,
+            0.5 on books).
         assistants (`dict[str, dict[str, Any]]`, *optional*):
             `"num_layers"` and `"alpha"` of each assistant by name, in place of `num_assistant_layers` and `alpha`.
         relative_top (`float`, *optional*, defaults to `0.01`):
@@ -100,7 +101,7 @@ class ULDModelConfig(PreTrainedConfig):
             Tokens left out by `relative_top` keep the target's logits, or can't be chosen.
         center (`bool`, *optional*, defaults to `True`):
             Subtract the assistant's `log p + log V`, so that a uniform assistant changes nothing.
-        clamp (`bool`, *optional*, defaults to `False`):
+        clamp (`bool`, *optional*, defaults to the value of `center`):
             Do not lift the tokens that the assistant finds less probable than a uniform guess (not in the paper).
         remove_top_k (`int`, *optional*, defaults to `0`):
             Instead of subtracting, rule out so many tokens, those with the highest weighted sum of the assistants'
@@ -134,12 +135,12 @@ class ULDModelConfig(PreTrainedConfig):
         target_revision: str | None = None,
         target_fingerprint: dict[str, str] | None = None,
         num_assistant_layers: int = 8,
-        alpha: float = 0.75,
+        alpha: float = 1.25,
         assistants: dict[str, dict[str, Any]] | None = None,
         relative_top: float = 0.01,
         outside: Outside = "keep",
         center: bool = True,
-        clamp: bool = False,
+        clamp: bool | None = None,
         remove_top_k: int = 0,
         gate: float = 0.0,
         by_certainty: bool = False,
@@ -167,7 +168,8 @@ class ULDModelConfig(PreTrainedConfig):
         self.relative_top = relative_top
         self.outside = outside
         self.center = center
-        self.clamp = clamp
+        # Raw logits have no zero to clamp at.
+        self.clamp = center if clamp is None else clamp
         self.remove_top_k = remove_top_k
         self.gate = gate
         self.by_certainty = by_certainty

@@ -71,7 +71,7 @@ class ULDLogitsProcessor(LogitsProcessor):
     Example:
 
     ```python
-    >>> target.generate(**inputs, logits_processor=[ULDLogitsProcessor(assistant, alpha=0.75)])
+    >>> target.generate(**inputs, logits_processor=[ULDLogitsProcessor(assistant, alpha=1.25)])
     ```
     """
 
@@ -93,6 +93,8 @@ class ULDLogitsProcessor(LogitsProcessor):
                 f"The assistant must be a PeftModel with an adapter named {ADAPTER_NAME!r} (ULDTrainer(...).model), "
                 f"got {type(assistant).__name__}."
             )
+        if center is False and clamp is None:
+            clamp = False  # raw logits have no zero to clamp at
         settings = (relative_top, outside, center, clamp, remove_top_k, gate, by_certainty)
         shared = dict(zip(SETTINGS_OF_ONE, settings, strict=True))
         given = {name: value for name, value in {"alpha": alpha, **shared}.items() if value is not None}

@@ -212,6 +212,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
             for name in alphas:
                 config.assistants[check_known(name, assistants)]["alpha"] = alphas[name]
+        if center is False and clamp is None:
+            clamp = False  # raw logits have no zero to clamp at
         given_settings = (relative_top, outside, center, clamp, remove_top_k, gate, by_certainty, replace)
         for name, value in zip(SHARED_SETTINGS, given_settings, strict=True):
             if value is not None:
@@ -307,7 +309,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             name (`str`, *optional*):
                 Name of the assistant here. Defaults to the last part of the hub id or folder.
             alpha (`float`, *optional*):
-                Weight of its logits. Defaults to the saved one, or 0.75.
+                Weight of its logits. Defaults to the saved one, or 1.25.
             revision (`str`, *optional*):
                 Revision of its repository.
             token (`bool` or `str`, *optional*):

@@ -61,7 +61,7 @@ def check_subtraction(
     if not SMALLEST_ALPHA <= abs(alpha) <= LARGEST_ALPHA:  # also refuses NaN
         raise ValueError(
             f"alpha={alpha} would give the target's own output, or none: its size must lie between {SMALLEST_ALPHA} "
-            f"and {LARGEST_ALPHA:g}, e.g. alpha=0.75; for the target itself call the target."
+            f"and {LARGEST_ALPHA:g}, e.g. alpha=1.25; for the target itself call the target."
         )
     if not 0 <= relative_top <= 1:  # also refuses NaN
         raise ValueError(f"relative_top={relative_top} must lie between 0 (filter off) and 1, e.g. 0.01.")
@@ -73,7 +73,9 @@ def check_subtraction(
     if outside not in ("keep", "mask"):
         raise ValueError(f"outside={outside!r} must be 'keep' or 'mask'.")
     if clamp and not center:
-        raise ValueError("clamp=True needs center=True: 0 means a uniform guess only in centred logits.")
+        raise ValueError(
+            "clamp=True needs center=True: 0 means a uniform guess only in centred logits. Use clamp=False too."
+        )
     if type(remove_top_k) is not int or remove_top_k < 0:
         raise ValueError(
             f"remove_top_k={remove_top_k!r} must be 0 (subtract) or a number of tokens to rule out, e.g. 20."
@@ -256,7 +258,7 @@ def logit_difference(
     relative_top: float = 0.01,
     outside: Outside = "keep",
     center: bool = True,
-    clamp: bool = False,
+    clamp: bool | None = None,
     remove_top_k: int = 0,
     gate: float = 0.0,
     by_certainty: bool = False,
@@ -284,7 +286,7 @@ def logit_difference(
         center (`bool`, *optional*, defaults to `True`):
             Subtract `log p + log V` instead of the raw logits, so that a uniform assistant changes nothing, with or
             without the filter. `False` is the paper's formula to the letter.
-        clamp (`bool`, *optional*, defaults to `False`):
+        clamp (`bool`, *optional*, defaults to the value of `center`):
             Leave alone the tokens that the assistant finds less probable than a uniform guess, instead of lifting
             them: what comes out is then the target's own next choice. Not in the paper; needs `center=True`.
         remove_top_k (`int`, *optional*, defaults to `0`):
@@ -309,6 +311,7 @@ def logit_difference(
         ValueError: If the number of weights, or a vocabulary, differs, all tokens would be ruled out, or nothing would
             take the target's place.
     """
+    clamp = center if clamp is None else clamp
     if replace:
         check_replacement(alphas)
     if len(assistant_logits) != len(alphas):

@@ -99,7 +99,7 @@ class Subtraction:
             What happens to the tokens outside of the filter.
         center (`bool`, *optional*, defaults to `True`):
             Whether a uniform assistant changes nothing.
-        clamp (`bool`, *optional*, defaults to `False`):
+        clamp (`bool`, *optional*, defaults to the value of `center`):
             Whether tokens that the assistant finds improbable are left alone.
         remove_top_k (`int`, *optional*, defaults to `0`):
             How many tokens are ruled out instead of subtracting; `alpha` then counts by its sign only.
@@ -118,13 +118,15 @@ class Subtraction:
     relative_top: float = 0.01
     outside: Outside = "keep"
     center: bool = True
-    clamp: bool = False
+    clamp: bool | None = None
     remove_top_k: int = 0
     gate: float = 0.0
     by_certainty: bool = False
     replace: bool = False
 
     def __post_init__(self) -> None:
+        if self.clamp is None:
+            object.__setattr__(self, "clamp", self.center)  # as dataclasses set fields of frozen instances
         check_subtraction(**vars(self))
 
 

@@ -156,8 +156,9 @@ class ULDConfig(SFTConfig):
 
         > Parameters that are saved with the assistant, for inference
 
-        alpha (`float`, *optional*, defaults to `0.75`):
-            Weight with which the assistant's logits are subtracted. The paper uses 0.75 on TOFU and 0.5 on books.
+        alpha (`float`, *optional*, defaults to `1.25`):
+            Weight with which the assistant's logits are subtracted. The paper uses 0.75 on TOFU and 0.5 on books, with
+            `center=False`.
             Negative for an assistant that learned the retain set: it is added, beside one that is subtracted.
         relative_top (`float`, *optional*, defaults to `0.01`):
             Subtract only at tokens whose target probability is at least this fraction of the most probable token's;
@@ -166,7 +167,7 @@ class ULDConfig(SFTConfig):
             Tokens left out by `relative_top` keep the target's logits (`"keep"`) or can't be chosen (`"mask"`).
         center (`bool`, *optional*, defaults to `True`):
             Subtract the assistant's `log p + log V`, so that a uniform assistant changes nothing.
-        clamp (`bool`, *optional*, defaults to `False`):
+        clamp (`bool`, *optional*, defaults to the value of `center`):
             Do not lift the tokens that the assistant finds less probable than a uniform guess (not in the paper).
         remove_top_k (`int`, *optional*, defaults to `0`):
             Instead of subtracting, rule out so many tokens, those with the highest weighted sum of the assistants'
@@ -243,7 +244,7 @@ class ULDConfig(SFTConfig):
         },
     )
     alpha: float = field(
-        default=0.75, metadata={"help": "Weight with which the assistant's logits are subtracted at inference."}
+        default=1.25, metadata={"help": "Weight with which the assistant's logits are subtracted at inference."}
     )
     relative_top: float = field(
         default=0.01,
@@ -263,9 +264,12 @@ class ULDConfig(SFTConfig):
     center: bool = field(
         default=True, metadata={"help": "Center the assistant's logits, so that a uniform assistant changes nothing."}
     )
-    clamp: bool = field(
-        default=False,
-        metadata={"help": "At inference, do not lift the tokens that the assistant finds less probable than a guess."},
+    clamp: bool | None = field(
+        default=None,
+        metadata={
+            "help": "At inference, do not lift the tokens that the assistant finds less probable than a guess. By "
+            "default on, unless center is off."
+        },
     )
     remove_top_k: int = field(
         default=0,
@@ -288,10 +292,12 @@ class ULDConfig(SFTConfig):
     def __post_init__(self):
         fit_to_machine(self)
         super().__post_init__()
+        if self.clamp is None:
+            self.clamp = self.center
         check_subtraction(self.alpha, **{name: vars(self)[name] for name in SETTINGS_OF_ONE})
         check_choice("objective", self.objective, ("uld", "likelihood"))
         if self.alpha < 0 and self.objective == "uld":
-            raise ValueError(f"alpha={self.alpha} would add what must be forgotten. Use a number above 0, e.g. 0.75.")
+            raise ValueError(f"alpha={self.alpha} would add what must be forgotten. Use a number above 0, e.g. 1.25.")
         if self.num_assistant_layers < 1:
             raise ValueError(f"num_assistant_layers={self.num_assistant_layers} must be at least 1.")
         for name, value in (("retain_weight", self.retain_weight), ("retain_per_forget", self.retain_per_forget)):
