@@ -143,15 +143,16 @@ def test_settings_that_forget_and_keep_come_first_by_how_well_they_forget(study_
     )
 
 
-def test_every_method_has_as_many_trials(study_path: None, slice_preset: object) -> None:
-    from methods import METHODS, grid
+def test_every_rival_has_as_many_trials_as_uld_or_more(study_path: None, slice_preset: object) -> None:
+    from methods import METHODS, OURS, grid
     from presets import PRESETS
 
     for preset in PRESETS.values():
+        assert preset.rival_trials >= preset.trials
         for method in METHODS.values():
             settings = grid(method.recipe, preset)
-            assert len(settings) == preset.trials
-            assert len({json.dumps(each) for each in settings}) == preset.trials
+            assert len(settings) == (preset.trials if method.recipe in OURS else preset.rival_trials)
+            assert len({json.dumps(each) for each in settings}) == len(settings)
 
 
 def test_weights_that_are_not_chosen_need_no_unseen_authors(study_path: None) -> None:

@@ -19,6 +19,8 @@ from datasets import Dataset
 from families import make_tokenizer, tiny_model
 from peft import LoraConfig, PromptTuningConfig
 from safetensors.torch import load_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, distribute_tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig
 
@@ -856,6 +858,25 @@ def test_data_parallelism_of_the_launcher_is_not_refused(tmp_path: Path, monkeyp
     monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
     monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "2")
     assert ULDConfig(str(tmp_path), use_cpu=True).parallelism_config is None
+
+
+def test_a_plan_for_tensor_parallelism_is_refused(tmp_path: Path):
+    tiny_model("llama").save_pretrained(tmp_path / "target")
+    with pytest.raises(ValueError, match="Load it without tp_plan"):
+        make_trainer(tmp_path, str(tmp_path / "target"), model_init_kwargs={"tp_plan": "auto"})
+
+
+def test_a_tensor_parallel_target_is_refused(tmp_path: Path):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        target = tiny_model("llama")
+        target.lm_head.weight = torch.nn.Parameter(
+            distribute_tensor(target.lm_head.weight.detach(), init_device_mesh("cpu", (1,)), [Replicate()])
+        )
+        with pytest.raises(ValueError, match="Load it without tp_plan"):
+            make_trainer(tmp_path, target)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_unprepared_datasets_are_refused(tmp_path: Path):

@@ -260,7 +260,7 @@ METHODS: dict[str, Method] = {
     "rmu": Method("RMU", "", "rmu activations"),
 }
 
-# Settings to try, the likeliest first; every method gets as many trainings as the preset has trials.
+# Settings to try, the likeliest first; a preset says how many.
 ULD_GRID = (
     {"learning_rate": 3e-3, "retain_weight": 3.0, "retain_per_forget": 2.0},
     {"learning_rate": 1e-3, "retain_weight": 6.5, "retain_per_forget": 1.0},  # the paper's
@@ -271,6 +271,7 @@ ULD_GRID = (
     {"learning_rate": 1e-3, "retain_weight": 3.0, "retain_per_forget": 2.0},
     {"learning_rate": 5e-3, "retain_weight": 6.5, "retain_per_forget": 4.0},
 )
+OURS = ("uld", "uld_rules", "contrast", "contrast_drawn", "bake", "bake_contrast")
 # The teachers of baked models, by recipe: with weights that need no retrained model.
 TEACHERS = {"bake": "uld_gated_unseen", "bake_contrast": "uld_contrast_unseen"}
 # It is no rival: its epochs are its own. A divergence alone leaves the forgotten too likely; some settings learn the
@@ -329,10 +330,10 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
     Returns:
         `list[dict]`: Options of the recipe's trainer.
     """
-    if recipe in ("uld", "uld_rules", "contrast"):
-        settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in ULD_GRID]
-    elif recipe in TEACHERS:
+    if recipe in TEACHERS:
         settings = [dict(each) for each in BAKE_GRID]
+    elif recipe in OURS:
+        settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in ULD_GRID]
     elif recipe == "divergence":
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in DIVERGENCE_GRID]
     elif recipe.startswith("offset "):
@@ -344,7 +345,7 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
     for each in settings:
         if "num_train_epochs" in each and recipe not in TEACHERS:
             each["num_train_epochs"] = min(each["num_train_epochs"], preset.unlearning_epochs)
-    return settings[: preset.trials]
+    return settings[: preset.trials if recipe in OURS else preset.rival_trials]
 
 
 def train_assistant(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:

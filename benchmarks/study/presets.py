@@ -42,7 +42,9 @@ class Preset:
         other_layers (`tuple[int, ...]`):
             K's of the ablation.
         trials (`int`):
-            Settings that are tried of every method.
+            Settings that are tried of ULD's assistants, and of what is made of them.
+        rival_trials (`int`):
+            Settings that are tried of every other method.
         retain_questions (`int`):
             Questions about what must be kept, at most.
         seeds (`tuple[int, ...]`):
@@ -68,6 +70,7 @@ class Preset:
     assistant_layers: int
     other_layers: tuple[int, ...]
     trials: int
+    rival_trials: int
     retain_questions: int
     seeds: tuple[int, ...]
     book_characters: int
@@ -91,6 +94,7 @@ SLICE = Preset(
     assistant_layers=4,
     other_layers=(1, 2, 3, 5, 6),
     trials=4,
+    rival_trials=4,
     retain_questions=80,
     seeds=(0, 1, 2),
     book_characters=20000,
@@ -117,6 +121,7 @@ PRESETS = {
             assistant_layers=1,
             other_layers=(2,),
             trials=1,
+            rival_trials=1,
             retain_questions=10,
             seeds=(0,),
             book_characters=3000,
@@ -125,7 +130,12 @@ PRESETS = {
         SLICE,
         # The same authors, finetuned into a model that has read others: it knows how such answers are worded.
         replace(
-            SLICE, name="finetuned", splits={"forget05": 1, **SLICE.splits}, pretraining_epochs=6, target_epochs=12
+            SLICE,
+            name="finetuned",
+            splits={"forget05": 1, **SLICE.splits},
+            pretraining_epochs=6,
+            target_epochs=12,
+            rival_trials=8,
         ),
         # For one H200; about 400 million parameters. Never run so far: the epochs and the rate are guesses.
         Preset(
@@ -144,6 +154,7 @@ PRESETS = {
             assistant_layers=12,
             other_layers=(3, 6, 8, 18, 24),
             trials=8,
+            rival_trials=8,
             retain_questions=300,
             seeds=(0, 1, 2),
             book_characters=140000,

@@ -22,7 +22,7 @@ from ..context import context_length
 from ..model_card import find_license
 from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
 from ..training.preparation import to_trainable_rows
-from ..training.target import check_tokenizer, read_target_config, select_source
+from ..training.target import check_not_split, check_tokenizer, read_target_config, select_source
 from .checks import check_output_dir, check_steering_layer, check_trainable, default_steering_layer
 from .collator import FORGET, REFUSAL, RETAIN, DataCollatorForUnlearning
 from .losses import (
@@ -156,6 +156,7 @@ class UnlearnTrainer(ForgetRetainTrainer):
         check_given(args, sets)
         model_init_kwargs = dict(args.model_init_kwargs or {})
         source = select_source(model_init_kwargs)
+        check_not_split(model, model_init_kwargs)
         target_config = read_target_config(model, source).get_text_config(decoder=True)
         if not isinstance(model, str):
             check_trainable(model)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from ..configuration_uld import ULDModelConfig
@@ -44,6 +45,27 @@ def select_source(model_init_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         `dict[str, Any]`: `revision`, `token`, ... where given.
     """
     return {key: model_init_kwargs[key] for key in _SOURCE_KWARGS if key in model_init_kwargs}
+
+
+def check_not_split(model: str | PreTrainedModel, model_init_kwargs: Mapping[str, Any]) -> None:
+    """
+    Refuse a tensor-parallel target.
+
+    Args:
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            The target, or its hub id or folder.
+        model_init_kwargs (`Mapping[str, Any]`):
+            How it is loaded, where it is not yet.
+
+    Raises:
+        ValueError: If processes hold parts of its tensors, or would.
+    """
+    asked = any(model_init_kwargs.get(name) is not None for name in ("tp_plan", "tp_size"))
+    if asked or (not isinstance(model, str) and any(isinstance(each, DTensor) for each in model.parameters())):
+        raise ValueError(
+            "The target is tensor-parallel (tp_plan): the loss needs whole tensors. Load it without tp_plan; for "
+            "several processes use DDP, FSDP or DeepSpeed ZeRO (examples/accelerate)."
+        )
 
 
 def read_target_config(model: str | PreTrainedModel, source: Mapping[str, Any]) -> PreTrainedConfig:

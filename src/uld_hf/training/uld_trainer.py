@@ -55,7 +55,7 @@ from .losses import add_uld_loss, check_head
 from .padding_free import attention_by_row, takes_rows_without_padding
 from .preparation import to_trainable_rows
 from .sharding import check_whole_weights, whole_weights
-from .target import check_tokenizer, read_target_config, select_source
+from .target import check_not_split, check_tokenizer, read_target_config, select_source
 from .uld_config import ULDConfig
 
 
@@ -167,6 +167,7 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
         check_whole_weights(args)
         model_init_kwargs = dict(args.model_init_kwargs or {})
         source = select_source(model_init_kwargs)
+        check_not_split(model, model_init_kwargs)
         target_config = read_target_config(model, source)
         check_num_layers(args.num_assistant_layers, target_config)
         if processing_class is None:
