@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from training_methods import METHODS, add_arguments, batches_of, describe, make_rows, make_step
+from training_methods import METHODS, add_arguments, batches_of, describe, make_rows, make_step, output_file
 
 
 def resident(field: str) -> int:
@@ -80,6 +80,7 @@ def main() -> None:
     if args.memory_of is not None:
         print(json.dumps(measure(args.memory_of, args)))
         return
+    output = output_file(args, f"train_memory_{args.shape.replace('-', '_').replace('.', '_')}")
     found = {}
     for method in args.methods:
         command = [sys.executable, *sys.argv, "--memory_of", method]
@@ -93,8 +94,6 @@ def main() -> None:
         results[method] = {**peaks, "uld_needs_of_that": share}
         print(f"{method:<32}{peak / 1e6:>27.0f}{share:>20}")
     report = {**describe(args, sys.argv), "results": results}
-    name = args.shape.replace("-", "_").replace(".", "_")
-    output = args.output or Path(f"benchmarks/results/train_memory_{name}_{args.device}.json")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
 

@@ -19,10 +19,17 @@ import sys
 import time
 from collections.abc import Callable, Hashable
 from functools import partial
-from pathlib import Path
 
 import torch
-from training_methods import add_arguments, assistant_layers, batches_of, describe, make_rows, make_step
+from training_methods import (
+    add_arguments,
+    assistant_layers,
+    batches_of,
+    describe,
+    make_rows,
+    make_step,
+    output_file,
+)
 
 
 def time_steps(method: str, args: argparse.Namespace) -> float:
@@ -102,9 +109,9 @@ def main() -> None:
     args = parser.parse_args()
     # KL to a reference that a LoRA has not left yet is a sum of numbers too small for a CPU to add quickly.
     torch.set_flush_denormal(True)
-    report = {**describe(args, sys.argv), **(scale(args) if args.scaling else compare(args))}
     kind = "scaling" if args.scaling else args.shape.replace("-", "_").replace(".", "_")
-    output = args.output or Path(f"benchmarks/results/train_step_{kind}_{args.device}.json")
+    output = output_file(args, f"train_step_{kind}")
+    report = {**describe(args, sys.argv), **(scale(args) if args.scaling else compare(args))}
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(report, indent=1) + "\n")
 

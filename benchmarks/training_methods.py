@@ -92,6 +92,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path)
 
 
+def output_file(args: argparse.Namespace, name: str) -> Path:
+    """
+    Where a report goes: `--output`, or the committed result of that name, which only the shape's own layers replace.
+    """
+    if args.output is None and (args.layers or args.assistant_layers):
+        raise SystemExit("--layers and --assistant_layers make another shape: say where it goes with --output.")
+    return args.output or Path(f"benchmarks/results/{name}_{args.device}.json")
+
+
 def make_rows(args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
     """Tokenized forget and retain rows, as the trainer's data preparation makes them, in random order."""
     rows = load_tofu("forget10", args.tofu)

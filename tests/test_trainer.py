@@ -24,7 +24,8 @@ from torch.distributed.tensor import Replicate, distribute_tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTConfig
 
-from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer, build_assistant
+from uld_hf import ULDConfig, ULDForCausalLM, ULDModelConfig, ULDTrainer, build_assistant
+from uld_hf.evaluation.scoring import Subtraction
 from uld_hf.training import padding_free
 from uld_hf.training.forget_retain_trainer import check_finite
 
@@ -550,7 +551,7 @@ def test_saved_assistant_names_its_target(from_folder: ULDTrainer, folder: Path)
 def test_assistant_of_a_target_by_name_fits_the_whole_target(from_folder: ULDTrainer):
     target = tiny_model("llama")
     model = ULDForCausalLM.from_pretrained(from_folder.args.output_dir, target=target)
-    expected = ULDForCausalLM(target=target, assistant=from_folder.model, alpha=0.75)
+    expected = ULDForCausalLM(target=target, assistant=from_folder.model, alpha=1.25)
     input_ids = torch.arange(4, 14)[None]
     assert torch.equal(model(input_ids).logits, expected(input_ids).logits)
 
@@ -966,10 +967,19 @@ def test_tokenizer_of_a_padded_vocabulary_is_accepted(tmp_path: Path):
 def test_documented_defaults_are_the_defaults():
     defaults = {field.name: field.default for field in fields(ULDConfig)}
     documented = re.findall(r"^\s+(\w+) \(`\w+`, \*optional\*, defaults to `(.+?)`\):", ULDConfig.__doc__, re.MULTILINE)
-    assert len(documented) == 14
+    assert len(documented) == 13
     assert {name: ast.literal_eval(text) for name, text in documented} == {
         name: defaults[name] for name, _ in documented
     }
+
+
+@pytest.mark.parametrize("center", [True, False])
+def test_centred_logits_are_clamped_by_default_and_raw_ones_are_not(tmp_path: Path, center: bool):
+    assert ULDConfig(str(tmp_path), use_cpu=True, center=center).clamp is center
+    assert ULDModelConfig(center=center).clamp is center
+    assert Subtraction(1.0, center=center).clamp is center
+    target = tiny_model("llama")
+    assert ULDForCausalLM(target=target, assistant=build_assistant(target, 2), center=center).config.clamp is center
 
 
 @pytest.mark.parametrize(
