@@ -80,7 +80,7 @@ def main() -> None:
     status = uld([
         "train", "--model", str(folder / "target"), "--output_dir", str(folder / "unlearned"),
         "--forget_dataset", str(folder / "forget.jsonl"), "--retain_dataset", str(folder / "retain.jsonl"),
-        "--alpha", str(args.alpha), "--relative_top", "0", "--clamp", "--num_assistant_layers", "4",
+        "--alpha", str(args.alpha), "--relative_top", "0", "--num_assistant_layers", "4",
         "--learning_rate", "3e-3", "--num_train_epochs", "20", "--retain_weight", "3", "--retain_per_forget", "3",
         "--save_strategy", "no", "--lr_scheduler_type", "cosine", "--use_cpu", "--report_to", "none", *args.uld_options,
     ])

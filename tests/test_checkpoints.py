@@ -93,6 +93,35 @@ def test_resuming_where_there_is_nothing_is_refused(tmp_path):
 # --- a training that is cut off ---
 
 
+def test_half_a_checkpoint_over_an_older_one_is_not_whole(tmp_path, monkeypatch):
+    make_trainer(tmp_path, max_steps=4).train()
+    again = make_trainer(tmp_path, max_steps=4, seed=1)
+
+    def killed(output_dir: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(again, "_save_optimizer_and_scheduler", killed)
+    with pytest.raises(KeyboardInterrupt):
+        again.train()
+    assert not is_whole(tmp_path / "checkpoint-2")
+    assert (tmp_path / "checkpoint-2" / "optimizer.pt").exists()  # of the older training
+
+
+def test_a_checkpoint_is_whole_only_after_every_process_has_written(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, max_steps=2)
+    waited = []
+
+    def wait() -> None:
+        folder = tmp_path / "checkpoint-2"
+        if (folder / "rng_state.pth").exists():
+            waited.append((folder / "trainer_state.json").exists())
+
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", wait)
+    trainer.train()
+    assert waited[0] is False
+    assert is_whole(tmp_path / "checkpoint-2")
+
+
 def test_training_resumes_from_the_last_whole_checkpoint(tmp_path):
     whole = make_trainer(tmp_path / "whole")
     whole.train()

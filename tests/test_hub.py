@@ -199,7 +199,7 @@ def test_the_metadata_of_a_card_names_target_licence_and_tags(exchange: Exchange
 def test_a_card_tells_of_the_run(exchange: Exchange):
     card = exchange.files("me/by-trainer")["README.md"].decode()
     assert f"`me/target` at revision `{exchange.value('publish', 'target revision')}`" in card
-    assert "| `assistant/` | 2 | 0.75 | 3 | 3 |" in card
+    assert "| `assistant/` | 2 | 1.25 | 3 | 3 |" in card
     assert 'from_pretrained("me/by-trainer")' in card
     assert "| steps | 2 |" in card
     assert "| retain_weight | 6.5 |" in card

@@ -35,7 +35,9 @@ def model(tmp_path: Path) -> ULDForCausalLM:
     """Saved, with its target and tokenizer, in `tmp_path / "unlearned"`."""
     tiny_model("llama").save_pretrained(tmp_path / "target")
     target = AutoModelForCausalLM.from_pretrained(tmp_path / "target")
-    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), alpha=1.0, relative_top=0)
+    model = ULDForCausalLM(
+        target=target, assistant=train_like(build_assistant(target, 2)), alpha=1.0, relative_top=0, clamp=False
+    )
     model.save_pretrained(tmp_path / "unlearned")
     make_tokenizer().save_pretrained(tmp_path / "unlearned")
     return model

@@ -61,14 +61,14 @@ def plain(target: PreTrainedModel, assistant: PreTrainedModel) -> torch.Tensor:
     text = PROMPT
     for _ in range(NEW_TOKENS):
         parts = [model(text, use_cache=False).logits[:, -1] for model in (target, assistant)]
-        token = logit_difference(parts[0], parts[1:], [1.0], relative_top=0.0).argmax(dim=-1, keepdim=True)
+        token = logit_difference(parts[0], parts[1:], [1.0], relative_top=0.0, clamp=False).argmax(dim=-1, keepdim=True)
         text = torch.cat([text, token], dim=-1)
     return text
 
 
 def compose(target: PreTrainedModel) -> ULDForCausalLM:
     assistant = train_like(build_assistant(target, 2))
-    return ULDForCausalLM(target=target, assistant=assistant, alpha=1.0, relative_top=0.0)
+    return ULDForCausalLM(target=target, assistant=assistant, alpha=1.0, relative_top=0.0, clamp=False)
 
 
 def test_text_is_that_of_two_models_loaded_apart(load):

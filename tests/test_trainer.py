@@ -861,10 +861,11 @@ def test_data_parallelism_of_the_launcher_is_not_refused(tmp_path: Path, monkeyp
     assert ULDConfig(str(tmp_path), use_cpu=True).parallelism_config is None
 
 
-def test_a_plan_for_tensor_parallelism_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("asked", [{"tp_plan": "auto"}, {"distributed_config": {"tp_size": 2}}], ids=str)
+def test_a_plan_for_tensor_parallelism_is_refused(tmp_path: Path, asked: dict[str, Any]):
     tiny_model("llama").save_pretrained(tmp_path / "target")
     with pytest.raises(ValueError, match="Load it without tp_plan"):
-        make_trainer(tmp_path, str(tmp_path / "target"), model_init_kwargs={"tp_plan": "auto"})
+        make_trainer(tmp_path, str(tmp_path / "target"), model_init_kwargs=asked)
 
 
 def test_a_tensor_parallel_target_is_refused(tmp_path: Path):

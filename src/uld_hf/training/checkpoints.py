@@ -26,6 +26,19 @@ def is_whole(checkpoint: str | os.PathLike) -> bool:
     return isinstance(state, dict) and "global_step" in state
 
 
+def remove_state(output_dir: str | os.PathLike, step: int) -> None:
+    """
+    Take from an earlier training's checkpoint, if there is one, what makes it whole.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            Folder of the training.
+        step (`int`):
+            The step whose checkpoint is about to be written.
+    """
+    Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}", TRAINER_STATE_NAME).unlink(missing_ok=True)
+
+
 def find_last_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """
     The last checkpoint that was written to its end.

@@ -15,7 +15,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import ModelOutput
 from trl import SFTConfig, SFTTrainer
 
-from .checkpoints import resolve_checkpoint
+from .checkpoints import remove_state, resolve_checkpoint
 from .preparation import ROW, check_dataset, check_disjoint, check_tokens, join_sets, split_long_rows
 from .sampler import AlternatingSampler, EpochCallback
 from .target import check_processes
@@ -203,6 +203,17 @@ class ForgetRetainTrainer(SFTTrainer):
         result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
         self._after_training()
         return result
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        if self.args.should_save:
+            # A training that starts over writes over checkpoints: half of one is not whole by the old one's last file.
+            remove_state(self.args.output_dir, self.state.global_step)
+        super()._save_checkpoint(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The trainer's state comes next and says that the checkpoint is whole: of every process.
+        self.accelerator.wait_for_everyone()
 
     def _count(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """What the terms of the loss are averaged over."""

@@ -49,7 +49,7 @@ def select_source(model_init_kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_not_split(model: str | PreTrainedModel, model_init_kwargs: Mapping[str, Any]) -> None:
     """
-    Refuse a tensor-parallel target.
+    Refuse a target whose tensors are split, as tensor parallelism does.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
@@ -60,11 +60,12 @@ def check_not_split(model: str | PreTrainedModel, model_init_kwargs: Mapping[str
     Raises:
         ValueError: If processes hold parts of its tensors, or would.
     """
-    asked = any(model_init_kwargs.get(name) is not None for name in ("tp_plan", "tp_size"))
+    asked = any(model_init_kwargs.get(name) is not None for name in ("tp_plan", "tp_size", "distributed_config"))
     if asked or (not isinstance(model, str) and any(isinstance(each, DTensor) for each in model.parameters())):
         raise ValueError(
-            "The target is tensor-parallel (tp_plan): the loss needs whole tensors. Load it without tp_plan; for "
-            "several processes use DDP, FSDP or DeepSpeed ZeRO (examples/accelerate)."
+            "The target's tensors are split over processes: the loss needs whole ones. Load it without tp_plan and "
+            "distributed_config; for several processes start with `accelerate launch` (DDP, FSDP or DeepSpeed ZeRO, "
+            "examples/accelerate)."
         )
 
 
