@@ -89,16 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, help="report (default: in out/; those kept are in benchmarks/results)")
 
 
 def output_file(args: argparse.Namespace, name: str) -> Path:
-    """
-    Where a report goes: `--output`, or the committed result of that name, which only the shape's own layers replace.
-    """
-    if args.output is None and (args.layers or args.assistant_layers):
-        raise SystemExit("--layers and --assistant_layers make another shape: say where it goes with --output.")
-    return args.output or Path(f"benchmarks/results/{name}_{args.device}.json")
+    """Where a report goes: not among the committed ones, unless `--output` says so."""
+    return args.output or Path(f"out/{name}_{args.device}.json")
 
 
 def make_rows(args: argparse.Namespace) -> tuple[list[dict], list[dict]]:

@@ -34,7 +34,7 @@ def parse_args(parser: argparse.ArgumentParser, second: bool = False) -> argpars
     missing = [name for name in vars(args) if name.endswith("_dataset") and vars(args)[name] is None]
     if args.model is not None and missing:
         parser.error(f"a --model of your own needs {' and '.join(f'--{name}' for name in missing)}")
-    args.settings = {}  # a pretrained model takes the paper's settings, which are the defaults of ULDConfig
+    args.settings = {}  # a pretrained model takes the defaults of ULDConfig
     if args.model is None:
         args.model, args.settings = make_people(), SETTINGS
     for name in missing:

@@ -123,8 +123,9 @@ class ULDConfig(SFTConfig):
     Configuration class for the [`ULDTrainer`].
 
     Only the parameters specific to ULD are listed; all of [`~trl.SFTConfig`] and [`~transformers.TrainingArguments`]
-    is available too. The defaults are the paper's settings for TOFU on a pretrained 7B target (section 4.1 and
-    appendix); a small target trained from scratch needs more layers and steps.
+    is available too. The defaults of training are the paper's settings for TOFU on a pretrained 7B target (section 4.1
+    and appendix); a small target trained from scratch needs more layers and steps. Those for inference are this
+    project's study's: the paper subtracts with `alpha=0.75, center=False`.
 
     Parameters:
         > Parameters that control the assistant
