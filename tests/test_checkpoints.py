@@ -107,6 +107,16 @@ def test_half_a_checkpoint_over_an_older_one_is_not_whole(tmp_path, monkeypatch)
     assert (tmp_path / "checkpoint-2" / "optimizer.pt").exists()  # of the older training
 
 
+def test_a_training_that_started_over_is_not_resumed_from_the_earlier_one(tmp_path):
+    make_trainer(tmp_path, max_steps=8).train()
+    again = make_trainer(tmp_path, max_steps=8, seed=1)
+    again.add_callback(StopAtStepSix())
+    again.train()
+    assert find_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
+    assert is_whole(tmp_path / "checkpoint-2")
+    assert json.loads((tmp_path / "checkpoint-8" / "earlier_trainer_state.json").read_text())["global_step"] == 8
+
+
 def test_a_checkpoint_is_whole_only_after_every_process_has_written(tmp_path, monkeypatch):
     trainer = make_trainer(tmp_path, max_steps=2)
     waited = []

@@ -207,10 +207,12 @@ def test_command_prints_the_estimate(folder: Path, capsys: pytest.CaptureFixture
     assert f"{expected.seconds(100) / 60:.1f} min" in printed
 
 
-def test_command_prints_what_recomputing_saves(folder: Path, capsys: pytest.CaptureFixture[str]):
-    arguments = ["--tokens_per_row", "64", "--activation_checkpointing"]
+@pytest.mark.parametrize("keep_products", [False, True])
+def test_command_prints_what_recomputing_saves(folder: Path, capsys: pytest.CaptureFixture[str], keep_products: bool):
+    arguments = ["--tokens_per_row", "64", "--activation_checkpointing", *["--keep_products"] * keep_products]
     assert uld(["estimate", "--model", str(folder), *arguments]) == 0
-    expected = estimate_training(LlamaConfig(**LLAMA_2_7B), 8, 64, num_rows=400, activation_checkpointing=True)
+    settings = {"activation_checkpointing": True, "keep_products": keep_products}
+    expected = estimate_training(LlamaConfig(**LLAMA_2_7B), 8, 64, num_rows=400, **settings)
     printed = capsys.readouterr().out
     assert f"{expected.total_bytes / 1e9:.2f} GB" in printed
     assert f"{expected.recomputed_bytes / 1e9:.2f} GB" in printed

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    FalconH1Config,
     GPTJConfig,
     GraniteConfig,
     LlamaForCausalLM,
@@ -162,6 +163,11 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "logit_scale": lambda: from_config(CohereConfig(**SHAPE, logit_scale=0.25)),
     "logits_scaling": lambda: from_config(GraniteConfig(**SHAPE, logits_scaling=4.0)),
+    "lm_head_multiplier": lambda: from_config(
+        FalconH1Config(
+            **SHAPE, lm_head_multiplier=0.25, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8
+        )
+    ),
 }
 
 

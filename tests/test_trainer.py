@@ -916,6 +916,17 @@ def test_composed_with_its_target_it_has_the_settings_of_training(saved: tuple[P
     assert (config.alpha, config.relative_top, config.outside, config.clamp) == (1.25, 0.0, "mask", True)
 
 
+@pytest.mark.parametrize(("retain_weight", "warned"), [(0.01, True), (10.0, False)])
+def test_an_assistant_that_speaks_on_the_retain_set_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, transformers_log: None, retain_weight: float, warned: bool
+):
+    monitored = logging.getLogger("uld_hf.training.uld_trainer")
+    monitored.addHandler(caplog.handler)
+    train(tmp_path, max_steps=30, retain_weight=retain_weight)
+    monitored.removeHandler(caplog.handler)
+    assert ("nats per token from uniform" in caplog.text) is warned
+
+
 @pytest.mark.parametrize(("max_steps", "warned"), [(1, True), (150, False)])
 def test_an_assistant_that_is_not_done_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, transformers_log: None, max_steps: int, warned: bool

@@ -26,17 +26,12 @@ def is_whole(checkpoint: str | os.PathLike) -> bool:
     return isinstance(state, dict) and "global_step" in state
 
 
-def remove_state(output_dir: str | os.PathLike, step: int) -> None:
-    """
-    Take from an earlier training's checkpoint, if there is one, what makes it whole.
-
-    Args:
-        output_dir (`str` or `os.PathLike`):
-            Folder of the training.
-        step (`int`):
-            The step whose checkpoint is about to be written.
-    """
-    Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}", TRAINER_STATE_NAME).unlink(missing_ok=True)
+def _by_step(output_dir: str | os.PathLike) -> dict[int, Path]:
+    return {
+        int(folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")): folder
+        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+        if folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdigit()
+    }
 
 
 def find_last_checkpoint(output_dir: str | os.PathLike) -> str | None:
@@ -50,12 +45,26 @@ def find_last_checkpoint(output_dir: str | os.PathLike) -> str | None:
     Returns:
         `str` or `None`: Its folder; `None` if there is none.
     """
-    steps = {
-        int(folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")): folder
-        for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
-        if folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-").isdigit()
-    }
+    steps = _by_step(output_dir)
     return next((str(steps[step]) for step in sorted(steps, reverse=True) if is_whole(steps[step])), None)
+
+
+def set_aside(output_dir: str | os.PathLike, step: int) -> None:
+    """
+    Take from an earlier training's checkpoints what makes them whole, where this one has not come so far.
+
+    A training that starts over would otherwise be resumed from them: from later ones, and from what it had not yet
+    replaced of one when it was killed. Their states stay, under another name.
+
+    Args:
+        output_dir (`str` or `os.PathLike`):
+            Folder of the training.
+        step (`int`):
+            The step whose checkpoint is about to be written.
+    """
+    for other, folder in _by_step(output_dir).items():
+        if other >= step and (folder / TRAINER_STATE_NAME).exists():
+            (folder / TRAINER_STATE_NAME).replace(folder / f"earlier_{TRAINER_STATE_NAME}")
 
 
 def resolve_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str | os.PathLike) -> str | None:

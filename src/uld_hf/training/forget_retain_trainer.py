@@ -15,7 +15,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import ModelOutput
 from trl import SFTConfig, SFTTrainer
 
-from .checkpoints import remove_state, resolve_checkpoint
+from .checkpoints import resolve_checkpoint, set_aside
 from .preparation import ROW, check_dataset, check_disjoint, check_tokens, join_sets, split_long_rows
 from .sampler import AlternatingSampler, EpochCallback
 from .target import check_processes
@@ -206,8 +206,7 @@ class ForgetRetainTrainer(SFTTrainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.args.should_save:
-            # A training that starts over writes over checkpoints: half of one is not whole by the old one's last file.
-            remove_state(self.args.output_dir, self.state.global_step)
+            set_aside(self.args.output_dir, self.state.global_step)
         super()._save_checkpoint(*args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
