@@ -53,7 +53,9 @@ def teacher(tmp_path: Path) -> ULDForCausalLM:
     (folder / "README.md").write_text("---\nlicense: other\nlicense_name: ours\n---\n")
     (folder / "LICENSE").write_text("Ours.")
     target = AutoModelForCausalLM.from_pretrained(folder)
-    return ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), alpha=1.0, relative_top=0.0)
+    return ULDForCausalLM(
+        target=target, assistant=train_like(build_assistant(target, 2)), alpha=1.0, relative_top=0.0, clamp=False
+    )
 
 
 def make_trainer(

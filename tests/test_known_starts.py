@@ -76,7 +76,7 @@ def model(taught: PreTrainedModel) -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def unlearned(taught: PreTrainedModel) -> ULDForCausalLM:
     assistant = train_like(build_assistant(taught, 2))
-    return ULDForCausalLM(target=taught, assistant=assistant, alpha=1.5, relative_top=0)
+    return ULDForCausalLM(target=taught, assistant=assistant, alpha=1.5, relative_top=0, clamp=False)
 
 
 def by_generate(model: PreTrainedModel, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
