@@ -74,7 +74,7 @@ class Job:
             "per_device_train_batch_size": self.preset.batch_size,
             "lr_scheduler_type": "cosine",
             "max_length": 512,
-            **common_options(self.seed),
+            **common_options(self.preset, self.seed),
             **setting,
         }
 

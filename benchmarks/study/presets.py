@@ -37,6 +37,10 @@ class Preset:
             Passes over the forget set, for every method alike but baking.
         batch_size (`int`):
             Rows of a step.
+        mixed_precision (`bool`):
+            Whether trainings on a CPU compute in bfloat16, as those on a GPU do.
+        group_by_length (`bool`):
+            Whether batches of target and retrained model hold rows of about one length.
         assistant_layers (`int`):
             K, the assistant's layers.
         other_layers (`tuple[int, ...]`):
@@ -67,6 +71,8 @@ class Preset:
     target_learning_rate: float
     unlearning_epochs: float
     batch_size: int
+    mixed_precision: bool
+    group_by_length: bool
     assistant_layers: int
     other_layers: tuple[int, ...]
     trials: int
@@ -91,6 +97,8 @@ SLICE = Preset(
     target_learning_rate=2e-3,
     unlearning_epochs=10,
     batch_size=16,
+    mixed_precision=False,
+    group_by_length=False,
     assistant_layers=4,
     other_layers=(1, 2, 3, 5, 6),
     trials=4,
@@ -118,6 +126,8 @@ PRESETS = {
             target_learning_rate=3e-3,
             unlearning_epochs=1,
             batch_size=16,
+            mixed_precision=False,
+            group_by_length=False,
             assistant_layers=1,
             other_layers=(2,),
             trials=1,
@@ -137,6 +147,31 @@ PRESETS = {
             target_epochs=12,
             rival_trials=8,
         ),
+        # All of TOFU and its own splits, with a target of 5 million parameters.
+        Preset(
+            name="whole",
+            num_authors=200,
+            splits={"forget01": 2, "forget05": 10, "forget10": 20},
+            tune_on="forget05",
+            hidden_size=256,
+            num_layers=4,
+            vocab_size=4000,
+            pretraining_epochs=0,
+            target_epochs=14,
+            target_learning_rate=1.5e-3,
+            unlearning_epochs=10,
+            batch_size=16,
+            mixed_precision=True,
+            group_by_length=True,
+            assistant_layers=2,
+            other_layers=(1, 3, 4),
+            trials=4,
+            rival_trials=4,
+            retain_questions=100,
+            seeds=(0,),
+            book_characters=20000,
+            book_epochs=250,
+        ),
         # For one H200; about 400 million parameters. Never run so far: the epochs and the rate are guesses.
         Preset(
             name="full",
@@ -151,6 +186,8 @@ PRESETS = {
             target_learning_rate=3e-4,
             unlearning_epochs=10,
             batch_size=32,
+            mixed_precision=True,
+            group_by_length=True,
             assistant_layers=12,
             other_layers=(3, 6, 8, 18, 24),
             trials=8,

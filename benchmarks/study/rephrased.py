@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from authors import Split
 from measure import MAX_NEW_TOKENS, apply_subtraction
-from methods import train
 from study import Study
 from targets import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,9 +66,7 @@ def measure_rephrased(study: Study, split_name: str, seed: int) -> dict[str, Any
     split, tokenizer = study.split(split_name), study.tokenizer
     models = {"target": study.target(seed), "retrained": study.retrained(split_name, seed)}
     found = {name: ask(load_model(folder), tokenizer, split) for name, folder in models.items()}
-    number, best = study.chosen("uld_clamped")
-    folder = study.run_folder("uld", number, split_name, seed)
-    unlearned = train("uld", study.job(folder, split, seed, "uld", True), best["setting"])
+    unlearned = study.unlearned(split_name, seed)
     for name, composition in COMPOSITIONS.items():
         apply_subtraction(unlearned, composition)
         found[name] = ask(unlearned, tokenizer, split)

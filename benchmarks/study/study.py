@@ -250,15 +250,19 @@ class Study:
 
         return self.ledger.unit(f"ablation.{name}", compute)
 
+    def unlearned(self, split_name: str, seed: int) -> ULDForCausalLM:
+        """The target with the assistant of ULD's final run, whose composition is left to the caller."""
+        number, best = self.chosen("uld_clamped")
+        folder = self.run_folder("uld", number, split_name, seed)
+        return train("uld", self.job(folder, self.split(split_name), seed, "uld", True), best["setting"])
+
     def sweep_chosen(
         self, split_name: str, seed: int, settings: Sequence[Subtraction]
     ) -> tuple[Outcome, list[Outcome]]:
         """Outcomes of the target, and of settings of the subtraction on the assistant of ULD's final run."""
-        number, best = self.chosen("uld_clamped")
         split = self.split(split_name)
         _, retrained = self.references(split_name, seed)
-        folder = self.run_folder("uld", number, split_name, seed)
-        model = train("uld", self.job(folder, split, seed, "uld", True), best["setting"])
+        model = self.unlearned(split_name, seed)
         truth_ratios = retrained.sets["forget"].truth_ratios
         return sweep(model, self.tokenizer, split.forget_questions, split.retain_questions, settings, truth_ratios)
 

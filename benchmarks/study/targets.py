@@ -125,7 +125,8 @@ def learn(
             weight_decay=0.01,
             per_device_train_batch_size=preset.batch_size,
             max_length=512,
-            **common_options(seed),
+            train_sampling_strategy="group_by_length" if preset.group_by_length else "random",
+            **common_options(preset, seed),
         )
         model = new_model(preset, tokenizer, seed) if base is None else load_model(base)
         train_within(SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer), deadline)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from ledger import Deadline, OutOfTimeError
+from presets import Preset
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -57,12 +58,12 @@ class StopAtDeadline(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def common_options(seed: int) -> dict[str, Any]:
+def common_options(preset: Preset, seed: int) -> dict[str, Any]:
     """What all trainings have in common."""
     gpu = torch.cuda.is_available()
     return {
         "seed": seed,
-        "bf16": gpu,
+        "bf16": gpu or preset.mixed_precision,
         "use_cpu": not gpu,
         "gradient_checkpointing": None,
         "save_strategy": "no",

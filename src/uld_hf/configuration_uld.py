@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 
 from .saved_files import CHECKSUM, DamagedFileError, check_checksum
-from .subtraction import Outside, check_replacement, check_subtraction
+from .subtraction import Outside, check_replacement, check_subtraction, clamp_or_default
 from .truncated_config import ADAPTER_NAME, check_num_layers, select_layers
 
 
@@ -18,6 +18,23 @@ from .truncated_config import ADAPTER_NAME, check_num_layers, select_layers
 SHARED_SETTINGS = ("relative_top", "outside", "center", "clamp", "remove_top_k", "gate", "by_certainty", "replace")
 # Those that an assistant may be trained for: one alone cannot take the target's place.
 SETTINGS_OF_ONE = SHARED_SETTINGS[:-1]
+
+
+def given_settings(**settings: Any) -> dict[str, Any]:
+    """
+    Those settings of the subtraction that were given, to be put over saved ones.
+
+    Args:
+        settings (`Any`):
+            By name, `None` where nothing was given.
+
+    Returns:
+        `dict[str, Any]`: Those that are not `None`; with `center=False`, `clamp=False` too unless it was given.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if given.get("center") is False:  # raw logits have no zero to clamp at
+        given.setdefault("clamp", False)
+    return given
 
 
 def check_assistants(assistants: dict[str, dict[str, Any]], target_config: PreTrainedConfig | None) -> None:
@@ -169,7 +186,7 @@ class ULDModelConfig(PreTrainedConfig):
         self.outside = outside
         self.center = center
         # Raw logits have no zero to clamp at.
-        self.clamp = center if clamp is None else clamp
+        self.clamp = clamp_or_default(clamp, center)
         self.remove_top_k = remove_top_k
         self.gate = gate
         self.by_certainty = by_certainty

@@ -6,7 +6,7 @@ from transformers import Cache, DynamicCache, LogitsProcessor
 
 from .assistant import ADAPTER_NAME, remembered_settings
 from .cache_name import CACHE
-from .configuration_uld import SETTINGS_OF_ONE, ULDModelConfig
+from .configuration_uld import SETTINGS_OF_ONE, ULDModelConfig, given_settings
 from .intact import NetEffect, Watch
 from .subtraction import Outside, check_subtraction, logit_difference
 
@@ -93,11 +93,16 @@ class ULDLogitsProcessor(LogitsProcessor):
                 f"The assistant must be a PeftModel with an adapter named {ADAPTER_NAME!r} (ULDTrainer(...).model), "
                 f"got {type(assistant).__name__}."
             )
-        if center is False and clamp is None:
-            clamp = False  # raw logits have no zero to clamp at
-        settings = (relative_top, outside, center, clamp, remove_top_k, gate, by_certainty)
-        shared = dict(zip(SETTINGS_OF_ONE, settings, strict=True))
-        given = {name: value for name, value in {"alpha": alpha, **shared}.items() if value is not None}
+        given = given_settings(
+            alpha=alpha,
+            relative_top=relative_top,
+            outside=outside,
+            center=center,
+            clamp=clamp,
+            remove_top_k=remove_top_k,
+            gate=gate,
+            by_certainty=by_certainty,
+        )
         config = ULDModelConfig(**(remembered_settings(assistant) | given))
         self.assistant = assistant
         self._watch = Watch({ADAPTER_NAME: assistant})

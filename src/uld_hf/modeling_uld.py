@@ -43,7 +43,7 @@ from .assistant import (
 from .block_checking import can_check_blocks, generate_in_blocks
 from .cache_name import CACHE
 from .cache_views import PagedView, view_layers
-from .configuration_uld import SHARED_SETTINGS, ULDModelConfig, check_assistants, check_name
+from .configuration_uld import SHARED_SETTINGS, ULDModelConfig, check_assistants, check_name, given_settings
 from .hub import (
     adopt_assistant,
     attach_assistant,
@@ -212,12 +212,18 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
             for name in alphas:
                 config.assistants[check_known(name, assistants)]["alpha"] = alphas[name]
-        if center is False and clamp is None:
-            clamp = False  # raw logits have no zero to clamp at
-        given_settings = (relative_top, outside, center, clamp, remove_top_k, gate, by_certainty, replace)
-        for name, value in zip(SHARED_SETTINGS, given_settings, strict=True):
-            if value is not None:
-                setattr(config, name, value)
+        settings = given_settings(
+            relative_top=relative_top,
+            outside=outside,
+            center=center,
+            clamp=clamp,
+            remove_top_k=remove_top_k,
+            gate=gate,
+            by_certainty=by_certainty,
+            replace=replace,
+        )
+        for name in settings:
+            setattr(config, name, settings[name])
         check_assistants(config.assistants, config.target_config)
         config.check()
         config._attn_implementation = target.config._attn_implementation

@@ -18,6 +18,22 @@ SMALLEST_ALPHA, LARGEST_ALPHA = 1e-4, 1e4
 LARGEST_GATE = 0.5
 
 
+def clamp_or_default(clamp: bool | None, center: bool) -> bool:
+    """
+    Whether to clamp, where that may be left open.
+
+    Args:
+        clamp (`bool`, *optional*):
+            What was asked for.
+        center (`bool`):
+            Whether the assistant's logits are centred: raw ones have no zero to clamp at.
+
+    Returns:
+        `bool`: `clamp`, or `center` where it is `None`.
+    """
+    return center if clamp is None else clamp
+
+
 def check_subtraction(
     alpha: float,
     relative_top: float,
@@ -311,7 +327,7 @@ def logit_difference(
         ValueError: If the number of weights, or a vocabulary, differs, all tokens would be ruled out, or nothing would
             take the target's place.
     """
-    clamp = center if clamp is None else clamp
+    clamp = clamp_or_default(clamp, center)
     if replace:
         check_replacement(alphas)
     if len(assistant_logits) != len(alphas):

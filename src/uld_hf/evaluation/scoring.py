@@ -10,7 +10,15 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_uld import ULDForCausalLM
-from ..subtraction import Outside, any_open, certainties_of, check_subtraction, logit_difference, open_gates
+from ..subtraction import (
+    Outside,
+    any_open,
+    certainties_of,
+    check_subtraction,
+    clamp_or_default,
+    logit_difference,
+    open_gates,
+)
 from .answer_logits import answer_logits
 from .encoding import check_lengths, check_predictable, encode
 
@@ -125,8 +133,8 @@ class Subtraction:
     replace: bool = False
 
     def __post_init__(self) -> None:
-        if self.clamp is None:
-            object.__setattr__(self, "clamp", self.center)  # as dataclasses set fields of frozen instances
+        # As dataclasses set fields of frozen instances.
+        object.__setattr__(self, "clamp", clamp_or_default(self.clamp, self.center))
         check_subtraction(**vars(self))
 
 

@@ -11,7 +11,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from ..configuration_uld import SETTINGS_OF_ONE
-from ..subtraction import check_subtraction
+from ..subtraction import check_subtraction, clamp_or_default
 from .checkpointing import check_recomputes
 
 
@@ -293,8 +293,7 @@ class ULDConfig(SFTConfig):
     def __post_init__(self):
         fit_to_machine(self)
         super().__post_init__()
-        if self.clamp is None:
-            self.clamp = self.center
+        self.clamp = clamp_or_default(self.clamp, self.center)
         check_subtraction(self.alpha, **{name: vars(self)[name] for name in SETTINGS_OF_ONE})
         check_choice("objective", self.objective, ("uld", "likelihood"))
         if self.alpha < 0 and self.objective == "uld":
