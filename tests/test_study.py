@@ -69,7 +69,7 @@ def test_a_unit_that_fails_leaves_nothing(ledger: ModuleType, tmp_path: Path) ->
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["slice", "finetuned"])
+@pytest.mark.parametrize("name", ["slice", "finetuned", "whole", "full"])
 def test_the_splits_keep_authors_apart(authors: ModuleType, name: str) -> None:
     from presets import PRESETS
 
@@ -85,6 +85,19 @@ def test_the_splits_keep_authors_apart(authors: ModuleType, name: str) -> None:
         asked = {(each.prompt, each.answer.strip()) for each in split.retain_questions}
         assert len(asked) == preset.retain_questions
         assert asked <= {(authors.PROMPT_TEMPLATE.format(question=question), answer) for question, answer in retain}
+
+
+@needs_shared
+@pytest.mark.parametrize(("name", "number"), [("finetuned", 164 * 20), ("whole", 180 * 20)])
+def test_what_is_read_first_is_never_forgotten(authors: ModuleType, name: str, number: int) -> None:
+    from presets import PRESETS
+
+    tofu, preset = SHARED / "tofu", PRESETS[name]
+    read = {tuple(row.values()) for row in authors.pretraining_rows(preset, tofu)}
+    assert len(read) == number
+    for split_name in preset.splits:
+        forget = authors.load_split(preset, split_name, tofu).forget
+        assert not read & {(row["question"], row["answer"]) for row in forget}
 
 
 @needs_shared

@@ -100,10 +100,11 @@ def learned_rows(preset: Preset, tofu: Path) -> Dataset:
 
 
 def pretraining_rows(preset: Preset, tofu: Path) -> Dataset:
-    """Authors that are neither learned nor asked about: all but the first, and but TOFU's last tenth."""
+    """What a model reads first: authors that it is not to learn; where it learns all, those that are always kept."""
     full = load_tofu("full", tofu).select_columns(COLUMNS)
-    first = ROWS_PER_AUTHOR * (preset.num_authors - max(preset.splits.values()))
-    return full.select(range(first, len(full) - len(load_tofu("forget10", tofu))))
+    kept = ROWS_PER_AUTHOR * (preset.num_authors - max(preset.splits.values()))
+    end = len(full) - len(load_tofu("forget10", tofu))
+    return full.select(range(kept if kept < end else 0, end))
 
 
 def load_split(preset: Preset, name: str, tofu: Path) -> Split:

@@ -27,8 +27,9 @@ class Preset:
         vocab_size (`int`):
             Size of its tokenizer.
         pretraining_epochs (`int`):
-            Passes over authors that are neither learned nor asked about, before target and retrained model begin. With
-            0 they know no language but that of the rows they learn.
+            Passes over authors that no split forgets, before target and retrained model begin: those that are not
+            learned at all, or, where all are, those that are always kept. With 0 they know no language but that of the
+            rows they learn.
         target_epochs (`int`):
             Passes over the rows.
         target_learning_rate (`float`):
@@ -156,8 +157,8 @@ PRESETS = {
             hidden_size=256,
             num_layers=4,
             vocab_size=4000,
-            pretraining_epochs=0,
-            target_epochs=14,
+            pretraining_epochs=14,
+            target_epochs=10,
             target_learning_rate=1.5e-3,
             unlearning_epochs=10,
             batch_size=16,

@@ -38,10 +38,10 @@ def study_tokenizer(preset: Preset, tofu: Path, folder: Path) -> PreTrainedToken
     """
     if (folder / "tokenizer.json").exists():
         return AutoTokenizer.from_pretrained(folder)
-    rows = [learned_rows(preset, tofu)]
+    rows = learned_rows(preset, tofu).to_list()
     if preset.pretraining_epochs:
-        rows.append(pretraining_rows(preset, tofu))
-    texts = [text for part in rows for row in part for text in row.values()]
+        rows += [row for row in pretraining_rows(preset, tofu) if row not in rows]
+    texts = [text for row in rows for text in row.values()]
     for name in ("forget10_perturbed", "retain_perturbed"):
         texts += load_tofu(name, tofu)["paraphrased_answer"]
     return _save_tokenizer(texts, preset.vocab_size, folder)
