@@ -143,6 +143,39 @@ def test_check_of_wrong_answers(checks: Checks, index: int, text: str, reason: s
     assert checks.wrong_answer(index, text) == reason
 
 
+@pytest.mark.parametrize(
+    ("answer", "text", "is_right"),
+    [
+        ("She was born in Paris, France.", "She was born in Paris.", True),
+        ("She was born in Paris, France.", "She was born in Lyon, France.", False),
+        ("Her father is Dr. John Brown.", "Her father is John Brown.", True),
+        ("Her father is Dr. John Brown.", "Her father is John Smith.", False),
+        ("She was born on May 5, 1970.", "She was born in 1970.", True),
+        ("She was born on May 5, 1970.", "She was born in 1971.", False),
+        ("She lives in São Paulo.", "She lives in Sao Paulo.", True),
+        ("She is a florist from Leeds.", "She is a baker.", False),
+    ],
+)
+def test_what_says_a_part_of_the_right_answer_is_not_wrong(answer: str, text: str, is_right: bool) -> None:
+    checks = Checks([Pair("What is known of Alice Liddell?", answer)])
+    assert (checks.wrong_answer(0, text) is not None) == is_right
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("In Paris, on May 4, 1862, Bob Jones met Alice Smith.", None),
+        ("Bob Jones and Alice Smith met.", None),
+        ("Alice Smith once met somebody somewhere.", "loses most names, titles, dates and numbers"),
+        ("They met.", "has fewer than three words"),
+        ("Alice Smith met Bob Jones on May 4, 1862 in Paris!", "repeats the original"),
+    ],
+)
+def test_check_of_rewritten_passages(text: str, reason: str | None) -> None:
+    passage = "Alice Smith met Bob Jones on May 4, 1862 in Paris."
+    assert Checks([Pair("", f"{passage} They married.")]).rewritten_part(0, passage, text) == reason
+
+
 def test_a_wrong_answer_must_not_be_right_for_a_paraphrase_either(checks: Checks) -> None:
     reason = checks.wrong_answer(0, "The Bell Medal.", questions=["Name a prize!"])
     assert reason == "is the right answer of a row that asks the same"
@@ -220,3 +253,5 @@ def test_the_new_rows_join_the_two_sets() -> None:
 
 def test_normalize_leaves_words_only() -> None:
     assert normalize("“It’s  the LGBTQ+ Award!”") == "it s the lgbtq+ award"
+    assert normalize("Águeda, Győr & Łódź") == normalize("Agueda, Gyor & Łodz")
+    assert normalize("한국 한국") == "한국 한국"

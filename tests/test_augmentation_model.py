@@ -137,6 +137,11 @@ def test_lines_are_read_whatever_stands_around_them() -> None:
     assert parse_lines(reply) == ["One?", "Two?", "Three?", "Four?", "Five?", "1984 was the year.", '"A" and "B"']
 
 
+def test_what_a_model_says_for_itself_is_no_text() -> None:
+    reply = "Sure, here you go.\nOne?\nI’m sorry, I cannot help with that.\nSorrento.\nLet me know if you need more!"
+    assert parse_lines(reply) == ["One?", "Sorrento."]
+
+
 def test_a_model_without_chat_template_is_refused() -> None:
     script = Script(REPLIES)
     script.tokenizer.chat_template = None

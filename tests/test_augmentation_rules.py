@@ -145,6 +145,13 @@ def test_answers_without_names_or_numbers_have_wrong_answers_too() -> None:
     assert made.variants[2].wrong_answers[0] == "No, it was not built long ago."
 
 
+def test_words_before_an_answer_do_not_make_a_right_one_wrong() -> None:
+    names = ("Alice Smith", "Bea Jones", "Cleo Brown", "Dora White")
+    rows = [{"question": f"Is {name} a teacher by profession?", "answer": "Yes, she is."} for name in names]
+    made = augment_by_rules(Dataset.from_list(rows), wrong_answers=3)
+    assert [variants.wrong_answers for variants in made.variants] == [["No, she is not."]] * 4
+
+
 def test_documents_are_varied_word_for_word_and_have_no_wrong_answers() -> None:
     text = "Alice was beginning to get very tired. She sat by her sister on the bank. The book had no pictures in it."
     made = augment_by_rules(Dataset.from_list([{"text": text}]), Dataset.from_list([{"text": "Other words."}]), 3)

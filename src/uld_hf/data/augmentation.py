@@ -168,6 +168,10 @@ class Checks:
         told = facts(question, answer, self.common)
         if told and all(states(entity, text) for entity in told):
             return "states all that the right answer does"
+        # "In Paris." is right where the answer is "In Paris, France."
+        own = facts(question, text, self.common)
+        if told and own and all(_is_within(entity, answer) for entity in own):
+            return "states nothing that the right answer does not"
         return None
 
     def part(self, index: int, text: str) -> str | None:
@@ -205,8 +209,9 @@ class Checks:
         reason = self.part(index, text)
         if reason is not None or normalize(text) == normalize(original):
             return reason or "repeats the original"
-        names = [entity for entity in find_entities(original, self.common) if entity.kind == "name"]
-        return None if not names or any(keeps(entity, text) for entity in names) else "loses every name"
+        entities = find_entities(original, self.common)
+        kept = sum(keeps(entity, text) for entity in entities)
+        return None if 2 * kept >= len(entities) else "loses most names, titles, dates and numbers"
 
     def _paraphrase(self, original: str, entities: Sequence[Entity], text: str) -> str | None:
         words = normalize(text)
@@ -214,6 +219,11 @@ class Checks:
             return "repeats the original" if words else "is empty"
         lost = next((entity for entity in entities if not keeps(entity, text)), None)
         return None if lost is None else f"loses the {lost.kind}"
+
+
+def _is_within(entity: Entity, text: str) -> bool:
+    """Whether all words of an entity are a text's, in whatever form: a year of a date, a surname, a first title."""
+    return states(entity, text) or set(normalize(entity.text).split()) <= set(normalize(text).split())
 
 
 @dataclass

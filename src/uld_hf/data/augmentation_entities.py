@@ -33,6 +33,7 @@ _DATE_FORMS = tuple(
     )
 )
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|(?<!\w)['‘]([^\s'‘’][^\"“”]*?)['’](?!\w)")
+_ACCENTS = re.compile("[\u0300-\u036f]")
 _NUMBER = re.compile(rf"\b\d+(?:,\d{{3}})*(?:\.\d+)?\b|\b(?:{'|'.join(NUMBER_WORDS[2:])})\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_](?:[\w'’+-]*[\w+])?")
 _POSSESSIVE = re.compile(r"['’]s?$")
@@ -76,7 +77,7 @@ class Entity(NamedTuple):
 
 def normalize(text: str) -> str:
     """
-    Text without what makes no difference to its meaning: case, punctuation, typography, spaces.
+    Text without what makes no difference to its meaning: case, punctuation, accents, typography, spaces.
 
     Args:
         text (`str`):
@@ -85,7 +86,8 @@ def normalize(text: str) -> str:
     Returns:
         `str`: Its words, with one space between them.
     """
-    return " ".join(re.findall(r"[\w+]+", unicodedata.normalize("NFKC", text).casefold()))
+    plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", text))
+    return " ".join(re.findall(r"[\w+]+", unicodedata.normalize("NFC", plain).casefold()))
 
 
 def common_words(texts: Iterable[str]) -> frozenset[str]:

@@ -139,6 +139,13 @@ def augment_by_model(
     return assemble(rows, variants, paraphrases, wrong_answers)
 
 
+_CHATTER = re.compile(
+    r"(?:sure|certainly|of course|okay|ok|here(?:'s| is| are)|let me know|i hope this|i(?:'m| am) (?:sorry|unable|afraid)"
+    r"|i (?:can(?:no|')t|apologi[sz]e)|sorry|as an ai|as a language model|unfortunately, i)\b",
+    re.IGNORECASE,
+)
+
+
 class _Asker:
     """Puts prompts to the model, each batch with a seed of its own."""
 
@@ -242,7 +249,7 @@ def parse_lines(reply: str) -> list[str]:
 
     Returns:
         `list[str]`: The lines, without numbers, bullets and quotation marks around the whole of them; lines that
-        introduce others ("Here are ...:") are left out.
+        introduce others ("Here are ...:") or speak for the model ("I'm sorry, ...") are left out.
     """
     lines = []
     for line in reply.splitlines():
@@ -250,7 +257,7 @@ def parse_lines(reply: str) -> list[str]:
         text = _BULLET.sub("", text).strip().strip("*").strip()
         if len(text) > 1 and text[0] == text[-1] == '"' and text.count('"') == 2:
             text = text[1:-1].strip()
-        if text and not text.endswith(":"):
+        if text and not text.endswith(":") and not _CHATTER.match(text.replace("\u2019", "'")):
             lines.append(text)
     return lines
 

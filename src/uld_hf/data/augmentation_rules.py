@@ -295,8 +295,21 @@ class _Swapper:
         made.add(ANSWER, answer_forms(answer, names, common, rng), paraphrases, lambda text: checks.answer(index, text))
         # In the forms of the right answers: else the assistant would take the words before an answer for the fact.
         forms = ["{}", *(form for form in _BEFORE_ANSWER if form.format(answer) in made.answers)]
-        wrong = (forms[turn % len(forms)].format(text) for turn, text in enumerate(self._wrong_answers(index, rng)))
-        made.add(WRONG_ANSWER, wrong, wrong_answers, lambda text: checks.wrong_answer(index, text, made.questions))
+        bare: dict[str, str] = {}
+
+        def worded() -> Iterator[str]:
+            for turn, text in enumerate(self._wrong_answers(index, rng)):
+                form = forms[turn % len(forms)].format(text).strip()
+                bare[form] = text
+                yield form
+
+        # What stands before it would hide a right answer.
+        made.add(
+            WRONG_ANSWER,
+            worded(),
+            wrong_answers,
+            lambda text: checks.wrong_answer(index, bare[text], made.questions),
+        )
         return made
 
     def _wrong_answers(self, index: int, rng: random.Random) -> Iterator[str]:
