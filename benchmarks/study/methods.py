@@ -201,6 +201,7 @@ CERTAIN = replace(
     ),
     ratios=(0.9, 1.0, 1.1, 1.2, 1.3),
 )
+DIVERGENCE = Method("Divergence Decoding, linear", "", "divergence", _subtractions(relative_top=0.0, center=False))
 METHODS: dict[str, Method] = {
     **ULD_LINES,
     "uld_contrast": CONTRAST,
@@ -209,7 +210,7 @@ METHODS: dict[str, Method] = {
         f"{key}_unseen": replace(
             ULD_LINES[key], name=f"{ULD_LINES[key].name}, alpha by unseen authors", paper="", tuned_as=key
         )
-        for key in ("uld_paper", "uld_centered", "uld_clamped", "uld_clamped_filter", "uld_gated")
+        for key in ("uld_paper", "uld_clamped_filter", "uld_gated")
     },
     "uld_contrast_unseen": replace(
         CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_contrast"
@@ -236,7 +237,14 @@ METHODS: dict[str, Method] = {
     ),
     "bake": Method("ULD, gated, baked (ours)", "", "bake", augmented=True),
     "bake_contrast": Method("ULD, gated contrast, baked (ours)", "", "bake_contrast", augmented=True, tuned_as="bake"),
-    "dd_linear": Method("Divergence Decoding, linear", "", "divergence", _subtractions(relative_top=0.0, center=False)),
+    "dd_linear": DIVERGENCE,
+    # With what our lines of two assistants choose from, and by their rule.
+    "dd_linear_unseen": replace(
+        DIVERGENCE,
+        name=f"{DIVERGENCE.name}, weights by unseen authors",
+        tuned_as="dd_linear",
+        ratios=CONTRAST.ratios,
+    ),
     "dd_rank": Method(
         "Divergence Decoding, rank",
         "",
@@ -294,25 +302,37 @@ BAKE_GRID = (
     {"learning_rate": 2e-3, "num_train_epochs": 12, "likelihood_weight": 0.3},
     {"learning_rate": 2e-3, "likelihood_weight": 0.0, "divergence": "reverse_kl"},
 )
-DIVERGENCE_GRID = tuple(
-    {"learning_rate": rate, "num_train_epochs": epochs} for epochs in (10, 5) for rate in (5e-3, 3e-3, 1e-2, 1e-3)
+DIVERGENCE_GRID = (
+    *({"learning_rate": rate, "num_train_epochs": epochs} for epochs in (10, 5) for rate in (5e-3, 3e-3, 1e-2, 1e-3)),
+    {"learning_rate": 2e-2, "num_train_epochs": 10},
+    {"learning_rate": 2e-2, "num_train_epochs": 5},
 )
-WEIGHTS_GRID = tuple(
-    {"learning_rate": rate, "retain_weight": weight} for weight in (1.0, 5.0) for rate in (3e-4, 1e-4, 1e-3, 3e-5)
+WEIGHTS_GRID = (
+    *({"learning_rate": rate, "retain_weight": weight} for weight in (1.0, 5.0) for rate in (3e-4, 1e-4, 1e-3, 3e-5)),
+    {"learning_rate": 3e-3, "retain_weight": 1.0},
+    {"learning_rate": 3e-3, "retain_weight": 5.0},
 )
 # LoRA wants a higher rate than all weights.
-OFFSET_GRID = tuple(
-    {"learning_rate": rate, "retain_weight": weight} for weight in (1.0, 5.0) for rate in (1e-3, 3e-4, 3e-3, 1e-4)
+OFFSET_GRID = (
+    *({"learning_rate": rate, "retain_weight": weight} for weight in (1.0, 5.0) for rate in (1e-3, 3e-4, 3e-3, 1e-4)),
+    {"learning_rate": 1e-2, "retain_weight": 1.0},
+    {"learning_rate": 1e-2, "retain_weight": 5.0},
 )
 # What activations are steered to must be longer than they are, and that differs between models.
-RMU_GRID = tuple(
-    {"learning_rate": rate, "steering_coefficient": length}
-    for length in (20.0, 6.5)
-    for rate in (3e-4, 1e-4, 1e-3, 3e-5)
+RMU_GRID = (
+    *(
+        {"learning_rate": rate, "steering_coefficient": length}
+        for length in (20.0, 6.5)
+        for rate in (3e-4, 1e-4, 1e-3, 3e-5)
+    ),
+    {"learning_rate": 1e-3, "steering_coefficient": 6.5, "retain_weight": 10.0},
+    {"learning_rate": 1e-3, "steering_coefficient": 6.5, "retain_weight": 100.0},
 )
 # Without a retain term there is no weight to try.
-NO_RETAIN_GRID = tuple(
-    {"learning_rate": rate, "num_train_epochs": epochs} for epochs in (10, 3) for rate in (3e-4, 1e-4, 1e-3, 3e-5)
+NO_RETAIN_GRID = (
+    *({"learning_rate": rate, "num_train_epochs": epochs} for epochs in (10, 3) for rate in (3e-4, 1e-4, 1e-3, 3e-5)),
+    {"learning_rate": 3e-3, "num_train_epochs": 10},
+    {"learning_rate": 3e-3, "num_train_epochs": 3},
 )
 
 

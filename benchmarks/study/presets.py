@@ -146,7 +146,7 @@ PRESETS = {
             splits={"forget05": 1, **SLICE.splits},
             pretraining_epochs=6,
             target_epochs=12,
-            rival_trials=8,
+            rival_trials=10,
         ),
         # All of TOFU and its own splits, with a target of 5 million parameters.
         Preset(
@@ -166,8 +166,8 @@ PRESETS = {
             group_by_length=True,
             assistant_layers=2,
             other_layers=(1, 3, 4),
-            trials=4,
-            rival_trials=4,
+            trials=3,
+            rival_trials=3,
             retain_questions=100,
             seeds=(0,),
             book_characters=20000,
@@ -192,7 +192,7 @@ PRESETS = {
             assistant_layers=12,
             other_layers=(3, 6, 8, 18, 24),
             trials=8,
-            rival_trials=8,
+            rival_trials=10,
             retain_questions=300,
             seeds=(0, 1, 2),
             book_characters=140000,

@@ -236,11 +236,14 @@ class Study:
         seed, split_name = self.preset.seeds[0], self.preset.tune_on
 
         def compute() -> dict[str, Any]:
-            _, best = self.chosen("uld_clamped")
+            number, best = self.chosen("uld_clamped")
             split = self.split(split_name)
             _, retrained = self.references(split_name, seed)
             setting = best["setting"] | change
-            job = self.job(f"ablations/{name}", split, seed, "uld", True, **(rows or {}))
+            # A change to what it was is the chosen training.
+            is_chosen = LORA_RANK | setting == LORA_RANK | best["setting"] and ALL_ROWS | (rows or {}) == ALL_ROWS
+            folder = self.run_folder("uld", number, split_name, seed) if is_chosen else f"ablations/{name}"
+            job = self.job(folder, split, seed, "uld", True, **(rows or {}))
             model = train("uld", job, setting)
             result: dict[str, Any] = {"setting": setting, "rows": rows or {}, "costs": self._costs(job.folder)}
             reference = retrained_reference(retrained)
@@ -314,6 +317,9 @@ class Study:
             self.ablation(f"augmentation={label}", {}, rows)
 
 
+# What a training has where nothing is said.
+LORA_RANK = {"lora_rank": 32}
+ALL_ROWS = {"augmentation": "released", "paraphrases": True, "wrong_answers": True, "retain_share": 1.0}
 AUGMENTATION_PARTS: dict[str, dict[str, Any]] = {
     "none": {"augmentation": "none"},
     "released, paraphrases": {"wrong_answers": False},
