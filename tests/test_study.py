@@ -235,15 +235,31 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
             for seed, steps in ((0, 8), (1, None))
         },
     }
+    results["final.uld_paper.forget10.s2"] = {"failed": "no longer finite"}
     text = write_report(slice_preset, results, tmp_path).read_text()
-    assert "| ULD, the paper's formula | 2 | 0.5 ± 0.35 | 50.0 ± 0.0 |" in text
-    assert "| 7 ± 0 | 5 |" in text
+    assert "| ULD, the paper's formula | 0.25, 0.75, diverged | 50.0 ± 0.0 |" in text
+    assert "| 7 | 5 |" in text
     assert "| ULD, the paper's formula | 0.52 / 0.5 | 42.6 / 50.0 | 1.00 / 0.50 | 85.9 / 50.0 |" in text
     assert "| filter off, clamped | 0.5 | 0.3 | 0.100 | 0.980 |" in text
     assert "| ULD, no filter, clamped (ours) | 0.3; 0.980 | 0.3; 0.980 |" in text
     assert "| target | 1.000; 1.000 | 0.625; 0.250 |" in text
     assert "| ULD, gated, baked (ours) | 0.25, 0.25 | 8, not |" in text
     assert {"forget10.svg", "alphas.svg"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_page_has_the_tables_that_the_results_make(study_path: None) -> None:
+    from docs_tables import MARK, filled
+
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    assert len(MARK.findall(page)) > 10
+    assert filled(page, ROOT / "benchmarks" / "results" / "study") == page
+
+
+def test_a_table_without_results_is_refused(study_path: None, tmp_path: Path) -> None:
+    from docs_tables import filled
+
+    with pytest.raises(ValueError, match="missing has no results"):
+        filled("<!-- table: missing methods forget10 -->\n\n<!-- table end -->", tmp_path)
 
 
 @pytest.mark.slow

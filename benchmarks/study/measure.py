@@ -24,6 +24,16 @@ MAX_NEW_TOKENS = 96
 FORGOTTEN = 0.05
 # Those of the evaluation's attacks that log-probabilities are enough for, by its names.
 MATCHED_ATTACKS: dict[str, Callable[[ChoiceScores], float]] = {"loss": loss_attack, "min_k": min_k_attack}
+# Of the evaluation's summaries, what the tables do not show and the results hold all the same.
+MORE = (
+    "exact memorization",
+    "extraction strength",
+    "paraphrased probability",
+    "probability among answers",
+    "truth ratio (prob_mean)",
+    "truth ratio (closer_to_1_better)",
+    "truth ratio (true_better)",
+)
 # What a setting must keep of the target's probability of answers to questions about what is kept.
 KEPT = 0.98
 
@@ -93,7 +103,8 @@ def figures(evaluation: Evaluation, target: Evaluation, retrained: Evaluation) -
         "privacy": compared["privacy"],
         "overall": compared["aggregate"],
         "broken answers": forget["broken answers"] + retain["broken answers"],
-        **{name: value for name, value in compared.items() if name.startswith("AUC")},
+        **{name: value for name, value in compared.items() if name.startswith("AUC") or name == "PrivLeak"},
+        **{f"{of} {name}": summary[name] for of, summary in (("forget", forget), ("retain", retain)) for name in MORE},
     }
 
 
