@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -262,6 +263,40 @@ def test_a_table_without_results_is_refused(study_path: None, tmp_path: Path) ->
         filled("<!-- table: missing methods forget10 -->\n\n<!-- table end -->", tmp_path)
 
 
+@pytest.fixture
+def small_study(study_path: None, ledger: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A study whose trainings diverge, and whose models nobody trains."""
+    import study
+    from presets import PRESETS
+
+    def diverge(*args: object) -> None:
+        raise FloatingPointError("no longer finite")
+
+    monkeypatch.setattr(study, "train", diverge)
+    monkeypatch.setattr(study.Study, "references", lambda self, split, seed: (None, None))
+    monkeypatch.setattr(study.Study, "job", lambda self, *args: None)
+    results = ledger.Ledger(tmp_path / "results", ledger.Deadline(5))
+    return study.Study(PRESETS["small"], SHARED / "tofu", tmp_path / "work", results)
+
+
+@needs_shared
+def test_a_training_that_diverges_is_a_result_and_the_worst(small_study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = small_study.trial("ga", 0)
+    assert result["failed"] == "no longer finite"
+    assert result["outcome"]["forget_quality"] == 0.0
+    monkeypatch.setattr(small_study, "chosen", lambda key: (0, result))
+    assert small_study.final("ga", "forget25", 0) == {"setting": result["setting"], "failed": "no longer finite"}
+
+
+@needs_shared
+def test_a_trial_of_a_setting_that_the_grid_no_longer_has_is_refused(small_study: Any) -> None:
+    small_study.trial("ga", 0)
+    file = small_study.ledger.folder / "trial.ga.0.json"
+    file.write_text(file.read_text().replace("0.0003", "0.0004"))
+    with pytest.raises(ValueError, match=r"trial.ga.0 in .* is of .*0.0004.*, and the grid has .*0.0003"):
+        small_study.trial("ga", 0)
+
+
 @pytest.mark.slow
 @needs_shared
 def test_the_whole_study_runs_resumes_and_repeats_nothing(tmp_path: Path) -> None:
@@ -270,7 +305,8 @@ def test_the_whole_study_runs_resumes_and_repeats_nothing(tmp_path: Path) -> Non
         sys.executable, str(STUDY / "run.py"), "--preset", "small", "--tofu", str(SHARED / "tofu"),
         "--books", str(SHARED / "books"), "--output", str(tmp_path / "results"), "--work", str(tmp_path / "work"),
         "--methods", "uld_paper", "uld_clamped", "uld_rules", "dd_linear", "ga", "npo_gd", "rmu",
-        "uld_gated", "uld_contrast", "uld_certain_fixed", "bake", "bake_contrast",
+        "uld_gated", "uld_contrast", "uld_certain_fixed", "bake", "bake_contrast", "dd_linear_unseen", "dd_rank",
+        "offset_npo_kl", "dpo_gd", "simnpo", "undial",
     ]
     # fmt: on
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
