@@ -89,6 +89,32 @@ def test_the_splits_keep_authors_apart(authors: ModuleType, name: str) -> None:
 
 
 @needs_shared
+@pytest.mark.parametrize("name", ["slice", "finetuned", "whole"])
+def test_unseen_authors_are_neither_learned_nor_attacked_and_have_variants_of_the_forget_rows_origin(
+    authors: ModuleType, name: str
+) -> None:
+    from presets import PRESETS
+
+    tofu, preset = SHARED / "tofu", PRESETS[name]
+    split_name = list(preset.splits)[-1]
+    split = authors.load_split(preset, split_name, tofu)
+    template = authors.PROMPT_TEMPLATE
+    learned = {
+        (template.format(question=row["question"]), f" {row['answer']}") for row in authors.learned_rows(preset, tofu)
+    }
+    unseen = {(each.prompt, each.answer) for each in split.unseen_questions}
+    assert len(unseen) >= 80
+    assert not unseen & learned
+    assert not unseen & {(each.prompt, each.answer) for each in split.holdout_questions}
+    assert all(each.paraphrased_answer and each.perturbed_answers for each in split.unseen_questions)
+    beside = split.forget_beside_unseen
+    assert set(beside["question"]) <= set(split.forget["question"])
+    released = beside["perturbed_answer"] == split.forget["perturbed_answer"]
+    assert released == (name != "whole")
+    assert len(beside) > 0.95 * len(split.forget)
+
+
+@needs_shared
 @pytest.mark.parametrize(("name", "number"), [("finetuned", 164 * 20), ("whole", 180 * 20)])
 def test_what_is_read_first_is_never_forgotten(authors: ModuleType, name: str, number: int) -> None:
     from presets import PRESETS
@@ -169,11 +195,9 @@ def test_every_rival_has_as_many_trials_as_uld_or_more(study_path: None, slice_p
             assert len({json.dumps(each) for each in settings}) == len(settings)
 
 
-def test_weights_that_are_not_chosen_need_no_unseen_authors(study_path: None) -> None:
+def test_fixed_weights_are_among_those_that_are_chosen_from(study_path: None) -> None:
     from methods import METHODS
 
-    assert METHODS["uld_certain_unseen"].needs_unseen_authors
-    assert not METHODS["uld_certain_fixed"].needs_unseen_authors
     assert METHODS["uld_certain_fixed"].subtractions[0] in METHODS["uld_certain_unseen"].subtractions
     assert set(METHODS["uld_certain_fixed"].ratios) < set(METHODS["uld_certain_unseen"].ratios)
 

@@ -39,8 +39,9 @@ class Split:
         holdout_questions (`list[Question]`):
             Questions about authors that no model has seen.
         unseen_questions (`list[Question]`):
-            Questions about authors of TOFU that the target has not learned, with paraphrased and perturbed answers;
-            none where it has learned all.
+            Questions about authors that the target has not learned, with paraphrased and perturbed answers.
+        forget_beside_unseen (`Dataset`):
+            The forget rows as they are put beside these: with paraphrased and perturbed answers of the same origin.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Split:
     rephrased_retain_questions: list[Question]
     holdout_questions: list[Question]
     unseen_questions: list[Question]
+    forget_beside_unseen: Dataset
 
     @property
     def forget_questions(self) -> list[Question]:
@@ -84,6 +86,18 @@ def to_questions(rows: Dataset) -> list[Question]:
 def to_training(rows: Dataset) -> Dataset:
     """Rows as the trainers take them."""
     return question_answer_to_prompt_completion(rows.select_columns(COLUMNS))
+
+
+def with_variants_by_rules(rows: Dataset) -> Dataset:
+    """Rows with a paraphrased and wrong answers as a user gets them; those without a wrong answer are left out."""
+    made = augment_by_rules(rows.select_columns(COLUMNS), paraphrases=1, wrong_answers=5).variants
+    return Dataset.from_list(
+        [
+            {**row, "paraphrased_answer": variants.answers[0], "perturbed_answer": variants.wrong_answers}
+            for row, variants in zip(rows.select_columns(COLUMNS), made, strict=True)
+            if variants.answers and variants.wrong_answers
+        ]
+    )
 
 
 def last_rows(rows: Dataset, number: int) -> Dataset:
@@ -129,18 +143,25 @@ def load_split(preset: Preset, name: str, tofu: Path) -> Split:
     asked = asked.select(range(min(first_authors, len(asked))))
     step = max(1, len(asked) // preset.retain_questions)
     asked = asked.select(range(0, len(asked), step)[: preset.retain_questions])
-    holdout = load_tofu("holdout01" if num_forget <= 40 else "holdout05" if num_forget <= 200 else "holdout10", tofu)
     perturbed = load_tofu("forget10_perturbed", tofu)
-    unseen = perturbed.select(range(len(perturbed) - ROWS_PER_AUTHOR * max(preset.splits.values())))
+    forget = last_rows(perturbed, num_forget)
+    holdout = load_tofu("holdout01" if num_forget <= 40 else "holdout05", tofu)
+    unseen, beside = perturbed.select(range(len(perturbed) - ROWS_PER_AUTHOR * max(preset.splits.values()))), forget
+    if not len(unseen):
+        # The target has learned all of TOFU. What attacks are measured with is not what weights are chosen by.
+        others = load_tofu("holdout10", tofu)
+        unseen = with_variants_by_rules(others.select(range(len(load_tofu("holdout05", tofu)), len(others))))
+        beside = with_variants_by_rules(forget)
     unseen = unseen.select(range(0, len(unseen), max(1, len(unseen) // preset.retain_questions)))
     return Split(
         name=name,
-        forget=last_rows(perturbed, num_forget),
+        forget=forget,
         retain=learned.select(range(len(learned) - num_forget)),
         retain_questions=to_questions(asked),
         rephrased_retain_questions=to_questions(rephrased(asked)),
         holdout_questions=to_questions(holdout),
         unseen_questions=to_questions(unseen.select(range(min(len(unseen), preset.retain_questions)))),
+        forget_beside_unseen=beside,
     )
 
 

@@ -113,11 +113,6 @@ class Method:
     ratios: tuple[float, ...] = (1.0,)
 
     @property
-    def needs_unseen_authors(self) -> bool:
-        """Whether it cannot be had where the target has learned all authors."""
-        return (self.tuned_as is not None and not self.is_fixed) or self.recipe in TEACHERS
-
-    @property
     def is_fixed(self) -> bool:
         """Whether there is one composition, and nothing to choose."""
         return len(self.subtractions) == len(self.ratios) == 1

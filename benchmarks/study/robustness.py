@@ -110,8 +110,6 @@ def measure_robustness(study: Study, folder: Path, split_name: str, seed: int) -
 def run_robustness(study: Study, methods: list[str], seeds: list[int]) -> None:
     """All units, on the split for tuning: the models of these methods' final runs, and the retrained ones."""
     split_name = study.preset.tune_on
-    if not study.has_unseen_authors():
-        return  # there is nothing to bake
     for seed in seeds:
         folders = {"retrained": study.retrained(split_name, seed)}
         for key in [key for key in ROBUST_METHODS if key in methods]:

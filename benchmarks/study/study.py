@@ -53,10 +53,6 @@ class Study:
         """A forget set and what belongs to it."""
         return load_split(self.preset, name, self.tofu)
 
-    def has_unseen_authors(self) -> bool:
-        """Whether there are authors with wrong answers that the target has not learned."""
-        return bool(self.split(self.preset.tune_on).unseen_questions)
-
     def target(self, seed: int) -> Path:
         """Folder of the trained target."""
         return target_folder(self.preset, self.tofu, self.work, self.tokenizer, seed, self.ledger.deadline)
@@ -119,7 +115,8 @@ class Study:
         def choose() -> dict[str, Any]:
             with_attacks = len(method.ratios) > 1
             reference = unseen_reference(load_model(self.target(seed)), self.tokenizer, split, with_attacks)
-            return best_subtraction(model, self.tokenizer, split, reference, method.subtractions, method.ratios)
+            beside = replace(split, forget=split.forget_beside_unseen)
+            return best_subtraction(model, self.tokenizer, beside, reference, method.subtractions, method.ratios)
 
         if method.is_fixed:
             chosen = {"subtraction": asdict(method.subtractions[0]), "ratio": method.ratios[0]}
