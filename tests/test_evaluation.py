@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 import torch
 from families import make_tokenizer, tiny_model, train_like
-from scipy.stats import hmean
+from scipy.stats import hmean, ks_2samp
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.main import main as uld
 from uld_hf.cli.questions import read_questions
+from uld_hf.cli.sweep import describe_choice
 from uld_hf.configuration_uld import SHARED_SETTINGS
 from uld_hf.evaluation.comparison import compare, kept_utility
 from uld_hf.evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
 from uld_hf.evaluation.memorization import sample_completions
 from uld_hf.evaluation.scoring import Subtraction, score_completions
-from uld_hf.evaluation.sweep import Outcome, Unknown, choose, sweep
+from uld_hf.evaluation.sweep import Outcome, Unknown, choose, has_forgotten, sweep
 from uld_hf.evaluation.tofu import forget_quality, generate_completions, rouge_l_recall, truth_ratio
 from uld_hf.evaluation.tofu_logs import SETS
 from uld_hf.evaluation.verbatim import word_perplexity
@@ -609,13 +610,102 @@ def test_outcomes_are_those_of_a_model_with_the_setting(unlearned):
     settings = [Subtraction(0.5, relative_top=0), Subtraction(2.0, relative_top=0, clamp=True)]
     target, outcomes = sweep(unlearned, make_tokenizer(), forget, retain, settings, ratios)
     models = [unlearned.target] + [
-        ULDForCausalLM(target=unlearned.target, assistant=unlearned.assistant, **vars(setting)) for setting in settings
+        ULDForCausalLM(target=unlearned.target, assistant=unlearned.assistant, alpha=setting.alpha, **setting.options)
+        for setting in settings
     ]
     for model, outcome in zip(models, [target, *outcomes], strict=True):
         of_forget, of_retain = (evaluate(model, make_tokenizer(), rows, max_new_tokens=1) for rows in (forget, retain))
         assert outcome.forget_probability == pytest.approx(of_forget.summary()["probability"], rel=1e-4)
         assert outcome.retain_probability == pytest.approx(of_retain.summary()["probability"], rel=1e-4)
         assert outcome.forget_quality == pytest.approx(forget_quality(of_forget.truth_ratios, ratios))
+
+
+@pytest.fixture
+def contrast(unlearned: ULDForCausalLM) -> ULDForCausalLM:
+    """One assistant is subtracted, another added."""
+    assistants = {
+        "facts": unlearned.assistant,
+        "wording": train_like(build_assistant(tiny_model("llama"), 1), seed=9),
+    }
+    return ULDForCausalLM(
+        target=unlearned.target, assistant=assistants, alpha={"facts": 2.0, "wording": -1.0}, relative_top=0
+    )
+
+
+def test_a_share_is_the_weight_of_what_is_added(contrast):
+    forget, retain = as_questions(make_questions(10)), as_questions(make_questions(20))
+    settings = [Subtraction(1.5, 0, gate=0.01, replace=True, share=share) for share in (None, 0.8, 1.2)]
+    _, outcomes = sweep(contrast, make_tokenizer(), forget, retain, settings)
+    found = []
+    for setting, weight in zip(settings, (-0.75, -1.2, -1.8), strict=True):
+        alpha = {"facts": 1.5, "wording": weight}
+        assistants = dict(contrast.assistants.items())
+        model = ULDForCausalLM(target=contrast.target, assistant=assistants, alpha=alpha, **setting.options)
+        found.append(evaluate(model, make_tokenizer(), forget, max_new_tokens=1).summary()["probability"])
+    assert [each.forget_probability for each in outcomes] == pytest.approx(found, rel=1e-4)
+    assert len(set(found)) == 3
+
+
+def test_a_share_needs_an_assistant_that_is_added(unlearned):
+    forget = as_questions(make_questions(10))
+    with pytest.raises(ValueError, match=r"share=0.8 is of assistants that are added, and all of this model's"):
+        sweep(unlearned, make_tokenizer(), forget, forget, [Subtraction(1.0, share=0.8)])
+    for share in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="must be above 0"):
+            Subtraction(1.0, share=share)
+
+
+def test_attacks_are_compared_with_those_on_answers_never_told(unlearned):
+    forget, unseen = as_questions(make_questions(10)), as_questions(make_questions(30))
+    setting = Subtraction(2.0, relative_top=0)
+    never_told = evaluate(unlearned.target, make_tokenizer(), unseen, max_new_tokens=1).attacks
+    reference = {name: never_told[name] for name in ("loss", "min_k")}
+    target, (outcome,) = sweep(unlearned, make_tokenizer(), forget, forget, [setting], unseen_attacks=reference)
+    model = ULDForCausalLM(
+        target=unlearned.target, assistant=unlearned.assistant, alpha=setting.alpha, **setting.options
+    )
+    for found, of in ((target, unlearned.target), (outcome, model)):
+        attacks = evaluate(of, make_tokenizer(), forget, max_new_tokens=1).attacks
+        expected = min(ks_2samp(attacks[name], reference[name]).pvalue for name in reference)
+        assert found.attack_quality == pytest.approx(expected)
+
+
+def test_what_attacks_tell_from_never_told_is_not_forgotten():
+    assert has_forgotten(Outcome(0.1, 0.9, forget_quality=0.5, attack_quality=0.06))
+    assert not has_forgotten(Outcome(0.1, 0.9, forget_quality=0.5, attack_quality=0.04))
+    assert not has_forgotten(Outcome(0.1, 0.9, forget_quality=0.04, attack_quality=0.5))
+
+
+def test_sweep_tries_shares_and_matches_attacks(files, contrast, tmp_path, capsys):
+    contrast.save_pretrained(files["unlearned"])
+    output = tmp_path / "sweep.json"
+    sets = [part for name in ("forget", "retain", "holdout") for part in (f"--{name}_dataset", files[name])]
+    command = ["sweep", "--model", files["unlearned"], "--target", files["target"], *sets]
+    tried = ["--alphas", "0.5", "1", "--shares", "0.4", "0.8"]
+    assert uld([*command, *tried, "--match_attacks", "--utility_budget", "0.99", "--output", str(output)]) == 0
+    report = json.loads(output.read_text())
+    assert [(each["alpha"], each["share"]) for each in report["settings"]] == [
+        (0.5, 0.4),
+        (0.5, 0.8),
+        (1, 0.4),
+        (1, 0.8),
+    ]
+    assert all(0 <= each["attack_quality"] <= 1 for each in [report["target"], *report["settings"]])
+    printed = capsys.readouterr().out
+    assert "  share  filter" in printed
+    assert "attacks, p" in printed
+    # Without the options nothing is printed of either.
+    assert uld([*command, "--alphas", "0.5"]) == 0
+    printed = capsys.readouterr().out
+    assert "share" not in printed
+    assert "attacks" not in printed
+
+
+def test_a_choice_says_the_share_and_that_attacks_counted():
+    settings = [Subtraction(1.5, share=0.8)]
+    said = describe_choice(settings, 0, None, with_attacks=True)
+    assert "alpha=1.5, share=0.8 (added with -1.2), relative_top=0.01" in said
+    assert "a forget quality above 0.05, and of attacks too," in said
 
 
 def test_without_paraphrases_the_forget_quality_is_of_the_right_answers(unlearned):
@@ -752,6 +842,8 @@ def test_held_out_questions_with_wrong_answers_take_the_retrained_models_place(f
         (["--utility_budget", "1.5"], "utility_budget=1.5 must be"),
         (["--clamps", "maybe"], "--clamps takes 'on' and 'off'"),
         (["--alphas", "0"], "alpha"),
+        (["--shares", "0.8"], "share=0.8 is of assistants that are added"),
+        (["--match_attacks"], "--match_attacks needs --holdout_dataset"),
     ],
 )
 def test_sweep_refuses_settings_out_of_range(files, capsys, option, message):

@@ -135,7 +135,8 @@ def test_every_setting_is_scored_as_by_a_model_that_has_it(unlearned):
         model = ULDForCausalLM(
             target=unlearned.target,
             assistant=dict(unlearned.assistants.items()),
-            **(vars(setting) | {"alpha": {"a": setting.alpha, "b": 2 * setting.alpha}}),
+            alpha={"a": setting.alpha, "b": 2 * setting.alpha},
+            **setting.options,
         )
         for first, second in zip(swept, score_completions(model, tokenizer, PROMPTS, COMPLETIONS), strict=True):
             np.testing.assert_allclose(first.log_probs, second.log_probs, atol=1e-5)

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -215,9 +215,9 @@ def test_a_subtraction_is_applied_to_all_assistants_in_proportion(study_path: No
     setting = Subtraction(1.5, relative_top=0.1, outside="mask", center=True, clamp=True)
     apply_subtraction(model, setting)
     assert model.config.alphas == {"forget": 1.5, "retain": -0.75}
-    assert {name: getattr(model.config, name) for name in asdict(setting) if name != "alpha"} == {
-        name: value for name, value in asdict(setting).items() if name != "alpha"
-    }
+    assert {name: getattr(model.config, name) for name in setting.options} == setting.options
+    apply_subtraction(model, replace(setting, share=0.8))
+    assert model.config.alphas == {"forget": 1.5, "retain": -1.2000000000000002}
 
 
 def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice_preset: object) -> None:

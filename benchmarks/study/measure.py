@@ -1,29 +1,21 @@
 """All figures of one model on one split, through `uld_hf.evaluation`."""
 
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from authors import Split
-from scipy.stats import ks_2samp
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_hf.evaluation.comparison import compare, kept_utility
 from uld_hf.evaluation.evaluation import Evaluation, evaluate
-from uld_hf.evaluation.privacy import loss_attack, min_k_attack
-from uld_hf.evaluation.scoring import ChoiceScores, Subtraction, score_subtractions
-from uld_hf.evaluation.sweep import Outcome, sweep
+from uld_hf.evaluation.scoring import Subtraction
+from uld_hf.evaluation.sweep import FORGOTTEN, MATCHED_ATTACKS, Outcome, sweep
 from uld_hf.modeling_uld import ULDForCausalLM
 
 
 MAX_NEW_TOKENS = 96
-# TOFU's threshold: above it unlearned and retrained model cannot be told apart.
-FORGOTTEN = 0.05
-# Those of the evaluation's attacks that log-probabilities are enough for, by its names.
-MATCHED_ATTACKS: dict[str, Callable[[ChoiceScores], float]] = {"loss": loss_attack, "min_k": min_k_attack}
 # Of the evaluation's summaries, what the tables do not show and the results hold all the same.
 MORE = (
     "exact memorization",
@@ -195,52 +187,32 @@ def best_subtraction(
     Returns:
         `dict[str, Any]`: `"subtraction"` and `"ratio"` of the best by [`rank`], and its `"outcome"`.
     """
-    tried = []
-    for ratio in ratios:
-        set_ratio(model, ratio)
-        target, outcomes = sweep(
-            model, tokenizer, split.forget_questions, split.retain_questions, subtractions, reference.truth_ratios
-        )
-        if reference.attacks:
-            outcomes = _with_attacks(outcomes, model, tokenizer, split, reference, subtractions)
-        tried += [
-            (rank(each, target), ratio, setting, each) for setting, each in zip(subtractions, outcomes, strict=True)
-        ]
-    _, ratio, subtraction, outcome = max(tried, key=lambda each: each[0])
-    return {"subtraction": asdict(subtraction), "ratio": ratio, "outcome": asdict(outcome)}
+    shares = (None,) if ratios == (1.0,) else ratios
+    settings = [replace(each, share=share) for share in shares for each in subtractions]
+    questions = (split.forget_questions, split.retain_questions)
+    attacks = {"unseen_attacks": reference.attacks or None}
+    target, outcomes = sweep(model, tokenizer, *questions, settings, reference.truth_ratios, **attacks)
+    outcomes = [replace(each, forget_quality=least_p(each)) for each in outcomes]
+    best = max(range(len(settings)), key=lambda index: rank(outcomes[index], target))
+    share, outcome = settings[best].share, outcomes[best]
+    return {
+        "subtraction": asdict(replace(settings[best], share=None)),
+        "ratio": 1.0 if share is None else share,
+        "outcome": asdict(outcome),
+    }
 
 
-def _with_attacks(
-    outcomes: list[Outcome],
-    model: ULDForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    split: Split,
-    reference: Reference,
-    subtractions: tuple[Subtraction, ...],
-) -> list[Outcome]:
-    prompts, answers = zip(*((each.prompt, each.answer) for each in split.forget_questions), strict=True)
-    _, by_setting = score_subtractions(model, tokenizer, prompts, answers, subtractions)
-    made = []
-    for outcome, rows in zip(outcomes, by_setting, strict=True):
-        numbers = {name: [attack(row) for row in rows] for name, attack in MATCHED_ATTACKS.items()}
-        p_values = [ks_2samp(numbers[name], reference.attacks[name]).pvalue for name in numbers]
-        made.append(replace(outcome, forget_quality=float(min(outcome.forget_quality, *p_values))))
-    return made
-
-
-def set_ratio(model: ULDForCausalLM, ratio: float) -> None:
-    """Set the weight of a second assistant to a share of the first one's; without one nothing changes."""
-    first, *others = model.config.alphas
-    for name in others:
-        model.set_alpha(name, math.copysign(ratio * model.config.alphas[first], model.config.alphas[name]))
+def least_p(outcome: Outcome) -> float:
+    """The smaller p-value: of truth ratios, or of attacks where they count."""
+    if outcome.attack_quality is None:
+        return outcome.forget_quality
+    return min(outcome.forget_quality, outcome.attack_quality)
 
 
 def apply_subtraction(model: ULDForCausalLM, subtraction: Subtraction) -> None:
-    """Set a model to the settings of a subtraction; several assistants keep signs and proportions, as in a sweep."""
+    """Set a model to the settings of a subtraction."""
     alphas = model.config.alphas
-    first = abs(next(iter(alphas.values())))
-    for name, value in alphas.items():
-        model.set_alpha(name, value / first * subtraction.alpha)
-    for name, value in asdict(subtraction).items():
-        if name != "alpha":
-            setattr(model.config, name, value)
+    for name, weight in zip(alphas, subtraction.weights(list(alphas.values())), strict=True):
+        model.set_alpha(name, weight)
+    for name, value in subtraction.options.items():
+        setattr(model.config, name, value)

@@ -16,7 +16,6 @@ from measure import (
     outcome_of,
     rank,
     retrained_reference,
-    set_ratio,
     unseen_reference,
 )
 from methods import METHODS, TEACHERS, ULD_LINES, Job, costs, grid, train
@@ -127,8 +126,8 @@ class Study:
 
     def apply(self, model: ULDForCausalLM, chosen: dict[str, Any]) -> None:
         """Set a model to a composition of [`best_subtraction`]."""
-        set_ratio(model, chosen.get("ratio", 1.0))
-        apply_subtraction(model, Subtraction(**chosen["subtraction"]))
+        share = chosen.get("ratio", 1.0) if len(model.config.alphas) > 1 else None
+        apply_subtraction(model, replace(Subtraction(**chosen["subtraction"]), share=share))
 
     def trial(self, key: str, number: int) -> dict[str, Any]:
         """One setting of a method on the split for tuning, with the first seed."""

@@ -7,11 +7,12 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_uld import SHARED_SETTINGS
-from ..evaluation.evaluation import evaluate
-from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, score_completions
-from ..evaluation.sweep import Outcome, Unknown, as_rows, choose, has_forgotten, sweep
+from ..evaluation.evaluation import Question, evaluate
+from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, TokenScores, score_completions
+from ..evaluation.sweep import MATCHED_ATTACKS, Outcome, Unknown, as_rows, choose, has_forgotten, sweep
 from . import output
 from .identity import check_tokenizer, hash_files, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
@@ -28,6 +29,9 @@ Chosen is the smallest alpha that forgets enough within the budget of utility. E
 beside the model of --retrained; or else beside the questions of --holdout_dataset, like the forget set's but never told
 to the target, where both have wrong answers. Where there are none, answers must be no more probable, and no more often
 the first choice, than those of --holdout_dataset.
+
+Of a model with an assistant that is added (docs/contrast.md) --shares tries its weights, and --match_attacks asks that
+membership attacks make the same of the forgotten answers as of those of --holdout_dataset.
 """
 
 
@@ -57,6 +61,10 @@ class SweepArguments:
             `"on"`, `"off"`, or both. Defaults to the saved one.
         gates (`list[float]`, *optional*):
             Gates to try. Defaults to the saved one.
+        shares (`list[float]`, *optional*):
+            Weights of the assistants that are added to try, as shares of alpha. Defaults to the saved proportions.
+        match_attacks (`bool`, *optional*, defaults to `False`):
+            Whether LOSS and Min-K% of the forgotten answers must be like those of held-out ones too.
         utility_budget (`float`, *optional*, defaults to `0.02`):
             Share of the retain answers' probability that may be lost.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
@@ -83,6 +91,12 @@ class SweepArguments:
     relative_tops: list[float] | None = field(default=None, metadata={"help": "filters to try, instead of the saved"})
     clamps: list[str] | None = field(default=None, metadata={"help": "'on', 'off' or both, instead of the saved"})
     gates: list[float] | None = field(default=None, metadata={"help": "gates to try, instead of the saved"})
+    shares: list[float] | None = field(
+        default=None, metadata={"help": "weights of added assistants to try, as shares of alpha, instead of the saved"}
+    )
+    match_attacks: bool = field(
+        default=False, metadata={"help": "ask that LOSS and Min-K% of forgotten answers are those of held-out ones too"}
+    )
     utility_budget: float = field(
         default=0.02, metadata={"help": "share of the retain answers' probability that may be lost"}
     )
@@ -112,6 +126,8 @@ def main(argv: Sequence[str]) -> None:
             check_model_path(path)
     if not 0 <= arguments.utility_budget < 1:
         raise ValueError(f"utility_budget={arguments.utility_budget} must be at least 0 and below 1: it is a share.")
+    if arguments.match_attacks and arguments.holdout_dataset is None:
+        raise ValueError("--match_attacks needs --holdout_dataset: answers like the forgotten ones, never told.")
     unknown = set(arguments.clamps or ()) - {"on", "off"}
     if unknown:
         raise ValueError(f"--clamps takes 'on' and 'off', got {sorted(unknown)}.")
@@ -127,13 +143,17 @@ def main(argv: Sequence[str]) -> None:
         [config.relative_top] if arguments.relative_tops is None else arguments.relative_tops,
         [config.clamp] if arguments.clamps is None else [clamp == "on" for clamp in arguments.clamps],
         [config.gate] if arguments.gates is None else arguments.gates,
+        [None] if arguments.shares is None else arguments.shares,
     )
     kept = {name: vars(config)[name] for name in SHARED_SETTINGS if name not in ("relative_top", "clamp", "gate")}
     settings = [
-        Subtraction(alpha, **kept, relative_top=top, clamp=clamp, gate=gate) for alpha, top, clamp, gate in grid
+        Subtraction(alpha, **kept, relative_top=top, clamp=clamp, gate=gate, share=share)
+        for alpha, top, clamp, gate, share in grid
     ]
+    for setting in settings:
+        setting.weights(list(config.alphas.values()))  # refused before any long work
 
-    unknown = ratios = None
+    unknown = ratios = attacks = None
     if arguments.retrained is not None:
         if not forget[0].perturbed_answers:
             raise ValueError(
@@ -144,22 +164,26 @@ def main(argv: Sequence[str]) -> None:
         results = evaluate(retrained, tokenizer, forget, max_new_tokens=1, max_batch_tokens=arguments.max_batch_tokens)
         ratios = results.truth_ratios
         del retrained
-    elif arguments.holdout_dataset is not None:
+    if arguments.holdout_dataset is not None:
         held_out = read_questions(arguments.holdout_dataset, tokenizer)
-        if forget[0].perturbed_answers and held_out[0].perturbed_answers:
+        if arguments.match_attacks:
+            scores = score_answers(model.target, tokenizer, held_out, arguments.max_batch_tokens)
+            attacks = {name: [attack(row) for row in scores] for name, attack in MATCHED_ATTACKS.items()}
+        if arguments.retrained is not None:
+            pass  # which says more of truth ratios than held-out questions do
+        elif forget[0].perturbed_answers and held_out[0].perturbed_answers:
             # What the model should be like on the forget set: as on people whom nobody told it of.
             options = {"max_new_tokens": 1, "max_batch_tokens": arguments.max_batch_tokens}
             ratios = evaluate(model.target, tokenizer, held_out, **options).truth_ratios
         else:
-            prompts, answers = zip(*((question.prompt, question.answer) for question in held_out), strict=True)
-            with_end = not held_out[0].is_passage
-            scores = score_completions(model.target, tokenizer, prompts, answers, arguments.max_batch_tokens, with_end)
+            scores = score_answers(model.target, tokenizer, held_out, arguments.max_batch_tokens)
             unknown = Unknown(
                 float(np.mean([row.probability for row in scores])),
                 float(np.mean([row.most_probable.mean() for row in scores])),
             )
 
-    target, outcomes = sweep(model, tokenizer, forget, retain, settings, ratios, arguments.max_batch_tokens)
+    questions = (forget, retain)
+    target, outcomes = sweep(model, tokenizer, *questions, settings, ratios, arguments.max_batch_tokens, attacks)
     chosen, conclusion = None, "Nothing chosen: give --retrained or --holdout_dataset to say how much is enough."
     if ratios is not None or unknown is not None:
         if has_forgotten(target, unknown):
@@ -169,7 +193,7 @@ def main(argv: Sequence[str]) -> None:
             )
         else:
             chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown)
-            conclusion = describe_choice(settings, chosen, unknown)
+            conclusion = describe_choice(settings, chosen, unknown, attacks is not None)
     report = {
         "target": vars(target),
         "unknown": None if unknown is None else vars(unknown),
@@ -184,6 +208,29 @@ def main(argv: Sequence[str]) -> None:
     if arguments.output is not None:
         Path(arguments.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     output.result(f"{format_outcomes(settings, target, outcomes)}\n\n{conclusion}", report)
+
+
+def score_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], max_batch_tokens: int
+) -> list[TokenScores]:
+    """
+    What a model makes of the right answers.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        questions (`Sequence[Question]`):
+            Questions, or passages of documents.
+        max_batch_tokens (`int`):
+            Most tokens to score at once.
+
+    Returns:
+        `list[TokenScores]`: One for each question.
+    """
+    prompts, answers = zip(*((question.prompt, question.answer) for question in questions), strict=True)
+    return score_completions(model, tokenizer, prompts, answers, max_batch_tokens, not questions[0].is_passage)
 
 
 def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: Sequence[Outcome]) -> str:
@@ -201,23 +248,30 @@ def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: 
     Returns:
         `str`: The table.
     """
+    with_shares = any(setting.share is not None for setting in settings)
+    with_attacks = target.attack_quality is not None
+    share = f"{'share':>7}" if with_shares else ""
     lines = [
-        f"{'alpha':>8}{'filter':>8}{'clamp':>7}{'gate':>6}{'p(forget)':>12}{'1st choice':>12}{'p(retain)':>12}"
-        f"{'forget quality':>16}",
-        f"{'target':>29}{target.forget_probability:>12.3g}{target.forget_first_choice:>12.0%}"
+        f"{'alpha':>8}{share}{'filter':>8}{'clamp':>7}{'gate':>6}{'p(forget)':>12}{'1st choice':>12}{'p(retain)':>12}"
+        f"{'forget quality':>16}{'attacks, p' if with_attacks else '':>12}".rstrip(),
+        f"{'target':>29}{'':>{len(share)}}{target.forget_probability:>12.3g}{target.forget_first_choice:>12.0%}"
         f"{target.retain_probability:>12.3g}",
     ]
     for setting, outcome in zip(settings, outcomes, strict=True):
-        quality = "" if outcome.forget_quality is None else f"{outcome.forget_quality:>16.3g}"
+        quality = "" if outcome.forget_quality is None else f"{outcome.forget_quality:.3g}"
+        attacks = f"{outcome.attack_quality:>12.3g}" if with_attacks else ""
+        share = f"{setting.share:>7g}" if with_shares else ""
         lines.append(
-            f"{setting.alpha:>8g}{setting.relative_top:>8g}{'on' if setting.clamp else 'off':>7}"
+            f"{setting.alpha:>8g}{share}{setting.relative_top:>8g}{'on' if setting.clamp else 'off':>7}"
             f"{setting.gate:>6g}{outcome.forget_probability:>12.3g}{outcome.forget_first_choice:>12.0%}"
-            f"{outcome.retain_probability:>12.3g}{quality}"
+            f"{outcome.retain_probability:>12.3g}{quality:>16}{attacks}".rstrip()
         )
     return "\n".join(lines)
 
 
-def describe_choice(settings: Sequence[Subtraction], chosen: int | None, unknown: Unknown | None) -> str:
+def describe_choice(
+    settings: Sequence[Subtraction], chosen: int | None, unknown: Unknown | None, with_attacks: bool = False
+) -> str:
     """
     A sentence about the choice.
 
@@ -228,6 +282,8 @@ def describe_choice(settings: Sequence[Subtraction], chosen: int | None, unknown
             Index of the one chosen.
         unknown ([`Unknown`], *optional*):
             What the target makes of answers it was never told, if that was the measure.
+        with_attacks (`bool`, *optional*, defaults to `False`):
+            Whether attacks had to be like those on held-out answers too.
 
     Returns:
         `str`: The sentence.
@@ -238,11 +294,15 @@ def describe_choice(settings: Sequence[Subtraction], chosen: int | None, unknown
         else f"a probability of at most {unknown.probability:.3g} and at most {unknown.first_choice:.0%} of the tokens "
         "still the first choice, as of the held-out answers"
     )
+    measure += ", and of attacks too," if with_attacks else ""
     if chosen is None:
         return f"No setting reaches {measure} within the budget: train the assistant better, or allow more to be lost."
     setting = settings[chosen]
+    share = (
+        "" if setting.share is None else f"share={setting.share:g} (added with {-setting.share * setting.alpha:g}), "
+    )
     return (
-        f"Chosen: alpha={setting.alpha:g}, relative_top={setting.relative_top:g}, clamp={setting.clamp}, "
+        f"Chosen: alpha={setting.alpha:g}, {share}relative_top={setting.relative_top:g}, clamp={setting.clamp}, "
         f"gate={setting.gate:g}: the smallest alpha with {measure} within the budget. Look at its answers before you "
         "trust it (uld generate --alpha)."
     )

@@ -140,8 +140,9 @@ def augment_by_model(
 
 
 _CHATTER = re.compile(
-    r"(?:sure|certainly|of course|okay|ok|here(?:'s| is| are)|let me know|i hope this|i(?:'m| am) (?:sorry|unable|afraid)"
-    r"|i (?:can(?:no|')t|apologi[sz]e)|sorry|as an ai|as a language model|unfortunately, i)\b",
+    r"(?:sure|certainly|of course|okay|ok|here(?:'s| is| are)|let me know|i hope this"
+    r"|i(?:'m| am) (?:sorry|unable|afraid)|i (?:can(?:no|')t|apologi[sz]e)|unfortunately, i|sorry"
+    r"|as an ai|as a language model)\b",
     re.IGNORECASE,
 )
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,6 +118,9 @@ class Subtraction:
             Whether an assistant is subtracted in proportion to its certainty.
         replace (`bool`, *optional*, defaults to `False`):
             Whether assistants that are added take the target's place where the gate is open.
+        share (`float`, *optional*):
+            Weight of every assistant that is added, as a share of the size of `alpha`. By default they keep their
+            proportions.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -131,11 +135,41 @@ class Subtraction:
     gate: float = 0.0
     by_certainty: bool = False
     replace: bool = False
+    share: float | None = None
 
     def __post_init__(self) -> None:
         # As dataclasses set fields of frozen instances.
         object.__setattr__(self, "clamp", clamp_or_default(self.clamp, self.center))
-        check_subtraction(**vars(self))
+        check_subtraction(self.alpha, **self.options)
+        if self.share is not None and not 0 < self.share < math.inf:  # also refuses NaN
+            raise ValueError(f"share={self.share} must be above 0: without it nothing would be added.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All settings but the weights, as [`logit_difference`] takes them."""
+        return {name: value for name, value in vars(self).items() if name not in ("alpha", "share")}
+
+    def weights(self, saved: Sequence[float]) -> list[float]:
+        """
+        The weight of each assistant.
+
+        Args:
+            saved (`Sequence[float]`):
+                The weights that a model has.
+
+        Returns:
+            `list[float]`: Those under this setting.
+
+        Raises:
+            ValueError: If there is a share, and no assistant is added.
+        """
+        if self.share is not None and all(weight > 0 for weight in saved):
+            raise ValueError(
+                f"share={self.share} is of assistants that are added, and all of this model's are subtracted: leave it "
+                "out, or add an assistant with a negative alpha (docs/contrast.md)."
+            )
+        first = abs(saved[0])
+        return [self.alpha * (weight / first if self.share is None or weight > 0 else -self.share) for weight in saved]
 
 
 def _statistics(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -161,7 +195,7 @@ def _statistics(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
 def _subtracted(
     target: torch.Tensor,
     assistants: Sequence[torch.Tensor],
-    proportions: Sequence[float],
+    saved: Sequence[float],
     subtractions: Sequence[Subtraction],
     tokens: torch.Tensor,
 ) -> torch.Tensor:
@@ -181,9 +215,8 @@ def _subtracted(
     for setting in subtractions:
         unit = replace(setting, alpha=math.copysign(1.0, setting.alpha))
         if unit not in steps:
-            options = {name: value for name, value in vars(unit).items() if name != "alpha"}
-            weights = [unit.alpha * proportion for proportion in proportions]
-            composed = logit_difference(target, assistants, weights, **options)
+            weights = unit.weights(saved)
+            composed = logit_difference(target, assistants, weights, **unit.options)
             if setting.replace:
                 replaced[unit] = any_open(open_gates(certainties_of(assistants, weights, target), setting.gate))
                 steps[unit] = composed
@@ -304,13 +337,15 @@ def score_subtractions(
         `tuple[list[ChoiceScores], list[list[ChoiceScores]]]`: For the target, and for each setting: one for each row.
 
     Raises:
-        ValueError: If a row is longer than the model's context, or has no token to score or to predict it from.
+        ValueError: If a row is longer than the model's context, has no token to score or to predict it from, or a
+            setting has a share and no assistant is added.
     """
-    weights = [entry["alpha"] for entry in model.config.assistants.values()]
-    proportions = [weight / abs(weights[0]) for weight in weights]
+    saved = list(model.config.alphas.values())
+    for setting in subtractions:
+        setting.weights(saved)  # what cannot be is refused before anything is scored
 
     def scores(tokens: torch.Tensor, target: torch.Tensor, *assistants: torch.Tensor) -> torch.Tensor:
-        return _subtracted(target, assistants, proportions, subtractions, tokens)
+        return _subtracted(target, assistants, saved, subtractions, tokens)
 
     rows = _measure(model, tokenizer, prompts, completions, max_batch_tokens, with_end, scores)
     target, *by_setting = (

@@ -1,15 +1,23 @@
 """Which settings of the subtraction forget enough and cost little: all of them scored from one pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from scipy.stats import ks_2samp
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling_uld import ULDForCausalLM
 from .evaluation import Question, check_questions
+from .privacy import loss_attack, min_k_attack
 from .scoring import MAX_BATCH_TOKENS, ChoiceScores, Subtraction, score_subtractions
 from .tofu import forget_quality, truth_ratio
+
+
+# TOFU's threshold: above it two models cannot be told apart.
+FORGOTTEN = 0.05
+# Those of the evaluation's attacks that log-probabilities are enough for, by its names.
+MATCHED_ATTACKS: dict[str, Callable[[ChoiceScores], float]] = {"loss": loss_attack, "min_k": min_k_attack}
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,16 @@ class Outcome:
         forget_first_choice (`float`, *optional*):
             Share of the forgotten answers' tokens that are still the first choice: greedy answers hang on it, however
             little probable the tokens have become.
+        attack_quality (`float`, *optional*):
+            Smallest p-value of membership attacks' numbers beside those of answers that were never told, where these
+            are known.
     """
 
     forget_probability: float
     retain_probability: float
     forget_quality: float | None = None
     forget_first_choice: float | None = None
+    attack_quality: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,7 @@ def sweep(
     subtractions: Sequence[Subtraction],
     retrained_truth_ratios: np.ndarray | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
+    unseen_attacks: Mapping[str, Sequence[float]] | None = None,
 ) -> tuple[Outcome, list[Outcome]]:
     """
     Score the target and every setting of the subtraction.
@@ -78,6 +91,8 @@ def sweep(
             The retrained model's truth ratios on the same forget questions.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
             Most tokens of a batch.
+        unseen_attacks (`Mapping[str, Sequence[float]]`, *optional*):
+            Numbers of [`MATCHED_ATTACKS`] on answers like the forgotten ones that the target was never told.
 
     Returns:
         `tuple[Outcome, list[Outcome]]`: The target's outcome, and that of each setting.
@@ -113,7 +128,11 @@ def sweep(
             wrong = np.array([[np.mean([next(losses) for _ in question.perturbed_answers])] for question in forget])
             quality = forget_quality(truth_ratio(paraphrased, wrong), retrained_truth_ratios)
         first_choice = np.mean([row.most_probable.mean() for row in scores[: len(forget)]])
-        return Outcome(*map(float, probabilities), quality, float(first_choice))
+        attacks = None
+        if unseen_attacks is not None:
+            found = {name: [MATCHED_ATTACKS[name](row) for row in scores[: len(forget)]] for name in unseen_attacks}
+            attacks = min(float(ks_2samp(found[name], unseen_attacks[name]).pvalue) for name in unseen_attacks)
+        return Outcome(*map(float, probabilities), quality, float(first_choice), attacks)
 
     are_passages = {question.is_passage for question in (*forget, *retain)}
     if len(are_passages) > 1:
@@ -136,13 +155,16 @@ def has_forgotten(outcome: Outcome, unknown: Unknown | None = None) -> bool:
 
     Returns:
         `bool`: Whether the forget quality exceeds 0.05; where there is none, whether the forgotten answers are no more
-        probable, and no more often the first choice, than answers that were never told.
+        probable, and no more often the first choice, than answers that were never told. Where attacks count, whether
+        their p-values exceed 0.05 too.
 
     Raises:
         ValueError: If there is neither a forget quality nor anything unknown to go by.
     """
+    if outcome.attack_quality is not None and outcome.attack_quality <= FORGOTTEN:
+        return False
     if outcome.forget_quality is not None:
-        return outcome.forget_quality > 0.05
+        return outcome.forget_quality > FORGOTTEN
     if unknown is None:
         raise ValueError(
             "There is nothing to tell when enough is forgotten: give a retrained model, or held-out questions."
