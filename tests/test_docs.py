@@ -120,6 +120,8 @@ def test_contrast_commands_and_python_run(workplace: Path, capsys: pytest.Captur
         lines = [json.dumps({**row, "prompt": f"{row['prompt']} 1991-05-12"}) + "\n" for row in rows]
         Path(f"{name}.jsonl").write_text("".join(lines))
     *commands, bake = code_blocks("contrast.md", "")
+    (weigh,) = [command for command in commands if "--model contrast " in command]  # made by the page's Python
+    commands.remove(weigh)
     for command in commands:
         assert uld(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     for block in code_blocks("contrast.md", "python"):
@@ -127,6 +129,9 @@ def test_contrast_commands_and_python_run(workplace: Path, capsys: pytest.Captur
     config = ULDForCausalLM.from_pretrained("contrast").config
     assert (config.alphas, config.gate) == ({"assistant": 2.0, "knows-wording": -1.6}, 0.1)
     assert not config.replace
+    capsys.readouterr()
+    assert uld(shlex.split(weigh)[1:]) == 0, capsys.readouterr().err
+    assert "  share  filter" in capsys.readouterr().out
     config = ULDForCausalLM.from_pretrained("replacement").config
     assert (config.alphas, config.gate) == ({"assistant": 1.25, "knows-wording": -1.5}, 0.1)
     assert config.replace
