@@ -250,6 +250,9 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
             }
             for seed, probability in ((0, 0.5), (1, 0.75))
         },
+        "gates.forget10.s0": {
+            "settings": [{"alpha": alpha, "gate": gate} | outcome for gate in (0.0, 0.1) for alpha in (0.5, 1.0)]
+        },
         "books.target": {"figures": {"forget BLEU": 7.0}, "costs": []},
         **{
             f"robustness.bake.forget10.s{seed}": {
@@ -268,6 +271,7 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
     assert "| filter off, clamped | 0.5 | 0.3 | 0.100 | 0.980 |" in text
     assert "| ULD, no filter, clamped (ours) | 0.3; 0.980 | 0.3; 0.980 |" in text
     assert "| target | 1.000; 1.000 | 0.625; 0.250 |" in text
+    assert "| no gate | 0.3; 0.980 | 0.3; 0.980 |\n| gate 0.1 | 0.3; 0.980 |" in text
     assert "| ULD, gated, baked (ours) | 0.25, 0.25 | 8, not |" in text
     assert {"forget10.svg", "alphas.svg"} <= {path.name for path in tmp_path.iterdir()}
 

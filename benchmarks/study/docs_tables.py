@@ -16,6 +16,7 @@ from tables import (
     ablation_table,
     alphas_table,
     books_table,
+    gates_table,
     main_table,
     paper_table,
     rephrased_table,
@@ -28,6 +29,7 @@ OF_A_SPLIT: Mapping[str, Callable[[Results, str], str]] = {
     "methods": main_table,
     "paper": paper_table,
     "alphas": alphas_table,
+    "gates": gates_table,
     "rephrased": rephrased_table,
 }
 OF_ALL: Mapping[str, Callable[[Results], str]] = {

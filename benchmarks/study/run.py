@@ -59,6 +59,9 @@ def run_methods(study: Study, methods: list[str], seeds: list[int]) -> None:
         if "uld_clamped" in methods:
             for split in study.preset.splits:
                 study.alphas(split, seed)
+        if "uld_gated" in methods:
+            for split in study.preset.splits:
+                study.gates(split, seed)
 
 
 def main() -> int:

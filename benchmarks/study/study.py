@@ -249,19 +249,19 @@ class Study:
 
         return self.ledger.unit(f"ablation.{name}", compute)
 
-    def unlearned(self, split_name: str, seed: int) -> ULDForCausalLM:
-        """The target with the assistant of ULD's final run, whose composition is left to the caller."""
-        number, best = self.chosen("uld_clamped")
+    def unlearned(self, split_name: str, seed: int, key: str = "uld_clamped") -> ULDForCausalLM:
+        """The target with the assistant of a ULD line's final run, whose composition is left to the caller."""
+        number, best = self.chosen(key)
         folder = self.run_folder("uld", number, split_name, seed)
         return train("uld", self.job(folder, self.split(split_name), seed, "uld", True), best["setting"])
 
     def sweep_chosen(
-        self, split_name: str, seed: int, settings: Sequence[Subtraction]
+        self, split_name: str, seed: int, settings: Sequence[Subtraction], key: str = "uld_clamped"
     ) -> tuple[Outcome, list[Outcome]]:
         """Outcomes of the target, and of settings of the subtraction on the assistant of ULD's final run."""
         split = self.split(split_name)
         _, retrained = self.references(split_name, seed)
-        model = self.unlearned(split_name, seed)
+        model = self.unlearned(split_name, seed, key)
         truth_ratios = retrained.sets["forget"].truth_ratios
         return sweep(model, self.tokenizer, split.forget_questions, split.retain_questions, settings, truth_ratios)
 
@@ -298,6 +298,22 @@ class Study:
 
         return self.ledger.unit(f"alphas.{split_name}.s{seed}", compute)
 
+    def gates(self, split_name: str, seed: int) -> dict[str, Any]:
+        """How much the gate matters, over alpha, on the chosen assistant of the gated line's final run."""
+
+        def compute() -> dict[str, Any]:
+            some = [setting for setting in METHODS["uld_gated"].subtractions if 0.75 <= setting.alpha <= 2]
+            settings = [replace(setting, gate=gate) for gate in GATES for setting in some]
+            target, outcomes = self.sweep_chosen(split_name, seed, settings, "uld_gated")
+            return {
+                "target": asdict(target),
+                "settings": [
+                    asdict(setting) | asdict(outcome) for setting, outcome in zip(settings, outcomes, strict=True)
+                ],
+            }
+
+        return self.ledger.unit(f"gates.{split_name}.s{seed}", compute)
+
     def ablations(self) -> None:
         """All ablations, one at a time."""
         self.ablate_subtraction()
@@ -313,6 +329,7 @@ class Study:
             self.ablation(f"augmentation={label}", {}, rows)
 
 
+GATES = (0.0, 0.1, 0.15, 0.2, 0.3, 0.4)
 # What a training has where nothing is said.
 LORA_RANK = {"lora_rank": 32}
 ALL_ROWS = {"augmentation": "released", "paraphrases": True, "wrong_answers": True, "retain_share": 1.0}

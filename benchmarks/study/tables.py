@@ -225,6 +225,25 @@ def alphas_table(results: Results, split: str) -> str:
     return markdown(["", *alphas], rows)
 
 
+def gates_table(results: Results, split: str) -> str:
+    """Forget quality and what is kept by gate and alpha; means over the seeds of what is kept, all p-values."""
+    runs = [result["settings"] for name, result in results.items() if name.startswith(f"gates.{split}.s")]
+    alphas = sorted({setting["alpha"] for setting in runs[0]})
+    by_place: dict[tuple[float, float], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for setting in run:
+            by_place.setdefault((setting["gate"], setting["alpha"]), []).append(setting)
+    rows = []
+    for gate in sorted({gate for gate, _ in by_place}):
+        cells = []
+        for alpha in alphas:
+            found = by_place[gate, alpha]
+            quality = ", ".join(f"{each['forget_quality']:.2g}" for each in found)
+            cells.append(f"{quality}; {np.mean([each['retain_probability'] for each in found]):.3f}")
+        rows.append([f"gate {gate:g}" if gate else "no gate", *cells])
+    return markdown(["alpha", *(f"{alpha:g}" for alpha in alphas)], rows)
+
+
 def rephrased_table(results: Results, split: str) -> str:
     """Questions in other words: means over the seeds."""
     runs = [result for name, result in results.items() if name.startswith(f"rephrased.{split}.s")]
@@ -346,6 +365,12 @@ def write_report(preset: Preset, results: Results, folder: Path) -> Path:
             parts.append(
                 f"## Alpha on {split}\n\nForget quality; retain probability. The assistant is the final runs'.\n\n"
                 + alphas_table(results, split)
+            )
+    for split in preset.splits:
+        if any(name.startswith(f"gates.{split}.s") for name in results):
+            parts.append(
+                f"## The gate on {split}\n\nForget quality by seed; retain probability. Filtered and clamped.\n\n"
+                + gates_table(results, split)
             )
     for split in preset.splits:
         if any(name.startswith(f"rephrased.{split}.s") for name in results):
