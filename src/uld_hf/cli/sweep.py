@@ -169,13 +169,12 @@ def main(argv: Sequence[str]) -> None:
         if arguments.match_attacks:
             scores = score_answers(model.target, tokenizer, held_out, arguments.max_batch_tokens)
             attacks = {name: [attack(row) for row in scores] for name, attack in MATCHED_ATTACKS.items()}
-        if arguments.retrained is not None:
-            pass  # which says more of truth ratios than held-out questions do
-        elif forget[0].perturbed_answers and held_out[0].perturbed_answers:
+        have_wrong_answers = forget[0].perturbed_answers and held_out[0].perturbed_answers
+        if arguments.retrained is None and have_wrong_answers:
             # What the model should be like on the forget set: as on people whom nobody told it of.
             options = {"max_new_tokens": 1, "max_batch_tokens": arguments.max_batch_tokens}
             ratios = evaluate(model.target, tokenizer, held_out, **options).truth_ratios
-        else:
+        elif arguments.retrained is None:
             scores = score_answers(model.target, tokenizer, held_out, arguments.max_batch_tokens)
             unknown = Unknown(
                 float(np.mean([row.probability for row in scores])),
