@@ -95,7 +95,7 @@ class SweepArguments:
         default=None, metadata={"help": "weights of added assistants to try, as shares of alpha, instead of the saved"}
     )
     match_attacks: bool = field(
-        default=False, metadata={"help": "ask that LOSS and Min-K% of forgotten answers are those of held-out ones too"}
+        default=False, metadata={"help": "ask that LOSS and Min-K of forgotten answers are those of held-out ones too"}
     )
     utility_budget: float = field(
         default=0.02, metadata={"help": "share of the retain answers' probability that may be lost"}
