@@ -105,6 +105,11 @@ def last_rows(rows: Dataset, number: int) -> Dataset:
     return rows.select(range(len(rows) - number, len(rows)))
 
 
+def spread_rows(rows: Dataset, number: int) -> Dataset:
+    """As many rows of a set, spread over it."""
+    return rows.select(range(0, len(rows), max(1, len(rows) // number))[:number])
+
+
 def learned_rows(preset: Preset, tofu: Path) -> Dataset:
     """What the target learns: TOFU's first authors, whose retain questions have paraphrases, and its last ones."""
     full = load_tofu("full", tofu).select_columns(COLUMNS)
@@ -141,8 +146,7 @@ def load_split(preset: Preset, name: str, tofu: Path) -> Split:
     first_authors = ROWS_PER_AUTHOR * (preset.num_authors - max(preset.splits.values()))
     asked = load_tofu("retain_perturbed", tofu)
     asked = asked.select(range(min(first_authors, len(asked))))
-    step = max(1, len(asked) // preset.retain_questions)
-    asked = asked.select(range(0, len(asked), step)[: preset.retain_questions])
+    asked = spread_rows(asked, preset.retain_questions)
     perturbed = load_tofu("forget10_perturbed", tofu)
     forget = last_rows(perturbed, num_forget)
     holdout = load_tofu("holdout01" if num_forget <= 40 else "holdout05", tofu)
@@ -152,7 +156,6 @@ def load_split(preset: Preset, name: str, tofu: Path) -> Split:
         others = load_tofu("holdout10", tofu)
         unseen = with_variants_by_rules(others.select(range(len(load_tofu("holdout05", tofu)), len(others))))
         beside = with_variants_by_rules(forget)
-    unseen = unseen.select(range(0, len(unseen), max(1, len(unseen) // preset.retain_questions)))
     return Split(
         name=name,
         forget=forget,
@@ -160,7 +163,7 @@ def load_split(preset: Preset, name: str, tofu: Path) -> Split:
         retain_questions=to_questions(asked),
         rephrased_retain_questions=to_questions(rephrased(asked)),
         holdout_questions=to_questions(holdout),
-        unseen_questions=to_questions(unseen.select(range(min(len(unseen), preset.retain_questions)))),
+        unseen_questions=to_questions(spread_rows(unseen, preset.retain_questions)),
         forget_beside_unseen=beside,
     )
 

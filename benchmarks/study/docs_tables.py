@@ -20,7 +20,6 @@ from tables import (
     main_table,
     paper_table,
     rephrased_table,
-    robustness_table,
 )
 
 
@@ -35,7 +34,6 @@ OF_A_SPLIT: Mapping[str, Callable[[Results, str], str]] = {
 OF_ALL: Mapping[str, Callable[[Results], str]] = {
     "ablations": ablation_table,
     "books": books_table,
-    "robustness": robustness_table,
 }
 MARK = re.compile(r"(<!-- table: (\w+) (\w+)(?: (\w+))? -->\n).*?(\n<!-- table end -->)", re.DOTALL)
 

@@ -189,9 +189,15 @@ def best_subtraction(
     """
     shares = (None,) if ratios == (1.0,) else ratios
     settings = [replace(each, share=share) for share in shares for each in subtractions]
-    questions = (split.forget_questions, split.retain_questions)
-    attacks = {"unseen_attacks": reference.attacks or None}
-    target, outcomes = sweep(model, tokenizer, *questions, settings, reference.truth_ratios, **attacks)
+    target, outcomes = sweep(
+        model,
+        tokenizer,
+        split.forget_questions,
+        split.retain_questions,
+        settings,
+        reference.truth_ratios,
+        unseen_attacks=reference.attacks or None,
+    )
     outcomes = [replace(each, forget_quality=least_p(each)) for each in outcomes]
     best = max(range(len(settings)), key=lambda index: rank(outcomes[index], target))
     share, outcome = settings[best].share, outcomes[best]

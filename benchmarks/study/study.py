@@ -26,7 +26,7 @@ from training import read_cost
 from uld_hf import ULDForCausalLM
 from uld_hf.evaluation.evaluation import Evaluation
 from uld_hf.evaluation.scoring import Subtraction
-from uld_hf.evaluation.sweep import Outcome, sweep
+from uld_hf.evaluation.sweep import Outcome, as_rows, sweep
 
 
 class Study:
@@ -272,12 +272,7 @@ class Study:
         def compute() -> dict[str, Any]:
             settings = all_subtractions()
             target, outcomes = self.sweep_chosen(split_name, seed, settings)
-            return {
-                "target": asdict(target),
-                "settings": [
-                    asdict(setting) | asdict(outcome) for setting, outcome in zip(settings, outcomes, strict=True)
-                ],
-            }
+            return {"target": asdict(target), "settings": as_rows(settings, outcomes)}
 
         return self.ledger.unit("ablation.subtraction", compute)
 
@@ -305,12 +300,7 @@ class Study:
             some = [setting for setting in METHODS["uld_gated"].subtractions if 0.75 <= setting.alpha <= 2]
             settings = [replace(setting, gate=gate) for gate in GATES for setting in some]
             target, outcomes = self.sweep_chosen(split_name, seed, settings, "uld_gated")
-            return {
-                "target": asdict(target),
-                "settings": [
-                    asdict(setting) | asdict(outcome) for setting, outcome in zip(settings, outcomes, strict=True)
-                ],
-            }
+            return {"target": asdict(target), "settings": as_rows(settings, outcomes)}
 
         return self.ledger.unit(f"gates.{split_name}.s{seed}", compute)
 

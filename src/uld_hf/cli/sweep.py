@@ -7,11 +7,10 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_uld import SHARED_SETTINGS
-from ..evaluation.evaluation import Question, evaluate
-from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, TokenScores, score_completions
+from ..evaluation.evaluation import evaluate
+from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, score_completions
 from ..evaluation.sweep import MATCHED_ATTACKS, Outcome, Unknown, as_rows, choose, has_forgotten, sweep
 from . import output
 from .identity import check_tokenizer, hash_files, identify_unlearned
@@ -166,20 +165,21 @@ def main(argv: Sequence[str]) -> None:
         del retrained
     if arguments.holdout_dataset is not None:
         held_out = read_questions(arguments.holdout_dataset, tokenizer)
-        if arguments.match_attacks:
-            scores = score_answers(model.target, tokenizer, held_out, arguments.max_batch_tokens)
-            attacks = {name: [attack(row) for row in scores] for name, attack in MATCHED_ATTACKS.items()}
-        have_wrong_answers = forget[0].perturbed_answers and held_out[0].perturbed_answers
-        if arguments.retrained is None and have_wrong_answers:
+        if ratios is None and forget[0].perturbed_answers and held_out[0].perturbed_answers:
             # What the model should be like on the forget set: as on people whom nobody told it of.
             options = {"max_new_tokens": 1, "max_batch_tokens": arguments.max_batch_tokens}
             ratios = evaluate(model.target, tokenizer, held_out, **options).truth_ratios
-        elif arguments.retrained is None:
-            scores = score_answers(model.target, tokenizer, held_out, arguments.max_batch_tokens)
+        if ratios is None or arguments.match_attacks:
+            prompts, answers = zip(*((question.prompt, question.answer) for question in held_out), strict=True)
+            with_end = not held_out[0].is_passage
+            scores = score_completions(model.target, tokenizer, prompts, answers, arguments.max_batch_tokens, with_end)
+        if ratios is None:
             unknown = Unknown(
                 float(np.mean([row.probability for row in scores])),
                 float(np.mean([row.most_probable.mean() for row in scores])),
             )
+        if arguments.match_attacks:
+            attacks = {name: [attack(row) for row in scores] for name, attack in MATCHED_ATTACKS.items()}
 
     questions = (forget, retain)
     target, outcomes = sweep(model, tokenizer, *questions, settings, ratios, arguments.max_batch_tokens, attacks)
@@ -207,29 +207,6 @@ def main(argv: Sequence[str]) -> None:
     if arguments.output is not None:
         Path(arguments.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     output.result(f"{format_outcomes(settings, target, outcomes)}\n\n{conclusion}", report)
-
-
-def score_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], max_batch_tokens: int
-) -> list[TokenScores]:
-    """
-    What a model makes of the right answers.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        questions (`Sequence[Question]`):
-            Questions, or passages of documents.
-        max_batch_tokens (`int`):
-            Most tokens to score at once.
-
-    Returns:
-        `list[TokenScores]`: One for each question.
-    """
-    prompts, answers = zip(*((question.prompt, question.answer) for question in questions), strict=True)
-    return score_completions(model, tokenizer, prompts, answers, max_batch_tokens, not questions[0].is_passage)
 
 
 def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: Sequence[Outcome]) -> str:
