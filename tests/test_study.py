@@ -307,6 +307,21 @@ def small_study(study_path: None, ledger: ModuleType, tmp_path: Path, monkeypatc
     return study.Study(PRESETS["small"], SHARED / "tofu", tmp_path / "work", results)
 
 
+def test_more_gates_are_tried_of_what_has_a_gate_and_a_choice(study_path: None) -> None:
+    from methods import METHODS
+    from presets import PRESETS
+
+    preset = replace(PRESETS["small"], more_gates=(0.1, 0.3))
+    for key, gates in (("uld_gated", {0.1, 0.3}), ("uld_contrast", {0.1, 0.2, 0.3}), ("uld_certain_fixed", {0.1})):
+        method = METHODS[key]
+        tried = method.tried(preset)
+        alphas = {each.alpha for each in method.subtractions}
+        assert {(each.alpha, each.gate) for each in tried} == {(alpha, gate) for alpha in alphas for gate in gates}
+        assert len(tried) == len(alphas) * len(gates)
+        assert {replace(each, gate=0.1) for each in tried} == {each for each in method.subtractions if each.gate == 0.1}
+    assert METHODS["uld_clamped"].tried(preset) == METHODS["uld_clamped"].subtractions
+
+
 @needs_shared
 def test_a_training_that_diverges_is_a_result_and_the_worst(small_study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     result = small_study.trial("ga", 0)

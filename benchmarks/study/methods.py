@@ -117,6 +117,12 @@ class Method:
         """Whether there is one composition, and nothing to choose."""
         return len(self.subtractions) == len(self.ratios) == 1
 
+    def tried(self, preset: Preset) -> tuple[Subtraction, ...]:
+        """Compositions that a study of a size tries: with more gates, where one is chosen."""
+        gates = () if self.is_fixed else preset.more_gates
+        more = (replace(each, gate=gate) for gate in gates for each in self.subtractions if each.gate)
+        return tuple(dict.fromkeys((*self.subtractions, *more)))
+
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0)
 
@@ -175,7 +181,7 @@ CONTRAST = Method(
 REPLACED = replace(
     CONTRAST,
     name="ULD, gated replacement (ours), weights by unseen authors",
-    tuned_as="uld_contrast",
+    tuned_as="uld_gated",
     subtractions=_subtractions(
         (0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0), relative_top=0.0, clamp=True, gate=0.1, replace=True
     ),
@@ -200,16 +206,15 @@ DIVERGENCE = Method("Divergence Decoding, linear", "", "divergence", _subtractio
 METHODS: dict[str, Method] = {
     **ULD_LINES,
     "uld_contrast": CONTRAST,
-    # What a user can do who has no retrained model.
+    # What a user can do who has no retrained model. A second assistant is trained as the first, whose setting is that
+    # of the gated line.
     **{
         f"{key}_unseen": replace(
             ULD_LINES[key], name=f"{ULD_LINES[key].name}, alpha by unseen authors", paper="", tuned_as=key
         )
         for key in ("uld_paper", "uld_clamped_filter", "uld_gated")
     },
-    "uld_contrast_unseen": replace(
-        CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_contrast"
-    ),
+    "uld_contrast_unseen": replace(CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_gated"),
     "uld_replaced_unseen": REPLACED,
     # The second assistant learns wrong answers that the target draws, in place of the released ones.
     "uld_drawn_unseen": replace(

@@ -50,6 +50,8 @@ class Preset:
             Settings that are tried of ULD's assistants, and of what is made of them.
         rival_trials (`int`):
             Settings that are tried of every other method.
+        more_gates (`tuple[float, ...]`):
+            Gates that are tried of every line that chooses weights and has a gate, beside those of the line.
         retain_questions (`int`):
             Questions about what must be kept, at most.
         seeds (`tuple[int, ...]`):
@@ -78,6 +80,7 @@ class Preset:
     other_layers: tuple[int, ...]
     trials: int
     rival_trials: int
+    more_gates: tuple[float, ...]
     retain_questions: int
     seeds: tuple[int, ...]
     book_characters: int
@@ -104,6 +107,7 @@ SLICE = Preset(
     other_layers=(1, 2, 3, 5, 6),
     trials=4,
     rival_trials=4,
+    more_gates=(),
     retain_questions=80,
     seeds=(0, 1, 2),
     book_characters=20000,
@@ -133,6 +137,7 @@ PRESETS = {
             other_layers=(2,),
             trials=1,
             rival_trials=1,
+            more_gates=(),
             retain_questions=10,
             seeds=(0,),
             book_characters=3000,
@@ -168,6 +173,7 @@ PRESETS = {
             other_layers=(1, 3, 4),
             trials=3,
             rival_trials=3,
+            more_gates=(0.15, 0.3),
             retain_questions=100,
             seeds=(0,),
             book_characters=20000,
@@ -193,6 +199,7 @@ PRESETS = {
             other_layers=(3, 6, 8, 18, 24),
             trials=8,
             rival_trials=10,
+            more_gates=(0.15, 0.3),
             retain_questions=300,
             seeds=(0, 1, 2),
             book_characters=140000,

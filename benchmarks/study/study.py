@@ -115,7 +115,8 @@ class Study:
             with_attacks = len(method.ratios) > 1
             reference = unseen_reference(load_model(self.target(seed)), self.tokenizer, split, with_attacks)
             beside = replace(split, forget=split.forget_beside_unseen)
-            return best_subtraction(model, self.tokenizer, beside, reference, method.subtractions, method.ratios)
+            options = (method.tried(self.preset), method.ratios)
+            return best_subtraction(model, self.tokenizer, beside, reference, *options)
 
         if method.is_fixed:
             chosen = {"subtraction": asdict(method.subtractions[0]), "ratio": method.ratios[0]}
@@ -151,7 +152,7 @@ class Study:
             result: dict[str, Any] = {"setting": setting, "costs": self._costs(job.folder)}
             if method.subtractions:
                 reference = retrained_reference(retrained)
-                options = (method.subtractions, method.ratios)
+                options = (method.tried(self.preset), method.ratios)
                 return result | best_subtraction(model, self.tokenizer, split, reference, *options)
             evaluation = evaluate_model(
                 key, model, self.tokenizer, split, self.work / "evaluations" / f"trial.{key}.{number}.json"
@@ -244,7 +245,8 @@ class Study:
             result: dict[str, Any] = {"setting": setting, "rows": rows or {}, "costs": self._costs(job.folder)}
             reference = retrained_reference(retrained)
             for key, method in ULD_LINES.items():
-                result[key] = best_subtraction(model, self.tokenizer, split, reference, method.subtractions)
+                tried = method.tried(self.preset)
+                result[key] = best_subtraction(model, self.tokenizer, split, reference, tried)
             return result
 
         return self.ledger.unit(f"ablation.{name}", compute)
