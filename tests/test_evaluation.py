@@ -21,7 +21,7 @@ from uld_hf.evaluation.comparison import compare, kept_utility
 from uld_hf.evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
 from uld_hf.evaluation.memorization import sample_completions
 from uld_hf.evaluation.scoring import Subtraction, score_completions
-from uld_hf.evaluation.sweep import Outcome, Unknown, choose, has_forgotten, sweep
+from uld_hf.evaluation.sweep import Outcome, Unknown, apply_subtraction, choose, has_forgotten, sweep
 from uld_hf.evaluation.tofu import forget_quality, generate_completions, rouge_l_recall, truth_ratio
 from uld_hf.evaluation.tofu_logs import SETS
 from uld_hf.evaluation.verbatim import word_perplexity
@@ -705,7 +705,7 @@ def test_a_choice_says_the_share_and_that_attacks_counted():
     settings = [Subtraction(1.5, share=0.8)]
     said = describe_choice(settings, 0, None, with_attacks=True)
     assert "alpha=1.5, share=0.8 (added with -1.2), relative_top=0.01" in said
-    assert "a forget quality above 0.05, and of attacks too," in said
+    assert "other first choices and a forget quality above 0.05, and of attacks too," in said
 
 
 def test_without_paraphrases_the_forget_quality_is_of_the_right_answers(unlearned):
@@ -736,6 +736,18 @@ def test_a_sweep_against_a_retrained_model_needs_wrong_answers(files, capsys):
     assert "the forget rows have no 'perturbed_answer'" in capsys.readouterr().err
 
 
+def test_a_subtraction_is_applied_to_all_assistants_in_proportion():
+    target = tiny_model("llama")
+    assistants = {"forget": train_like(build_assistant(target, 2)), "retain": train_like(build_assistant(target, 1))}
+    model = ULDForCausalLM(target=target, assistant=assistants, alpha={"forget": 1.0, "retain": -0.5}, center=False)
+    setting = Subtraction(1.5, relative_top=0.1, outside="mask", center=True, clamp=True)
+    apply_subtraction(model, setting)
+    assert model.config.alphas == {"forget": 1.5, "retain": -0.75}
+    assert {name: getattr(model.config, name) for name in setting.options} == setting.options
+    apply_subtraction(model, replace(setting, share=0.8))
+    assert model.config.alphas == {"forget": 1.5, "retain": -1.2000000000000002}
+
+
 SETTINGS = [Subtraction(alpha) for alpha in (0.5, 1.0, 2.0)]
 UNKNOWN = Unknown(0.2, first_choice=0.3)
 
@@ -761,6 +773,14 @@ def test_answers_that_are_improbable_but_still_the_first_choice_are_not_forgotte
 def test_a_forget_quality_goes_before_probabilities():
     outcomes = [Outcome(0.5, 0.8, 0.01), Outcome(0.1, 0.79, 0.04), Outcome(0.01, 0.79, 0.3)]
     assert choose(SETTINGS, outcomes, MEASURED) == 2
+
+
+@pytest.mark.parametrize(("first_choice", "expected"), [(None, 1), (0.8, 2), (0.3, None)])
+def test_a_forget_quality_whose_first_choices_are_the_targets_is_not_chosen(first_choice, expected):
+    target = replace(MEASURED, forget_first_choice=1.0)
+    # By few questions each of them would pass.
+    outcomes = [Outcome(0.5, 0.8, 0.3, first) for first in (1.0, 0.95, 0.85)]
+    assert choose(SETTINGS, outcomes, target, first_choice=first_choice) == expected
 
 
 def test_nothing_is_chosen_where_forgetting_costs_too_much():
@@ -836,9 +856,87 @@ def test_held_out_questions_with_wrong_answers_take_the_retrained_models_place(f
     assert 0 < report["unknown"]["probability"] < 1
 
 
+def test_sweep_saves_the_model_with_the_chosen_setting(files, tmp_path, capsys):
+    # What the target says itself is what it knows; of never told answers it finds three in five.
+    target, tokenizer = AutoModelForCausalLM.from_pretrained(files["target"]), make_tokenizer()
+    for name, first, known in (("forget", 10, 5), ("holdout", 30, 3)):
+        said = evaluate(target, tokenizer, read_questions(files[name], tokenizer), 4).completions
+        rows = make_questions(first)
+        answers = [text.strip() if i < known else rows[i]["answer"] for i, text in enumerate(said)]
+        rows = [{"question": row["question"], "answer": answer} for row, answer in zip(rows, answers, strict=True)]
+        write_rows(Path(files[name]), rows)
+    output, saved = tmp_path / "sweep.json", tmp_path / "chosen"
+    sets = [part for name in ("forget", "retain", "holdout") for part in (f"--{name}_dataset", files[name])]
+    tried = [
+        "--alphas",
+        "0.001",
+        "2",
+        "4",
+        "8",
+        "--clamps",
+        "off",
+        "--utility_budget",
+        "0.9999999",
+        "--output",
+        str(output),
+    ]
+    command = ["sweep", "--model", files["unlearned"], *sets, *tried, "--save_to", str(saved)]
+    assert uld(command) == 0
+    report = json.loads(output.read_text())
+    setting = report["settings"][report["chosen"]]
+    config = ULDForCausalLM.from_pretrained(saved).config
+    assert config.alpha == setting["alpha"] > 1
+    assert {name: vars(config)[name] for name in SHARED_SETTINGS} == {name: setting[name] for name in SHARED_SETTINGS}
+    assert (
+        uld(["generate", str(saved), "--question", "w10", "--max_new_tokens", "2"]) == 0
+    )  # the tokenizer is there too
+    assert uld(command) == 2
+    assert f"{saved} is there already" in capsys.readouterr().err
+
+
+def test_sweep_saves_nothing_where_nothing_is_chosen(files, tmp_path, capsys):
+    saved = tmp_path / "chosen"
+    sets = [part for name in ("forget", "retain", "holdout") for part in (f"--{name}_dataset", files[name])]
+    command = ["sweep", "--model", files["unlearned"], *sets, "--alphas", "0.001", "--save_to", str(saved)]
+    assert uld(command) == 2
+    printed = capsys.readouterr()
+    assert "p(forget)" in printed.out
+    assert "Of 5 questions a forget quality says little" in printed.out
+    assert "Nothing was chosen, so nothing is saved" in printed.err
+    assert not saved.exists()
+
+
+@pytest.mark.parametrize("command", ["sweep", "eval"])
+@pytest.mark.parametrize(("name", "copied"), [("retain", "forget"), ("holdout", "forget"), ("holdout", "retain")])
+def test_sets_that_share_rows_are_refused(files, capsys, command, name, copied):
+    rows = Path(files[name]).read_text() + Path(files[copied]).read_text().splitlines()[-1] + "\n"
+    Path(files[name]).write_text(rows)
+    sets = [part for each in ("forget", "retain", "holdout") for part in (f"--{each}_dataset", files[each])]
+    more = ["--output_dir", files["results"]] if command == "eval" else []
+    assert uld([command, "--model", files["unlearned"], *sets, *more]) == 2
+    assert f"The {copied} set and the {name} set have " in capsys.readouterr().err
+
+
+def test_a_misspelt_optional_column_is_refused(files, capsys):
+    text = Path(files["forget"]).read_text().replace("perturbed_answer", "pertubed_answer")
+    Path(files["forget"]).write_text(text)
+    sets = ["--forget_dataset", files["forget"], "--retain_dataset", files["retain"]]
+    assert uld(["sweep", "--model", files["unlearned"], *sets]) == 2
+    assert "have 'pertubed_answer': rename it to 'perturbed_answer'" in capsys.readouterr().err
+
+
+def test_sweep_says_whose_wrong_answers_are_missing(files, capsys):
+    rows = [json.loads(line) for line in Path(files["holdout"]).read_text().splitlines()]
+    write_rows(Path(files["holdout"]), [{name: row[name] for name in ("question", "answer")} for row in rows])
+    sets = [part for name in ("forget", "retain", "holdout") for part in (f"--{name}_dataset", files[name])]
+    assert uld(["sweep", "--model", files["unlearned"], *sets, "--alphas", "1"]) == 0
+    assert f"the rows of {files['holdout']} have no 'perturbed_answer'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
+        (["--save_to", "chosen"], "--save_to needs --retrained or --holdout_dataset"),
         (["--utility_budget", "1.5"], "utility_budget=1.5 must be"),
         (["--clamps", "maybe"], "--clamps takes 'on' and 'off'"),
         (["--alphas", "0"], "alpha"),

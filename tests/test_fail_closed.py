@@ -387,7 +387,7 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
     ),
     "model.add_assistant(the same, alpha=-alpha)": (
         lambda model: model.add_assistant(model.assistant, name="again", alpha=-model.config.alpha),
-        "the output would be the target's own",
+        "what is subtracted is added again",
     ),
     "model.remove_assistant(the last one)": (
         lambda model: model.remove_assistant("assistant"),

@@ -202,24 +202,6 @@ def test_fixed_weights_are_among_those_that_are_chosen_from(study_path: None) ->
     assert set(METHODS["uld_certain_fixed"].ratios) < set(METHODS["uld_certain_unseen"].ratios)
 
 
-def test_a_subtraction_is_applied_to_all_assistants_in_proportion(study_path: None) -> None:
-    from families import tiny_model, train_like
-    from measure import apply_subtraction
-
-    from uld_hf import ULDForCausalLM, build_assistant
-    from uld_hf.evaluation.scoring import Subtraction
-
-    target = tiny_model("llama")
-    assistants = {"forget": train_like(build_assistant(target, 2)), "retain": train_like(build_assistant(target, 1))}
-    model = ULDForCausalLM(target=target, assistant=assistants, alpha={"forget": 1.0, "retain": -0.5}, center=False)
-    setting = Subtraction(1.5, relative_top=0.1, outside="mask", center=True, clamp=True)
-    apply_subtraction(model, setting)
-    assert model.config.alphas == {"forget": 1.5, "retain": -0.75}
-    assert {name: getattr(model.config, name) for name in setting.options} == setting.options
-    apply_subtraction(model, replace(setting, share=0.8))
-    assert model.config.alphas == {"forget": 1.5, "retain": -1.2000000000000002}
-
-
 def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice_preset: object) -> None:
     pytest.importorskip("matplotlib", reason="the study's plots need it: pip install 'uld_hf[study]'")
     from tables import COLUMNS, write_report
@@ -307,19 +289,21 @@ def small_study(study_path: None, ledger: ModuleType, tmp_path: Path, monkeypatc
     return study.Study(PRESETS["small"], SHARED / "tofu", tmp_path / "work", results)
 
 
-def test_more_gates_are_tried_of_what_has_a_gate_and_a_choice(study_path: None) -> None:
+def test_more_gates_are_tried_of_what_has_one_and_the_chosen_one_stays(study_path: None) -> None:
     from methods import METHODS
     from presets import PRESETS
 
     preset = replace(PRESETS["small"], more_gates=(0.1, 0.3))
-    for key, gates in (("uld_gated", {0.1, 0.3}), ("uld_contrast", {0.1, 0.2, 0.3}), ("uld_certain_fixed", {0.1})):
-        method = METHODS[key]
-        tried = method.tried(preset)
-        alphas = {each.alpha for each in method.subtractions}
+    for key, gates in (("uld_gated", {0.1, 0.3}), ("uld_contrast", {0.1, 0.2, 0.3}), ("uld_clamped", {0.0})):
+        tried = METHODS[key].tried(preset)
+        alphas = {each.alpha for each in METHODS[key].subtractions}
         assert {(each.alpha, each.gate) for each in tried} == {(alpha, gate) for alpha in alphas for gate in gates}
         assert len(tried) == len(alphas) * len(gates)
-        assert {replace(each, gate=0.1) for each in tried} == {each for each in method.subtractions if each.gate == 0.1}
-    assert METHODS["uld_clamped"].tried(preset) == METHODS["uld_clamped"].subtractions
+    best = {"subtraction": {"gate": 0.3}}
+    for key in ("uld_certain_unseen", "uld_certain_fixed"):
+        method = METHODS[key]
+        assert method.tried_after(best, preset) == tuple(replace(each, gate=0.3) for each in method.subtractions)
+        assert method.tried_after(best, PRESETS["small"]) == method.subtractions
 
 
 @needs_shared

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from ledger import Ledger
-from measure import apply_subtraction
 from methods import Job, costs, train
 from presets import Preset
 from targets import book_tokenizer, learn, load_model
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from uld_hf.data.augmentation_model import passages
 from uld_hf.data.augmentation_rules import augment_by_rules
 from uld_hf.evaluation.scoring import Subtraction
+from uld_hf.evaluation.sweep import apply_subtraction
 from uld_hf.evaluation.verbatim import score_continuations, split_passages, word_perplexity
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/study/docs_tables.py
 
-A mark is `<!-- table: PRESET KIND SPLIT -->`, and `<!-- table end -->` stands after the table; ablations and books have
-no split.
+A mark is `<!-- table: PRESET KIND SPLIT -->`, and `<!-- table end -->` stands after the table; summaries, ablations
+and books have no split.
 """
 
 import re
@@ -20,6 +20,7 @@ from tables import (
     main_table,
     paper_table,
     rephrased_table,
+    summary_table,
 )
 
 
@@ -32,6 +33,7 @@ OF_A_SPLIT: Mapping[str, Callable[[Results, str], str]] = {
     "rephrased": rephrased_table,
 }
 OF_ALL: Mapping[str, Callable[[Results], str]] = {
+    "summary": summary_table,
     "ablations": ablation_table,
     "books": books_table,
 }

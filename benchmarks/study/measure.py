@@ -213,12 +213,3 @@ def least_p(outcome: Outcome) -> float:
     if outcome.attack_quality is None:
         return outcome.forget_quality
     return min(outcome.forget_quality, outcome.attack_quality)
-
-
-def apply_subtraction(model: ULDForCausalLM, subtraction: Subtraction) -> None:
-    """Set a model to the settings of a subtraction."""
-    alphas = model.config.alphas
-    for name, weight in zip(alphas, subtraction.weights(list(alphas.values())), strict=True):
-        model.set_alpha(name, weight)
-    for name, value in subtraction.options.items():
-        setattr(model.config, name, value)

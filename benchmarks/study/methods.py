@@ -118,10 +118,15 @@ class Method:
         return len(self.subtractions) == len(self.ratios) == 1
 
     def tried(self, preset: Preset) -> tuple[Subtraction, ...]:
-        """Compositions that a study of a size tries: with more gates, where one is chosen."""
-        gates = () if self.is_fixed else preset.more_gates
-        more = (replace(each, gate=gate) for gate in gates for each in self.subtractions if each.gate)
+        """Compositions that a study of a size tries in its trials."""
+        more = (replace(each, gate=gate) for gate in preset.more_gates for each in self.subtractions if each.gate)
         return tuple(dict.fromkeys((*self.subtractions, *more)))
+
+    def tried_after(self, best: dict[str, Any], preset: Preset) -> tuple[Subtraction, ...]:
+        """Compositions that are tried with a setting that is chosen: with its gate, where there was a choice of one."""
+        if not preset.more_gates:
+            return self.subtractions
+        return tuple(dict.fromkeys(replace(each, gate=best["subtraction"]["gate"]) for each in self.subtractions))
 
 
 ALPHAS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0)
@@ -206,15 +211,16 @@ DIVERGENCE = Method("Divergence Decoding, linear", "", "divergence", _subtractio
 METHODS: dict[str, Method] = {
     **ULD_LINES,
     "uld_contrast": CONTRAST,
-    # What a user can do who has no retrained model. A second assistant is trained as the first, whose setting is that
-    # of the gated line.
+    # What a user can do who has no retrained model.
     **{
         f"{key}_unseen": replace(
             ULD_LINES[key], name=f"{ULD_LINES[key].name}, alpha by unseen authors", paper="", tuned_as=key
         )
         for key in ("uld_paper", "uld_clamped_filter", "uld_gated")
     },
-    "uld_contrast_unseen": replace(CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_gated"),
+    "uld_contrast_unseen": replace(
+        CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_contrast"
+    ),
     "uld_replaced_unseen": REPLACED,
     # The second assistant learns wrong answers that the target draws, in place of the released ones.
     "uld_drawn_unseen": replace(

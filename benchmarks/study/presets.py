@@ -51,7 +51,7 @@ class Preset:
         rival_trials (`int`):
             Settings that are tried of every other method.
         more_gates (`tuple[float, ...]`):
-            Gates that are tried of every line that chooses weights and has a gate, beside those of the line.
+            Gates that trials try of every line that has one, beside the line's. What is chosen later keeps the gate.
         retain_questions (`int`):
             Questions about what must be kept, at most.
         seeds (`tuple[int, ...]`):

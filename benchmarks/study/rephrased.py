@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 from authors import Split
-from measure import MAX_NEW_TOKENS, apply_subtraction
+from measure import MAX_NEW_TOKENS
 from study import Study
 from targets import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_hf.evaluation.evaluation import evaluate
 from uld_hf.evaluation.scoring import Subtraction
+from uld_hf.evaluation.sweep import apply_subtraction
 
 
 # All with the filter, 0.01.

@@ -9,7 +9,6 @@ from authors import Split, load_split, training_rows
 from drawn import retain_and_drawn
 from ledger import Ledger
 from measure import (
-    apply_subtraction,
     best_subtraction,
     evaluate_model,
     figures,
@@ -26,7 +25,7 @@ from training import read_cost
 from uld_hf import ULDForCausalLM
 from uld_hf.evaluation.evaluation import Evaluation
 from uld_hf.evaluation.scoring import Subtraction
-from uld_hf.evaluation.sweep import Outcome, as_rows, sweep
+from uld_hf.evaluation.sweep import Outcome, apply_subtraction, as_rows, sweep
 
 
 class Study:
@@ -111,15 +110,16 @@ class Study:
         folder = self.run_folder(method.recipe, number, split_name, seed)
         model = train(method.recipe, self.job(folder, split, seed, method.recipe, method.augmented), best["setting"])
 
+        tried = method.tried_after(best, self.preset)
+
         def choose() -> dict[str, Any]:
             with_attacks = len(method.ratios) > 1
             reference = unseen_reference(load_model(self.target(seed)), self.tokenizer, split, with_attacks)
             beside = replace(split, forget=split.forget_beside_unseen)
-            options = (method.tried(self.preset), method.ratios)
-            return best_subtraction(model, self.tokenizer, beside, reference, *options)
+            return best_subtraction(model, self.tokenizer, beside, reference, tried, method.ratios)
 
         if method.is_fixed:
-            chosen = {"subtraction": asdict(method.subtractions[0]), "ratio": method.ratios[0]}
+            chosen = {"subtraction": asdict(tried[0]), "ratio": method.ratios[0]}
         else:
             chosen = self.ledger.unit(f"unseen.{key.removesuffix('_unseen')}.{split_name}.s{seed}", choose)
         self.apply(model, chosen)

@@ -107,6 +107,31 @@ def main_table(results: Results, split: str) -> str:
     return markdown(["", "forget quality p, by seed", *COLUMNS, "training s", "peak MB"], rows)
 
 
+def summary_table(results: Results) -> str:
+    """All splits at a glance: p by seed, the worst of what is kept, and the aggregate as a mean over the seeds."""
+    splits = sorted({name.split(".")[2] for name in results if name.startswith("final.target.")})
+    by_split = {split: finals(results, split) for split in splits}
+    rows = []
+    for key, name in LINES.items():
+        runs = {split: [run["figures"] for run in by_split[split].get(key, [])] for split in splits}
+        found = [figures for split in splits for figures in runs[split]]
+        if found:
+            rows.append(
+                [
+                    name,
+                    *(", ".join(f"{each['forget quality']:.2g}" for each in runs[split]) or "-" for split in splits),
+                    f"{min(each['utility, relative'] for each in found):.3f}",
+                    f"{100 * min(each['retain ROUGE'] for each in found):.1f}",
+                    ", ".join(
+                        f"{np.mean([each['overall'] for each in runs[split]]):.2f}" if runs[split] else "-"
+                        for split in splits
+                    ),
+                ]
+            )
+    quality = [f"p, {split}" for split in splits]
+    return markdown(["", *quality, "least utility", "least retain ROUGE", "aggregate, by split"], rows)
+
+
 def paper_table(results: Results, split: str) -> str:
     """Ours beside the paper's, where the paper has a split of that name."""
     rows = []

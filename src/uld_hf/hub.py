@@ -450,6 +450,11 @@ def _read_assistant(
     """The files of an assistant, if they are those that were saved. safetensors only: a pickle could run code."""
     content = {}
     for file in ADAPTER_FILES:
+        if os.path.isdir(name_or_path) and not (Path(name_or_path) / name / file).is_file():
+            raise FileNotFoundError(
+                f"{name_or_path}/{name}/{file} is not there: the assistant was deleted, or not copied with the rest of "
+                "the folder. Copy or download it again, or train the assistant again."
+            )
         path = cached_file(name_or_path, file, subfolder=name, **hub_kwargs)
         content[file] = read_as_saved(Path(path), files.get(f"{name}/{file}"))
     where = f"{name_or_path}/{name}"
@@ -528,7 +533,11 @@ def load_config(name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ULDModelC
     try:
         content, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub_kwargs)
         model_type = content.get("model_type")
-    except (OSError, ValueError):
+    except OSError as error:
+        if os.path.isdir(name_or_path):
+            raise
+        raise OSError(f"There is no folder '{name_or_path}' here, and no such model on the Hub: {error}") from error
+    except ValueError:
         raise
     except Exception as error:  # whatever else a file may hold than a JSON object
         raise DamagedFileError(

@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from .assistant import lora_weights
+from .subtraction import SMALLEST_ALPHA
 
 
 @dataclass
@@ -144,14 +145,15 @@ class NetEffect:
 
     def check(self, alphas: Mapping[str, float]) -> None:
         """
-        Refuse weights that only add, or that cancel.
+        Refuse weights that only add, or under which what is subtracted is added again.
 
         Args:
             alphas (`Mapping[str, float]`):
                 Weight of each assistant.
 
         Raises:
-            ValueError: If no weight is positive, or equal assistants cancel and no other is left.
+            ValueError: If no weight is positive, or nothing is left of the positive ones once equal assistants are
+                added up.
         """
         if not any(alpha > 0 for alpha in alphas.values()):
             raise ValueError(
@@ -163,9 +165,8 @@ class NetEffect:
         for name, alpha in alphas.items():
             identity = self._identities[name]
             totals[identity] = totals.get(identity, 0.0) + alpha
-        rounding = 1e-12 * sum(abs(alpha) for alpha in alphas.values())
-        if all(abs(total) <= rounding for total in totals.values()):
+        if max(totals.values()) < SMALLEST_ALPHA:
             raise ValueError(
-                f"The assistants {list(alphas)} compute the same and their weights add up to nothing ({dict(alphas)}): "
-                "the output would be the target's own. Train one of them, or change an alpha."
+                f"Some of the assistants {list(alphas)} compute the same, and what is subtracted is added again "
+                f"({dict(alphas)}): nothing would be forgotten. Remove one of them, or change an alpha."
             )

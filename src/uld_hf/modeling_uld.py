@@ -358,7 +358,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             check_saved_target(saved, self.target, str(assistant), allow_target_mismatch, **hub_kwargs)
             entry, fingerprint = saved.assistants[saved_name], saved.target_fingerprint
             training = saved.training.get(saved_name, {})
-            for setting in SHARED_SETTINGS:
+            for setting in SHARED_SETTINGS if alpha is None else ():  # an alpha that is given is meant for this model
                 if vars(saved)[setting] != vars(self.config)[setting]:
                     logger.warning(
                         f"{assistant} was saved with {setting}={vars(saved)[setting]!r}, this model subtracts with "
@@ -730,9 +730,10 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             OSError: If the files cannot be written. What was there before is as it was.
             RuntimeError: If an assistant was disabled, merged or taken apart.
-            ValueError: If the folder holds another model, or an `adapter_config.json` at its root.
+            ValueError: If the folder holds another model or an `adapter_config.json` at its root, or the settings are
+                those of no unlearned model.
         """
-        self._check_intact()
+        self._check()  # what could not be loaded is not written
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
         # What was loaded with an assistant stays with it: a quantized load could not say as much.

@@ -6,6 +6,7 @@ Every path that scores or generates text (the model's forward, the logits proces
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -69,11 +70,15 @@ def check_subtraction(
             Whether assistants that are added take the target's place where another is subtracted.
 
     Raises:
-        ValueError: If `alpha` is NaN or so small or large that nothing, or nothing else, is left, if `relative_top` is
-            not between 0 and 1 or `gate` not between 0 and 0.5, if `outside` is neither `"keep"` nor `"mask"`, if raw
-            logits, which have no zero of their own, are to be clamped, if all tokens could be ruled out, if certainty
-            would have nothing to weigh, or if the target is to be replaced everywhere, or where it says so itself.
+        ValueError: If `alpha`, `relative_top` or `gate` is no number, if `alpha` is NaN or so small or large that
+            nothing, or nothing else, is left, if `relative_top` is not between 0 and 1 or `gate` not between 0 and 0.5,
+            if `outside` is neither `"keep"` nor `"mask"`, if raw logits, which have no zero of their own, are to be
+            clamped, if all tokens could be ruled out, if certainty would have nothing to weigh, or if the target is to
+            be replaced everywhere, or where it says so itself.
     """
+    for name, value, example in (("alpha", alpha, 1.25), ("relative_top", relative_top, 0.01), ("gate", gate, 0.1)):
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be a number, e.g. {name}={example}.")
     if not SMALLEST_ALPHA <= abs(alpha) <= LARGEST_ALPHA:  # also refuses NaN
         raise ValueError(
             f"alpha={alpha} would give the target's own output, or none: its size must lie between {SMALLEST_ALPHA} "

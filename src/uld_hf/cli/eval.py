@@ -24,7 +24,7 @@ from . import output
 from .identity import check_tokenizer, hash_files, identify, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
-from .questions import read_documents, read_questions, read_rows
+from .questions import check_apart, read_documents, read_questions, read_rows
 
 
 DESCRIPTION = """Measure what an unlearned model has forgotten and what it has kept, beside its target.
@@ -389,9 +389,10 @@ def run(arguments: EvalArguments) -> None:
     tokenizer = load_tokenizer(model, arguments.model)
     if arguments.retrained is not None:
         check_tokenizer(arguments.retrained, tokenizer)
-    for split, path in data.items():
-        # A mistake in the last file is told before the first is measured.
-        questions = arguments.read(path, tokenizer)
+    # A mistake in the last file is told before the first is measured.
+    sets = {split: arguments.read(path, tokenizer) for split, path in data.items()}
+    check_apart({split: sets[split] for split in ("forget", "retain", "holdout") if split in sets})
+    for split, questions in sets.items():
         try:
             check_fit(model, tokenizer, questions, arguments.max_new_tokens)
         except ValueError as error:

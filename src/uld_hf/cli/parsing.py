@@ -51,7 +51,7 @@ class JsonArguments:
 
 
 # What shells complete after an option: by the option's name.
-FOLDERS = ("model", "target", "drawn_by", "retrained", "output_dir", "folder", "results")
+FOLDERS = ("model", "target", "drawn_by", "retrained", "output_dir", "save_to", "folder", "results")
 _FILES = ("config", "prompts_file", "output", "sweep")
 
 

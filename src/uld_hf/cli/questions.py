@@ -1,6 +1,9 @@
 """Questions from files, put to a model as `uld train` puts them; and documents, in passages to continue."""
 
+import difflib
 import os
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -10,6 +13,9 @@ from ..data.local import load_from_hub
 from ..evaluation.evaluation import Question, check_questions
 from ..evaluation.verbatim import split_passages
 from .rows import check_is_json_lines
+
+
+OPTIONAL_COLUMNS = {"paraphrased_answer", "paraphrased_question", "perturbed_answer", "fact"}
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:
@@ -88,10 +94,42 @@ def read_questions(
             for pair in zip(*split_passages(tokenizer, document, prefix_tokens, continuation_tokens), strict=True)
         ]
         return [Question(prefix, continuation, is_passage=True) for prefix, continuation in pairs]
-    rows = enumerate(read_rows(path), start=1)
-    questions = [_question(row, f"Row {number} of {path}", tokenizer) for number, row in rows]
+    rows = read_rows(path)
+    _check_spelling(rows[0], path)
+    questions = [_question(row, f"Row {number} of {path}", tokenizer) for number, row in enumerate(rows, start=1)]
     check_questions(questions)
     return questions
+
+
+def _check_spelling(row: dict[str, Any], path: str) -> None:
+    """Of an optional column nobody would miss what a misspelt one holds, and other figures would be chosen by."""
+    for column in OPTIONAL_COLUMNS - row.keys():
+        for meant in difflib.get_close_matches(column, row.keys(), n=1, cutoff=0.9):
+            raise ValueError(f"The rows of {path} have {meant!r}: rename it to {column!r}, or to something unlike it.")
+
+
+def check_apart(sets: Mapping[str, Sequence[Question]]) -> None:
+    """
+    Refuse sets that have a question and its answer in common, or all of a document: figures would say that all is well.
+
+    Args:
+        sets (`Mapping[str, Sequence[Question]]`):
+            Questions by the set's name.
+
+    Raises:
+        ValueError: If two sets have.
+    """
+    for (one, questions), (other, others) in combinations(sets.items(), 2):
+        rows = {(each.prompt, each.answer): each for each in questions}
+        common = [rows[key] for each in others if (key := (each.prompt, each.answer)) in rows]
+        # Two documents may begin alike, as two books do with a licence.
+        enough = min(len(rows), len(others)) if questions[0].is_passage else 1
+        if len(common) >= enough:
+            raise ValueError(
+                f"The {one} set and the {other} set have {common[0].prompt[-60:]!r} in common: what must be forgotten, "
+                "what must be kept and what was never told are three things. Give another file, or remove the row from "
+                "one of them."
+            )
 
 
 def _question(row: dict[str, Any], source: str, tokenizer: PreTrainedTokenizerBase) -> Question:

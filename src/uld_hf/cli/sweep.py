@@ -11,12 +11,21 @@ import numpy as np
 from ..configuration_uld import SHARED_SETTINGS
 from ..evaluation.evaluation import evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, score_completions
-from ..evaluation.sweep import MATCHED_ATTACKS, Outcome, Unknown, as_rows, choose, has_forgotten, sweep
+from ..evaluation.sweep import (
+    MATCHED_ATTACKS,
+    Outcome,
+    Unknown,
+    apply_subtraction,
+    as_rows,
+    choose,
+    has_forgotten,
+    sweep,
+)
 from . import output
 from .identity import check_tokenizer, hash_files, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
-from .questions import read_questions, read_rows
+from .questions import check_apart, read_questions, read_rows
 
 
 DESCRIPTION = """Try many settings of the subtraction, all from one pass of target and assistant, and choose one.
@@ -29,9 +38,15 @@ beside the model of --retrained; or else beside the questions of --holdout_datas
 to the target, where both have wrong answers. Where there are none, answers must be no more probable, and no more often
 the first choice, than those of --holdout_dataset.
 
+What is chosen by forget quality must also take away first choices, which greedy answers are made of. --save_to writes
+the model with the chosen setting to a new folder, for `uld generate`, `uld eval` and the rest.
+
 Of a model with an assistant that is added (docs/contrast.md) --shares tries its weights, and --match_attacks asks that
 membership attacks make the same of the forgotten answers as of those of --holdout_dataset.
 """
+
+# Of fewer questions a forget quality says little.
+FEW = 40
 
 
 @dataclass
@@ -68,6 +83,8 @@ class SweepArguments:
             Share of the retain answers' probability that may be lost.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
             Most tokens to score at once.
+        save_to (`str`, *optional*):
+            New folder for the unlearned model with the chosen setting.
         output (`str`, *optional*):
             JSON file to write the outcomes to as well.
     """
@@ -100,6 +117,7 @@ class SweepArguments:
         default=0.02, metadata={"help": "share of the retain answers' probability that may be lost"}
     )
     max_batch_tokens: int = field(default=MAX_BATCH_TOKENS, metadata={"help": "most tokens to score at once"})
+    save_to: str | None = field(default=None, metadata={"help": "new folder for the model with the chosen setting"})
     output: str | None = field(default=None, metadata={"help": "JSON file to write the outcomes to as well"})
 
 
@@ -115,6 +133,9 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`):
             Arguments after `uld sweep`.
+
+    Raises:
+        ValueError: If there is nothing to save.
     """
     (arguments,) = build_parser().parse(argv)
     for path in (arguments.forget_dataset, arguments.retain_dataset, arguments.holdout_dataset):
@@ -125,6 +146,11 @@ def main(argv: Sequence[str]) -> None:
             check_model_path(path)
     if not 0 <= arguments.utility_budget < 1:
         raise ValueError(f"utility_budget={arguments.utility_budget} must be at least 0 and below 1: it is a share.")
+    if arguments.save_to is not None:
+        if arguments.retrained is None and arguments.holdout_dataset is None:
+            raise ValueError("--save_to needs --retrained or --holdout_dataset: without them nothing is chosen.")
+        if Path(arguments.save_to).exists():
+            raise ValueError(f"{arguments.save_to} is there already: give --save_to a new folder.")
     if arguments.match_attacks and arguments.holdout_dataset is None:
         raise ValueError("--match_attacks needs --holdout_dataset: answers like the forgotten ones, never told.")
     unknown = set(arguments.clamps or ()) - {"on", "off"}
@@ -152,7 +178,12 @@ def main(argv: Sequence[str]) -> None:
     for setting in settings:
         setting.weights(list(config.alphas.values()))  # refused before any long work
 
-    unknown = ratios = attacks = None
+    held_out = None
+    if arguments.holdout_dataset is not None:
+        held_out = read_questions(arguments.holdout_dataset, tokenizer)
+    check_apart({"forget": forget, "retain": retain} | ({} if held_out is None else {"holdout": held_out}))
+    options = {"max_new_tokens": 1, "max_batch_tokens": arguments.max_batch_tokens}
+    unknown = ratios = attacks = first_choice = None
     if arguments.retrained is not None:
         if not forget[0].perturbed_answers:
             raise ValueError(
@@ -160,15 +191,21 @@ def main(argv: Sequence[str]) -> None:
                 "'perturbed_answer'. Give --holdout_dataset in its place."
             )
         retrained = load_model(arguments.retrained)
-        results = evaluate(retrained, tokenizer, forget, max_new_tokens=1, max_batch_tokens=arguments.max_batch_tokens)
-        ratios = results.truth_ratios
+        results = evaluate(retrained, tokenizer, forget, **options)
+        ratios, first_choice = results.truth_ratios, float(np.mean(results.exact_memorization))
         del retrained
-    if arguments.holdout_dataset is not None:
-        held_out = read_questions(arguments.holdout_dataset, tokenizer)
-        if ratios is None and forget[0].perturbed_answers and held_out[0].perturbed_answers:
+    if held_out is not None:
+        with_wrong = {
+            path: bool(questions[0].perturbed_answers)
+            for path, questions in ((arguments.forget_dataset, forget), (arguments.holdout_dataset, held_out))
+        }
+        if ratios is None and all(with_wrong.values()):
             # What the model should be like on the forget set: as on people whom nobody told it of.
-            options = {"max_new_tokens": 1, "max_batch_tokens": arguments.max_batch_tokens}
-            ratios = evaluate(model.target, tokenizer, held_out, **options).truth_ratios
+            results = evaluate(model.target, tokenizer, held_out, **options)
+            ratios, first_choice = results.truth_ratios, float(np.mean(results.exact_memorization))
+        elif ratios is None and any(with_wrong.values()):
+            (lacking,) = (path for path, found in with_wrong.items() if not found)
+            output.note(f"No forget quality: the rows of {lacking} have no 'perturbed_answer'. Chosen by probability.")
         if ratios is None or arguments.match_attacks:
             prompts, answers = zip(*((question.prompt, question.answer) for question in held_out), strict=True)
             with_end = not held_out[0].is_passage
@@ -191,8 +228,12 @@ def main(argv: Sequence[str]) -> None:
                 "set, or there are too few questions to tell."
             )
         else:
-            chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown)
+            chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown, first_choice)
             conclusion = describe_choice(settings, chosen, unknown, attacks is not None)
+        if ratios is not None and len(forget) < FEW:
+            conclusion += (
+                f"\nOf {len(forget)} questions a forget quality says little: have {FEW} or more, or look closely."
+            )
     report = {
         "target": vars(target),
         "unknown": None if unknown is None else vars(unknown),
@@ -207,6 +248,18 @@ def main(argv: Sequence[str]) -> None:
     if arguments.output is not None:
         Path(arguments.output).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     output.result(f"{format_outcomes(settings, target, outcomes)}\n\n{conclusion}", report)
+    if arguments.save_to is not None:
+        if chosen is None:
+            raise ValueError(f"Nothing was chosen, so nothing is saved to {arguments.save_to}.")
+        apply_subtraction(model, settings[chosen])
+        for training in config.training.values():
+            training.pop("evaluation", None)  # its figures are of another setting
+        model.save_pretrained(arguments.save_to)
+        tokenizer.save_pretrained(arguments.save_to)
+        asking = "--prompt" if forget[0].is_passage else "--question"
+        output.note(
+            f'Saved to {arguments.save_to}. Look at its answers:\n  uld generate {arguments.save_to} {asking} "..."'
+        )
 
 
 def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: Sequence[Outcome]) -> str:
@@ -265,7 +318,7 @@ def describe_choice(
         `str`: The sentence.
     """
     measure = (
-        "a forget quality above 0.05"
+        "other first choices and a forget quality above 0.05"
         if unknown is None
         else f"a probability of at most {unknown.probability:.3g} and at most {unknown.first_choice:.0%} of the tokens "
         "still the first choice, as of the held-out answers"
@@ -280,5 +333,5 @@ def describe_choice(
     return (
         f"Chosen: alpha={setting.alpha:g}, {share}relative_top={setting.relative_top:g}, clamp={setting.clamp}, "
         f"gate={setting.gate:g}: the smallest alpha with {measure} within the budget. Look at its answers before you "
-        "trust it (uld generate --alpha)."
+        "trust it (--save_to, uld generate)."
     )

@@ -22,10 +22,14 @@ def read_json_lines(path: str) -> list[dict[str, Any]]:
         `list[dict[str, Any]]`: Its rows; blank lines are left out.
 
     Raises:
-        ValueError: If there are none, or a line is not a JSON object.
+        ValueError: If there are none, a line is not a JSON object, or the file holds no text.
     """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}): give a JSONL file, one object a line.") from error
     rows = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:

@@ -178,9 +178,13 @@ def choose(
     target: Outcome,
     utility_budget: float = 0.02,
     unknown: Unknown | None = None,
+    first_choice: float | None = None,
 ) -> int | None:
     """
     The smallest `alpha` that forgets enough within a budget of utility.
+
+    A forget quality alone does not tell of greedy answers, and of few questions it tells little: what is chosen by it
+    must also take away first choices.
 
     Args:
         subtractions (`Sequence[Subtraction]`):
@@ -193,6 +197,9 @@ def choose(
             Share of the target's probability of retain answers that may be lost.
         unknown ([`Unknown`], *optional*):
             What is enough where the outcomes have no forget quality, see [`has_forgotten`].
+        first_choice (`float`, *optional*):
+            Share of the tokens of never told answers that are the first choice. The forgotten ones' must be nearer to
+            it than to the target's; where it is not known, below the target's.
 
     Returns:
         `int` or `None`: Index of the setting; `None` if no setting does both. Among equal `alpha` the one that keeps
@@ -207,8 +214,35 @@ def choose(
             "never learned the forget set, or there are too few questions."
         )
     least = (1 - utility_budget) * target.retain_probability
-    good = [i for i, each in enumerate(outcomes) if has_forgotten(each, unknown) and each.retain_probability >= least]
+    of_target = target.forget_first_choice
+    most = None if of_target is None else of_target if first_choice is None else (of_target + first_choice) / 2
+    good = [
+        index
+        for index, each in enumerate(outcomes)
+        if has_forgotten(each, unknown)
+        and (most is None or each.forget_first_choice < most)
+        and each.retain_probability >= least
+    ]
     return min(good, key=lambda i: (subtractions[i].alpha, -outcomes[i].retain_probability), default=None)
+
+
+def apply_subtraction(model: ULDForCausalLM, subtraction: Subtraction) -> None:
+    """
+    Set a model to a setting of the subtraction.
+
+    Args:
+        model ([`ULDForCausalLM`]):
+            The unlearned model.
+        subtraction ([`Subtraction`]):
+            The setting.
+
+    Raises:
+        ValueError: If nothing would be subtracted, or there is a share and no assistant is added.
+    """
+    alphas = model.config.alphas
+    for name, weight in zip(alphas, subtraction.weights(list(alphas.values())), strict=True):
+        model.set_alpha(name, weight)
+    vars(model.config).update(subtraction.options)
 
 
 def as_rows(subtractions: Sequence[Subtraction], outcomes: Sequence[Outcome]) -> list[dict[str, float | bool | str]]:
