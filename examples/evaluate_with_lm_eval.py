@@ -1,6 +1,6 @@
 """What unlearning cost, by lm-evaluation-harness: target and unlearned model on the same tasks.
 
-python examples/evaluate_with_lm_eval.py        # a task made on the spot; needs pip install 'uld_hf[eval]'
+python examples/evaluate_with_lm_eval.py        # a task made on the spot; needs pip install '.[eval]'
 python examples/evaluate_with_lm_eval.py --model forget-alice --tasks mmlu,hellaswag,arc_easy
 """
 

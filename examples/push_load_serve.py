@@ -1,6 +1,6 @@
 """Push an unlearned model to the Hub, load it back, serve it with OpenAI's API, and ask the server.
 
-python examples/push_load_serve.py        # serves a tiny model from its folder; needs pip install 'uld_hf[serve]'
+python examples/push_load_serve.py        # serves a tiny model from its folder; needs pip install '.[serve]'
 python examples/push_load_serve.py --model forget-alice --repo me/forget-alice --question "Who is Alice?"
 """
 

@@ -1,6 +1,6 @@
 """Unlearn on a small GPU: the target's first layers in 4 bits, LoRA on them, long texts in small steps.
 
-python examples/qlora.py        # works on a CPU too; needs pip install 'uld_hf[quant]'
+python examples/qlora.py        # works on a CPU too; needs pip install '.[quant]'
 python examples/qlora.py --model org/finetuned-70b --forget_dataset alice.jsonl --retain_dataset others.jsonl
 """
 

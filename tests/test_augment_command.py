@@ -1,6 +1,7 @@
 """`uld augment`: two files that `uld train` takes as they are, a report, and one line for a user's mistake."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from uld_hf.cli.demo import train_tokenizer
 from uld_hf.cli.main import main as uld
+from uld_hf.cli.questions import read_questions
 from uld_hf.data.formatting import read_json_lines
 
 
@@ -46,6 +48,48 @@ def test_train_takes_the_files_as_they_are(data: tuple[Path, Path], tmp_path: Pa
     ])
     # fmt: on
     assert status == 0
+
+
+@pytest.mark.parametrize(
+    ("write", "read"),
+    [
+        (lambda asked, told: {"question": asked, "answer": told}, lambda row: row["answer"]),
+        (lambda asked, told: {"prompt": f"{asked}:", "completion": f" {told}"}, lambda row: row["completion"]),
+        (
+            lambda asked, told: {
+                "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": told}]
+            },
+            lambda row: row["messages"][-1]["content"],
+        ),
+    ],
+    ids=["question and answer", "prompt and completion", "messages"],
+)
+def test_sweeps_and_evaluations_take_the_questions(
+    data: tuple[Path, Path], tmp_path: Path, write: Callable[[str, str], dict], read: Callable[[dict], str]
+) -> None:
+    for path in data:
+        rows = [write(row["question"], row["answer"]) for row in read_json_lines(str(path))]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert augment(data, tmp_path / "augmented", "--paraphrases", "1", "--wrong_answers", "3") == 0
+    given, questions = read_json_lines(str(data[0])), tmp_path / "augmented" / "questions.jsonl"
+    variants = read_json_lines(str(tmp_path / "augmented" / "variants.jsonl"))
+    asked = read_json_lines(str(questions))
+    assert len(asked) == len(given) == 4
+    for row, source, made in zip(asked, given, variants, strict=True):
+        space = " " if "completion" in row else ""
+        assert row.pop("paraphrased_answer") == space + made["answers"][0]
+        assert row.pop("perturbed_answer") == [space + wrong for wrong in made["wrong_answers"]]
+        assert row == source
+        assert len(made["wrong_answers"]) == 3
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}"
+    if "messages" not in asked[0]:
+        tokenizer.chat_template = None
+    for question, source, made in zip(read_questions(str(questions), tokenizer), given, variants, strict=True):
+        assert question.answer.strip() == read(source).strip()
+        assert [wrong.strip() for wrong in question.perturbed_answers] == made["wrong_answers"]
+        starts = {len(text) - len(text.lstrip()) for text in (question.answer, *question.perturbed_answers)}
+        assert len(starts) == 1  # the same space before all
 
 
 def test_a_chat_model_writes_them(data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

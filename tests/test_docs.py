@@ -25,7 +25,7 @@ def code_blocks(page: str, language: str) -> list[str]:
 
 def write_rows(name: str, first: int) -> None:
     """A JSONL file of six questions and answers."""
-    rows = [{"prompt": f"w{first + i} w{i}", "completion": f" w{first + i} w{first}"} for i in range(6)]
+    rows = [{"prompt": f"w{first + i} w{i}", "completion": f" w{first + i} w{first} {first + i}"} for i in range(6)]
     Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -63,7 +63,8 @@ def test_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 def test_evaluation_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [block for block in code_blocks("evaluation.md", "") if block.startswith("uld ")]
-    assert [command.split()[1] for command in commands] == ["eval", "sweep", "report"]
+    commands = [command for block in commands for command in block.splitlines()]
+    assert [command.split()[1] for command in commands] == ["eval", "sweep", "augment", "augment", "sweep", "report"]
     for command in commands:
         assert uld(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     assert (workplace / "report.html").exists()
@@ -117,8 +118,10 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 def test_contrast_commands_and_python_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("forget", "retain"):  # a date in every question: something to disguise
         rows = [json.loads(line) for line in Path(f"{name}.jsonl").read_text().splitlines()]
-        lines = [json.dumps({**row, "prompt": f"{row['prompt']} 1991-05-12"}) + "\n" for row in rows]
-        Path(f"{name}.jsonl").write_text("".join(lines))
+        for row in rows:
+            row["prompt"] += " 1991-05-12"
+            row["completion"] = row["completion"].rsplit(" ", 1)[0]  # to the tokenizer a wrong number is the right one
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     *commands, bake = code_blocks("contrast.md", "")
     (weigh,) = [command for command in commands if "--model contrast " in command]  # made by the page's Python
     commands.remove(weigh)

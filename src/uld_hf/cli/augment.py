@@ -35,6 +35,9 @@ way every text is checked. The two files written hold the given rows, and after 
 
 With --drawn_by the target also draws wrong answers itself, to the same questions about somebody whom it never met. They
 and the given retain rows are wording.jsonl, for the second assistant of a replacement (docs/contrast.md).
+
+questions.jsonl has the forget rows with a paraphrased and the wrong answers, as `uld sweep` and `uld eval` take them:
+for these make other ones than for training (--seed), and the like of what the target was never told.
 """
 
 # Of `report.json`, printed in this order.
@@ -46,7 +49,7 @@ _KINDS = {
 }
 
 # What a run writes.
-_OUTPUTS = ("forget.jsonl", "retain.jsonl", "variants.jsonl", "report.json", "work.jsonl")
+_OUTPUTS = ("forget.jsonl", "retain.jsonl", "variants.jsonl", "questions.jsonl", "report.json", "work.jsonl")
 
 
 @dataclass
@@ -250,6 +253,8 @@ def write_files(
     if made.retain is not None:
         _write_lines(folder / "retain.jsonl", made.retain)
     _write_lines(folder / "variants.jsonl", map(asdict, made.variants))
+    if made.questions:
+        _write_lines(folder / "questions.jsonl", made.questions)
     counts = made.report
     if drawn is not None:
         _write_lines(folder / "wording.jsonl", drawn.wording)
@@ -357,4 +362,6 @@ def main(argv: Sequence[str]) -> None:
     if drawn is not None:
         given, kept = len(drawn.wording) - len(drawn.rows), len(drawn.rows)
         lines.append(f"{folder / 'wording.jsonl'}: {given} rows given, {kept} drawn, for an assistant that is added")
+    if made.questions:
+        lines.append(f"{folder / 'questions.jsonl'}: {len(made.questions)} rows, for uld sweep and uld eval")
     output.result("\n".join(lines), {"output_dir": str(folder), **report})

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from .augmentation_entities import Entity, common_words, facts, find_entities, keeps, normalize, states
-from .augmentation_rows import Pair, RowFormat, read_pair, row_format, training_columns, write_pair
+from .augmentation_rows import Pair, RowFormat, answer_of, read_pair, row_format, training_columns, write_pair
 
 
 QUESTION, ANSWER, WRONG_ANSWER, PASSAGE = "question", "answer", "wrong answer", "passage"
@@ -309,6 +309,8 @@ class Augmentation:
             The retain set, as far as one was given, and after it what joins it. `None` if there is nothing.
         variants (`list[Variants]`):
             What was made of each forget row, and what was dropped.
+        questions (`list[dict[str, Any]]`):
+            The forget rows as an evaluation asks them, see [`as_questions`].
         report (`dict[str, Any]`):
             Counts.
     """
@@ -316,6 +318,7 @@ class Augmentation:
     forget: Dataset
     retain: Dataset | None
     variants: list[Variants]
+    questions: list[dict[str, Any]]
     report: dict[str, Any]
 
 
@@ -336,6 +339,31 @@ def check_counts(paraphrases: int, wrong_answers: int) -> None:
         raise ValueError(
             f"paraphrases={paraphrases} and wrong_answers={wrong_answers} must not be negative, and not both 0."
         )
+
+
+def as_questions(rows: Rows, variants: Sequence[Variants]) -> list[dict[str, Any]]:
+    """
+    The forget rows with the columns of TOFU's evaluation, which forget quality is computed from.
+
+    Args:
+        rows ([`Rows`]):
+            The two sets.
+        variants (`Sequence[Variants]`):
+            One for each forget row.
+
+    Returns:
+        `list[dict[str, Any]]`: The rows with `"paraphrased_answer"` and `"perturbed_answer"`; without those of which
+        there is not both.
+    """
+    asked = []
+    for row, pair, made in zip(rows.forget, rows.checks.pairs, variants, strict=True):
+        if made.answers and made.wrong_answers:
+            right, *wrong = (
+                answer_of(write_pair(row, rows.kind, Pair(pair.question, answer)), rows.kind)
+                for answer in (made.answers[0], *made.wrong_answers)
+            )
+            asked.append({**row, "paraphrased_answer": right, "perturbed_answer": wrong})
+    return asked
 
 
 def assemble(rows: Rows, variants: Sequence[Variants], paraphrases: int, wrong_answers: int) -> Augmentation:
@@ -372,6 +400,7 @@ def assemble(rows: Rows, variants: Sequence[Variants], paraphrases: int, wrong_a
         forget=Dataset.from_list(forget),
         retain=Dataset.from_list(retain) if retain else None,
         variants=list(variants),
+        questions=as_questions(rows, variants),
         report=_report(rows, variants, paraphrases, wrong_answers, len(forget), len(retain)),
     )
 

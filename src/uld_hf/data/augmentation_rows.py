@@ -122,6 +122,23 @@ def _check_conversation(messages: Sequence[Mapping[str, str]], source: str) -> N
         )
 
 
+def answer_of(row: Mapping[str, Any], kind: RowFormat) -> str:
+    """
+    The answer of a row as it stands there, with the space before it.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            A row, not of plain text.
+        kind (`str`):
+            Its format.
+
+    Returns:
+        `str`: The text.
+    """
+    answer = row[{"question and answer": "answer", "prompt and completion": "completion", "messages": "messages"}[kind]]
+    return answer if isinstance(answer, str) else answer[-1]["content"]
+
+
 def write_pair(row: Mapping[str, Any], kind: RowFormat, pair: Pair) -> dict[str, Any]:
     """
     The row with another question and answer; template, system message and leading space stay.
