@@ -290,7 +290,7 @@ def num_layers(value: Any) -> Callable[[dict], object]:
         (lambda content: content.update(relative_top=1.5), "relative_top=1.5 must lie between"),
         (lambda content: content.update(relative_top=-0.1), "relative_top=-0.1 must lie between"),
         (lambda content: content.update(relative_top=math.nan), "relative_top=nan must lie between"),
-        (lambda content: content.update(relative_top="0.01"), "config.json is damaged"),
+        (lambda content: content.update(relative_top="0.01"), "relative_top='0.01' must be a number"),
         (lambda content: content.update(outside="keep "), "outside='keep ' must be"),
         (lambda content: content.update(outside="mask", relative_top=1), "nothing would be forgotten"),
         (lambda content: content.update(center="false"), "must be True or False"),
