@@ -306,6 +306,27 @@ def test_more_gates_are_tried_of_what_has_one_and_the_chosen_one_stays(study_pat
         assert method.tried_after(best, PRESETS["small"]) == method.subtractions
 
 
+def test_the_summary_has_every_split_the_worst_of_what_is_kept_and_the_mean_aggregate(study_path: None) -> None:
+    pytest.importorskip("matplotlib", reason="the study's plots need it: pip install 'uld_hf[study]'")
+    from tables import summary_table
+
+    def final(quality: float, utility: float, recall: float, aggregate: float) -> dict:
+        names = ("forget quality", "utility, relative", "retain ROUGE", "overall")
+        return {"figures": dict(zip(names, (quality, utility, recall, aggregate), strict=True))}
+
+    results = {
+        "final.target.forget05.s0": final(1e-9, 1.0, 1.0, 0.0),
+        "final.target.forget01.s0": final(1e-3, 1.0, 1.0, 0.0),
+        "final.rmu.forget05.s0": final(0.25, 0.9, 0.95, 0.5),
+        "final.rmu.forget05.s1": final(0.5, 0.8, 0.99, 0.7),
+        "final.rmu.forget01.s0": {"failed": "no longer finite"},
+    }
+    assert summary_table(results).splitlines()[2:] == [
+        "| target | 0.001 | 1e-09 | 1.000 | 100.0 | 0.00, 0.00 |",
+        "| RMU | - | 0.25, 0.5 | 0.800 | 95.0 | -, 0.60 |",
+    ]
+
+
 @needs_shared
 def test_a_training_that_diverges_is_a_result_and_the_worst(small_study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     result = small_study.trial("ga", 0)

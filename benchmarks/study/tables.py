@@ -370,6 +370,8 @@ def write_report(preset: Preset, results: Results, folder: Path) -> Path:
         f"{preset.tune_on} with {preset.trials} trainings of ULD and {preset.rival_trials} of each rival. Written by "
         "`benchmarks/study/run.py`."
     ]
+    if any(name.startswith("final.target.") for name in results):
+        parts.append(f"## All splits\n\np by seed; the aggregate as a mean.\n\n{summary_table(results)}")
     for split, authors in preset.splits.items():
         if finals(results, split):
             parts.append(f"## {split}: {authors} of {preset.num_authors} authors\n\n{main_table(results, split)}")

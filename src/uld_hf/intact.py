@@ -168,5 +168,5 @@ class NetEffect:
         if max(totals.values()) < SMALLEST_ALPHA:
             raise ValueError(
                 f"Some of the assistants {list(alphas)} compute the same, and what is subtracted is added again "
-                f"({dict(alphas)}): nothing would be forgotten. Remove one of them, or change an alpha."
+                f"({dict(alphas)}): nothing would be forgotten. Train or remove one of them, or change an alpha."
             )
