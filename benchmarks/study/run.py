@@ -84,9 +84,9 @@ def main() -> int:
     output = args.output or Path(__file__).parents[1] / "results" / "study" / preset.name
     work = args.work or Path("out/study") / preset.name
     ledger = Ledger(output, Deadline(args.minutes))
-    ledger.unit("machine", describe_machine)
     finished = True
     try:
+        ledger.unit("machine", describe_machine)
         study = Study(preset, args.tofu, work, ledger)
         if "methods" in args.parts:
             run_methods(study, args.methods, args.seeds or list(preset.seeds))
