@@ -70,26 +70,31 @@ def test_sweeps_and_evaluations_take_the_questions(
     for path in data:
         rows = [write(row["question"], row["answer"]) for row in read_json_lines(str(path))]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert augment(data, tmp_path / "augmented", "--paraphrases", "1", "--wrong_answers", "3") == 0
+    options = ("--paraphrases", "1", "--wrong_answers", "1", "--held_out", "2")
+    assert augment(data, tmp_path / "augmented", *options) == 0
     given, questions = read_json_lines(str(data[0])), tmp_path / "augmented" / "questions.jsonl"
     variants = read_json_lines(str(tmp_path / "augmented" / "variants.jsonl"))
     asked = read_json_lines(str(questions))
     assert len(asked) == len(given) == 4
     for row, source, made in zip(asked, given, variants, strict=True):
-        space = " " if "completion" in row else ""
-        assert row.pop("paraphrased_answer") == space + made["answers"][0]
-        assert row.pop("perturbed_answer") == [space + wrong for wrong in made["wrong_answers"]]
+        trained = {*made["answers"], *made["wrong_answers"], read(source).strip()}
+        asked_with = [row.pop("paraphrased_answer"), *row.pop("perturbed_answer")]
         assert row == source
-        assert len(made["wrong_answers"]) == 3
+        assert len(asked_with) == 3
+        assert trained.isdisjoint(text.strip() for text in asked_with)
+        assert {text[: len(text) - len(text.lstrip())] for text in asked_with} == {" " if "completion" in row else ""}
+        assert [len(made[kind]) for kind in ("questions", "answers", "wrong_answers")] == [1, 1, 1]
+    made = json.loads((tmp_path / "augmented" / "report.json").read_text())
+    assert made["forget rows"] == made["retain rows"] == {"given": 4, "made": 4}
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}"
     if "messages" not in asked[0]:
         tokenizer.chat_template = None
-    for question, source, made in zip(read_questions(str(questions), tokenizer), given, variants, strict=True):
+    for question, source in zip(read_questions(str(questions), tokenizer), given, strict=True):
         assert question.answer.strip() == read(source).strip()
-        assert [wrong.strip() for wrong in question.perturbed_answers] == made["wrong_answers"]
-        starts = {len(text) - len(text.lstrip()) for text in (question.answer, *question.perturbed_answers)}
-        assert len(starts) == 1  # the same space before all
+        texts = (question.answer, question.paraphrased_answer, *question.perturbed_answers)
+        assert len(texts) == 4
+        assert len({len(text) - len(text.lstrip()) for text in texts}) == 1  # the same space before all
 
 
 def test_a_chat_model_writes_them(data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,7 +162,7 @@ def test_documents_are_varied_word_for_word_and_have_no_wrong_answers() -> None:
 
 
 def test_nothing_asked_for_is_refused() -> None:
-    with pytest.raises(ValueError, match="not both 0"):
+    with pytest.raises(ValueError, match="not all 0"):
         augment_by_rules(Dataset.from_list([{"question": "q", "answer": "a"}]), paraphrases=0, wrong_answers=0)
 
 

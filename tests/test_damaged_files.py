@@ -442,7 +442,7 @@ def test_a_pickle_in_place_of_the_weights_is_never_opened(copied: Saved, monkeyp
     torch.save(load_file(assistant / "adapter_model.safetensors"), assistant / "adapter_model.bin")
     (assistant / "adapter_model.safetensors").unlink()
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("a pickle was opened"))
-    refuse(copied, "adapter_model.safetensors")
+    refuse(copied, "assistant/adapter_model.safetensors is not there: the assistant was deleted, or not copied")
 
 
 def test_a_target_that_is_a_pickle_is_never_opened(copied: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.main import main as uld
-from uld_hf.cli.questions import read_questions
+from uld_hf.cli.questions import check_apart, read_questions
 from uld_hf.cli.sweep import describe_choice
 from uld_hf.configuration_uld import SHARED_SETTINGS
 from uld_hf.evaluation.comparison import compare, kept_utility
@@ -25,6 +25,7 @@ from uld_hf.evaluation.sweep import Outcome, Unknown, apply_subtraction, choose,
 from uld_hf.evaluation.tofu import forget_quality, generate_completions, rouge_l_recall, truth_ratio
 from uld_hf.evaluation.tofu_logs import SETS
 from uld_hf.evaluation.verbatim import word_perplexity
+from uld_hf.hub import record_evaluation
 
 
 def make_questions(first: int, number: int = 5) -> list[dict]:
@@ -703,9 +704,9 @@ def test_sweep_tries_shares_and_matches_attacks(files, contrast, tmp_path, capsy
 
 def test_a_choice_says_the_share_and_that_attacks_counted():
     settings = [Subtraction(1.5, share=0.8)]
-    said = describe_choice(settings, 0, None, with_attacks=True)
+    said = describe_choice(settings, 0, 0.4, with_attacks=True)
     assert "alpha=1.5, share=0.8 (added with -1.2), relative_top=0.01" in said
-    assert "other first choices and a forget quality above 0.05, and of attacks too," in said
+    assert "less than 40% of the tokens still the first choice and a forget quality above 0.05, and of attacks" in said
 
 
 def test_without_paraphrases_the_forget_quality_is_of_the_right_answers(unlearned):
@@ -775,12 +776,17 @@ def test_a_forget_quality_goes_before_probabilities():
     assert choose(SETTINGS, outcomes, MEASURED) == 2
 
 
-@pytest.mark.parametrize(("first_choice", "expected"), [(None, 1), (0.8, 2), (0.3, None)])
+@pytest.mark.parametrize(("first_choice", "expected"), [(None, 1), (0.8, 2), (0.3, None), (1.0, 1)])
 def test_a_forget_quality_whose_first_choices_are_the_targets_is_not_chosen(first_choice, expected):
-    target = replace(MEASURED, forget_first_choice=1.0)
+    target = replace(MEASURED, forget_first_choice=0.99)
     # By few questions each of them would pass.
-    outcomes = [Outcome(0.5, 0.8, 0.3, first) for first in (1.0, 0.95, 0.85)]
+    outcomes = [Outcome(0.5, 0.8, 0.3, first) for first in (0.99, 0.95, 0.85)]
     assert choose(SETTINGS, outcomes, target, first_choice=first_choice) == expected
+
+
+def test_by_probability_first_choices_are_those_of_what_was_never_told():
+    target = kept(0.9, 0.8, first_choice=0.2)
+    assert choose(SETTINGS, [kept(0.1, 0.8, first_choice=0.2)] * 3, target, unknown=UNKNOWN) == 0
 
 
 def test_nothing_is_chosen_where_forgetting_costs_too_much():
@@ -867,6 +873,7 @@ def test_sweep_saves_the_model_with_the_chosen_setting(files, tmp_path, capsys):
         write_rows(Path(files[name]), rows)
     output, saved = tmp_path / "sweep.json", tmp_path / "chosen"
     sets = [part for name in ("forget", "retain", "holdout") for part in (f"--{name}_dataset", files[name])]
+    record_evaluation(files["unlearned"], {"forget quality p": 0.5})  # of another setting
     tried = [
         "--alphas",
         "0.001",
@@ -886,6 +893,7 @@ def test_sweep_saves_the_model_with_the_chosen_setting(files, tmp_path, capsys):
     setting = report["settings"][report["chosen"]]
     config = ULDForCausalLM.from_pretrained(saved).config
     assert config.alpha == setting["alpha"] > 1
+    assert "evaluation" not in config.training["assistant"]
     assert {name: vars(config)[name] for name in SHARED_SETTINGS} == {name: setting[name] for name in SHARED_SETTINGS}
     assert (
         uld(["generate", str(saved), "--question", "w10", "--max_new_tokens", "2"]) == 0
@@ -917,12 +925,35 @@ def test_sets_that_share_rows_are_refused(files, capsys, command, name, copied):
     assert f"The {copied} set and the {name} set have " in capsys.readouterr().err
 
 
+def test_documents_may_begin_alike_but_not_be_the_same(files, capsys):
+    def passages(name: str, *starts: str) -> list[Question]:
+        return [Question(start, f"{start} goes on", is_passage=True) for start in starts]
+
+    licence, sets = "licence", {}
+    sets["forget"] = passages("forget", licence, "secret")
+    sets["retain"] = passages("retain", *[licence, "one"] * 5, "two")
+    check_apart(sets)
+    with pytest.raises(ValueError, match="The forget set and the retain set have 'licence' in common"):
+        check_apart(sets | {"retain": passages("retain", licence, "secret", "one")})
+
+
 def test_a_misspelt_optional_column_is_refused(files, capsys):
     text = Path(files["forget"]).read_text().replace("perturbed_answer", "pertubed_answer")
     Path(files["forget"]).write_text(text)
     sets = ["--forget_dataset", files["forget"], "--retain_dataset", files["retain"]]
     assert uld(["sweep", "--model", files["unlearned"], *sets]) == 2
     assert "have 'pertubed_answer': rename it to 'perturbed_answer'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("measure", "of"), [("retrained", "forget"), ("holdout_dataset", "holdout")])
+def test_sweep_compares_first_choices_with_those_of_the_reference(files, tmp_path, measure, of):
+    output, path = tmp_path / "sweep.json", files[measure.removesuffix("_dataset")]
+    sets = ["--forget_dataset", files["forget"], "--retain_dataset", files["retain"], f"--{measure}", path]
+    assert uld(["sweep", "--model", files["unlearned"], *sets, "--alphas", "1", "--output", str(output)]) == 0
+    model = AutoModelForCausalLM.from_pretrained(files["retrained" if measure == "retrained" else "target"])
+    tokenizer = make_tokenizer()
+    found = evaluate(model, tokenizer, read_questions(files[of], tokenizer), max_new_tokens=1).summary()
+    assert json.loads(output.read_text())["first_choice"] == pytest.approx(found["exact memorization"])
 
 
 def test_sweep_says_whose_wrong_answers_are_missing(files, capsys):

@@ -1,11 +1,14 @@
-"""Question-answer rows as trl's prompt-completion rows."""
+"""Rows read from files, and question-answer rows as trl's prompt-completion rows."""
+
+import json
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
 from trl.data_utils import is_conversational
 
 from uld_hf.data.fictitious import fictitious_dataset, invent_people
-from uld_hf.data.formatting import PROMPT_TEMPLATE, question_answer_to_prompt_completion
+from uld_hf.data.formatting import PROMPT_TEMPLATE, question_answer_to_prompt_completion, read_json_lines
 
 
 @pytest.fixture
@@ -76,3 +79,17 @@ def test_a_row_without_text_is_refused(column: str, text: str | None):
     rows = [{"question": "w1", "answer": "w2"}, {"question": "w3", "answer": "w4"} | {column: text}]
     with pytest.raises(ValueError, match=rf"Row 1 has .* under '{column}', and no text"):
         question_answer_to_prompt_completion(Dataset.from_list(rows))
+
+
+def test_a_file_without_text_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"\xa1\x00\xff")
+    with pytest.raises(ValueError, match=f"{path} is no text in UTF-8"):
+        read_json_lines(str(path))
+
+
+def test_ends_of_lines_inside_of_a_text_are_no_ends_of_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {"text": "one\u2028two\u0085three"}
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_json_lines(str(path)) == [row]

@@ -238,6 +238,27 @@ def test_assistants_that_cancel_beside_one_that_is_added_are_refused():
     assert list(model.assistants) == ["assistant", "wording"]
 
 
+def test_assistants_that_cancel_beside_one_that_is_subtracted_are_refused():
+    target = tiny_model("llama")
+    model = ULDForCausalLM(target=target, assistant=make_assistant(target, 2, seed=1), alpha=0.7)
+    model.add_assistant(make_assistant(target, 2, seed=2), name="bob", alpha=0.5)
+    with pytest.raises(ValueError, match=r"\['assistant', 'again'\] compute the same"):
+        model.add_assistant(make_assistant(target, 2, seed=1), name="again", alpha=-0.7)
+
+
+def test_weights_that_change_together_are_judged_together():
+    target = tiny_model("llama")
+    model = ULDForCausalLM(target=target, assistant=make_assistant(target, 2, seed=1), alpha=1.0)
+    model.add_assistant(make_assistant(target, 2, seed=1), name="again", alpha=-0.5)
+    with pytest.raises(ValueError, match="what is subtracted is added again"):
+        model.set_alpha("assistant", 0.25)
+    model.set_alphas({"assistant": 0.25, "again": -0.125})
+    assert model.config.alphas == {"assistant": 0.25, "again": -0.125}
+    with pytest.raises(ValueError, match="There is no assistant 'bob'"):
+        model.set_alphas({"assistant": 1.0, "bob": 1.0})
+    assert model.config.alphas["assistant"] == 0.25
+
+
 def test_untrained_assistants_of_other_depths_do_not_cancel():
     target = tiny_model("llama")
     model = ULDForCausalLM(

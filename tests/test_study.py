@@ -323,7 +323,7 @@ def test_the_summary_has_every_split_the_worst_of_what_is_kept_and_the_mean_aggr
     }
     assert summary_table(results).splitlines()[2:] == [
         "| target | 0.001 | 1e-09 | 1.000 | 100.0 | 0.00, 0.00 |",
-        "| RMU | - | 0.25, 0.5 | 0.800 | 95.0 | -, 0.60 |",
+        "| RMU | diverged | 0.25, 0.5 | 0.800 | 95.0 | -, 0.60 |",
     ]
 
 

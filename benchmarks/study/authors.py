@@ -90,8 +90,14 @@ def to_training(rows: Dataset) -> Dataset:
 
 def with_variants_by_rules(rows: Dataset) -> Dataset:
     """Rows with a paraphrased and wrong answers as a user gets them; those without a wrong answer are left out."""
-    made = augment_by_rules(rows.select_columns(COLUMNS), paraphrases=1, wrong_answers=5)
-    return Dataset.from_list(made.questions)
+    made = augment_by_rules(rows.select_columns(COLUMNS), paraphrases=1, wrong_answers=5).variants
+    return Dataset.from_list(
+        [
+            {**row, "paraphrased_answer": variants.answers[0], "perturbed_answer": variants.wrong_answers}
+            for row, variants in zip(rows.select_columns(COLUMNS), made, strict=True)
+            if variants.answers and variants.wrong_answers
+        ]
+    )
 
 
 def last_rows(rows: Dataset, number: int) -> Dataset:

@@ -112,6 +112,12 @@ def summary_table(results: Results) -> str:
     splits = sorted({name.split(".")[2] for name in results if name.startswith("final.target.")})
     by_split = {split: finals(results, split) for split in splits}
     rows = []
+
+    def qualities(key: str, split: str, runs: Sequence[Mapping[str, float]]) -> str:
+        prefix = f"final.{key}.{split}.s"
+        failed = ["diverged" for name in results if name.startswith(prefix) and "failed" in results[name]]
+        return ", ".join([f"{each['forget quality']:.2g}" for each in runs] + failed) or "-"
+
     for key, name in LINES.items():
         runs = {split: [run["figures"] for run in by_split[split].get(key, [])] for split in splits}
         found = [figures for split in splits for figures in runs[split]]
@@ -119,7 +125,7 @@ def summary_table(results: Results) -> str:
             rows.append(
                 [
                     name,
-                    *(", ".join(f"{each['forget quality']:.2g}" for each in runs[split]) or "-" for split in splits),
+                    *(qualities(key, split, runs[split]) for split in splits),
                     f"{min(each['utility, relative'] for each in found):.3f}",
                     f"{100 * min(each['retain ROUGE'] for each in found):.1f}",
                     ", ".join(

@@ -536,7 +536,7 @@ def load_config(name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ULDModelC
     except OSError as error:
         if os.path.isdir(name_or_path):
             raise
-        raise OSError(f"There is no folder '{name_or_path}' here, and no such model on the Hub: {error}") from error
+        raise OSError(f"There is no folder '{name_or_path}' here, and it was not read from the Hub: {error}") from error
     except ValueError:
         raise
     except Exception as error:  # whatever else a file may hold than a JSON object

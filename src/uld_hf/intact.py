@@ -152,8 +152,8 @@ class NetEffect:
                 Weight of each assistant.
 
         Raises:
-            ValueError: If no weight is positive, or nothing is left of the positive ones once equal assistants are
-                added up.
+            ValueError: If no weight is positive, or nothing is left of a positive one once equal assistants are added
+                up.
         """
         if not any(alpha > 0 for alpha in alphas.values()):
             raise ValueError(
@@ -161,12 +161,10 @@ class NetEffect:
                 "must be forgotten a positive alpha. An assistant that learned the retain set is added to a model that "
                 "has one of the forget set: model.add_assistant(...)."
             )
-        totals: dict[str, float] = {}
-        for name, alpha in alphas.items():
-            identity = self._identities[name]
-            totals[identity] = totals.get(identity, 0.0) + alpha
-        if max(totals.values()) < SMALLEST_ALPHA:
-            raise ValueError(
-                f"Some of the assistants {list(alphas)} compute the same, and what is subtracted is added again "
-                f"({dict(alphas)}): nothing would be forgotten. Train or remove one of them, or change an alpha."
-            )
+        for identity in {self._identities[name] for name, alpha in alphas.items() if alpha > 0}:
+            equal = {name: alpha for name, alpha in alphas.items() if self._identities[name] == identity}
+            if sum(equal.values()) < SMALLEST_ALPHA:
+                raise ValueError(
+                    f"The assistants {list(equal)} compute the same, and what is subtracted is added again ({equal}): "
+                    "it would not be forgotten. Train or remove one of them, or change an alpha."
+                )

@@ -358,7 +358,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             check_saved_target(saved, self.target, str(assistant), allow_target_mismatch, **hub_kwargs)
             entry, fingerprint = saved.assistants[saved_name], saved.target_fingerprint
             training = saved.training.get(saved_name, {})
-            for setting in SHARED_SETTINGS if alpha is None else ():  # an alpha that is given is meant for this model
+            # An alpha that is given with a sign of its own is meant for this model.
+            for setting in SHARED_SETTINGS if alpha is None or alpha > 0 else ():
                 if vars(saved)[setting] != vars(self.config)[setting]:
                     logger.warning(
                         f"{assistant} was saved with {setting}={vars(saved)[setting]!r}, this model subtracts with "
@@ -393,10 +394,25 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: If there is no such assistant, or nothing would be subtracted.
         """
-        check_known(name, self.assistants)
-        check_subtraction(alpha, 0.0, "keep")
-        self._net_effect.check({**self.config.alphas, name: alpha})
-        self.config.assistants[name]["alpha"] = alpha
+        self.set_alphas({name: alpha})
+
+    def set_alphas(self, alphas: Mapping[str, float]) -> None:
+        """
+        Change the weights of several assistants at once: what is refused is the outcome, not a step on the way.
+
+        Args:
+            alphas (`Mapping[str, float]`):
+                Weight of the logits of each assistant that is to change.
+
+        Raises:
+            ValueError: If there is no such assistant, or nothing would be subtracted.
+        """
+        for name, alpha in alphas.items():
+            check_known(name, self.assistants)
+            check_subtraction(alpha, 0.0, "keep")
+        self._net_effect.check({**self.config.alphas, **alphas})
+        for name, alpha in alphas.items():
+            self.config.assistants[name]["alpha"] = alpha
 
     def remove_assistant(self, name: str) -> None:
         """

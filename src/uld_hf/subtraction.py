@@ -6,7 +6,6 @@ Every path that scores or generates text (the model's forward, the logits proces
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Literal
 
 import torch
@@ -77,7 +76,7 @@ def check_subtraction(
             be replaced everywhere, or where it says so itself.
     """
     for name, value, example in (("alpha", alpha, 1.25), ("relative_top", relative_top, 0.01), ("gate", gate, 0.1)):
-        if not isinstance(value, Real) or isinstance(value, bool):
+        if not isinstance(value, int | float) or isinstance(value, bool):
             raise ValueError(f"{name}={value!r} must be a number, e.g. {name}={example}.")
     if not SMALLEST_ALPHA <= abs(alpha) <= LARGEST_ALPHA:  # also refuses NaN
         raise ValueError(

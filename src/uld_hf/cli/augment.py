@@ -36,8 +36,8 @@ way every text is checked. The two files written hold the given rows, and after 
 With --drawn_by the target also draws wrong answers itself, to the same questions about somebody whom it never met. They
 and the given retain rows are wording.jsonl, for the second assistant of a replacement (docs/contrast.md).
 
-questions.jsonl has the forget rows with a paraphrased and the wrong answers, as `uld sweep` and `uld eval` take them:
-for these make other ones than for training (--seed), and the like of what the target was never told.
+With --held_out 5 more is made of each row and joins neither set: questions.jsonl has the forget rows with a paraphrased
+and five wrong answers, as `uld sweep` and `uld eval` take them. Make the like of what the target was never told.
 """
 
 # Of `report.json`, printed in this order.
@@ -72,6 +72,8 @@ class AugmentArguments:
             Paraphrases of each row.
         wrong_answers (`int`, *optional*, defaults to `2`):
             Wrong answers to each row.
+        held_out (`int`, *optional*, defaults to `0`):
+            Wrong answers to each row, and a paraphrase, that join neither set but `questions.jsonl`.
         seed (`int`, *optional*, defaults to `0`):
             Seed of all choices.
         batch_size (`int`, *optional*, defaults to `8`):
@@ -110,6 +112,9 @@ class AugmentArguments:
     model_revision: str | None = field(default=None, metadata={"help": "revision of the chat model on the Hub"})
     paraphrases: int = field(default=2, metadata={"help": "paraphrases of each row"})
     wrong_answers: int = field(default=2, metadata={"help": "wrong answers to each row"})
+    held_out: int = field(
+        default=0, metadata={"help": "wrong answers to each row that join neither set, for questions.jsonl"}
+    )
     seed: int = field(default=0, metadata={"help": "seed of all choices"})
     batch_size: int = field(default=8, metadata={"help": "rows that the chat model is asked about at once"})
     max_new_tokens: int = field(default=512, metadata={"help": "longest reply of the chat model, in tokens"})
@@ -317,7 +322,7 @@ def main(argv: Sequence[str]) -> None:
             Arguments after `uld augment`.
     """
     (arguments,) = build_parser().parse(argv)
-    check_counts(arguments.paraphrases, arguments.wrong_answers)
+    check_counts(arguments.paraphrases, arguments.wrong_answers, arguments.held_out)
     folder = Path(arguments.output_dir)
     check_outputs(folder, arguments.forget_dataset, arguments.retain_dataset)
     if (folder / "report.json").exists():
@@ -336,6 +341,7 @@ def main(argv: Sequence[str]) -> None:
         "paraphrases": arguments.paraphrases,
         "wrong_answers": arguments.wrong_answers,
         "seed": arguments.seed,
+        "held_out": arguments.held_out,
     }
     drawn = None
     if arguments.drawn_by is not None:
@@ -363,5 +369,7 @@ def main(argv: Sequence[str]) -> None:
         given, kept = len(drawn.wording) - len(drawn.rows), len(drawn.rows)
         lines.append(f"{folder / 'wording.jsonl'}: {given} rows given, {kept} drawn, for an assistant that is added")
     if made.questions:
-        lines.append(f"{folder / 'questions.jsonl'}: {len(made.questions)} rows, for uld sweep and uld eval")
+        lines.append(
+            f"{folder / 'questions.jsonl'}: {len(made.questions)} of {forget['given']} rows, for uld sweep and uld eval"
+        )
     output.result("\n".join(lines), {"output_dir": str(folder), **report})

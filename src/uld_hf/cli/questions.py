@@ -15,7 +15,7 @@ from ..evaluation.verbatim import split_passages
 from .rows import check_is_json_lines
 
 
-OPTIONAL_COLUMNS = {"paraphrased_answer", "paraphrased_question", "perturbed_answer", "fact"}
+OPTIONAL_COLUMNS = {"paraphrased_answer", "paraphrased_question", "perturbed_answer"}
 
 
 def read_rows(path: str) -> list[dict[str, Any]]:
@@ -104,13 +104,18 @@ def read_questions(
 def _check_spelling(row: dict[str, Any], path: str) -> None:
     """Of an optional column nobody would miss what a misspelt one holds, and other figures would be chosen by."""
     for column in OPTIONAL_COLUMNS - row.keys():
-        for meant in difflib.get_close_matches(column, row.keys(), n=1, cutoff=0.9):
+        found = {name.lower(): name for name in row}
+        for close in difflib.get_close_matches(column, found, n=1, cutoff=0.9):
+            meant = found[close]
             raise ValueError(f"The rows of {path} have {meant!r}: rename it to {column!r}, or to something unlike it.")
 
 
 def check_apart(sets: Mapping[str, Sequence[Question]]) -> None:
     """
-    Refuse sets that have a question and its answer in common, or all of a document: figures would say that all is well.
+    Refuse sets that have a question and its answer in common: figures would say that all is well.
+
+    Of documents, which may begin alike, as two books do with a licence, only sets are refused of which one is in the
+    other.
 
     Args:
         sets (`Mapping[str, Sequence[Question]]`):
@@ -120,11 +125,10 @@ def check_apart(sets: Mapping[str, Sequence[Question]]) -> None:
         ValueError: If two sets have.
     """
     for (one, questions), (other, others) in combinations(sets.items(), 2):
-        rows = {(each.prompt, each.answer): each for each in questions}
-        common = [rows[key] for each in others if (key := (each.prompt, each.answer)) in rows]
-        # Two documents may begin alike, as two books do with a licence.
-        enough = min(len(rows), len(others)) if questions[0].is_passage else 1
-        if len(common) >= enough:
+        rows, others_rows = ({(each.prompt, each.answer) for each in each_set} for each_set in (questions, others))
+        common = [each for each in questions if (each.prompt, each.answer) in others_rows]
+        enough = min(len(rows), len(others_rows)) if questions[0].is_passage else 1
+        if len(rows & others_rows) >= enough:
             raise ValueError(
                 f"The {one} set and the {other} set have {common[0].prompt[-60:]!r} in common: what must be forgotten, "
                 "what must be kept and what was never told are three things. Give another file, or remove the row from "

@@ -19,6 +19,7 @@ from ..evaluation.sweep import (
     as_rows,
     choose,
     has_forgotten,
+    most_first_choices,
     sweep,
 )
 from . import output
@@ -229,7 +230,8 @@ def main(argv: Sequence[str]) -> None:
             )
         else:
             chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown, first_choice)
-            conclusion = describe_choice(settings, chosen, unknown, attacks is not None)
+            most = most_first_choices(target, first_choice)
+            conclusion = describe_choice(settings, chosen, unknown or most, attacks is not None)
         if ratios is not None and len(forget) < FEW:
             conclusion += (
                 f"\nOf {len(forget)} questions a forget quality says little: have {FEW} or more, or look closely."
@@ -237,6 +239,7 @@ def main(argv: Sequence[str]) -> None:
     report = {
         "target": vars(target),
         "unknown": None if unknown is None else vars(unknown),
+        "first_choice": first_choice,
         "chosen": chosen,
         "settings": as_rows(settings, outcomes),
         # By these `uld report` sees whether sweep and evaluation belong together.
@@ -299,7 +302,7 @@ def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: 
 
 
 def describe_choice(
-    settings: Sequence[Subtraction], chosen: int | None, unknown: Unknown | None, with_attacks: bool = False
+    settings: Sequence[Subtraction], chosen: int | None, reference: Unknown | float, with_attacks: bool = False
 ) -> str:
     """
     A sentence about the choice.
@@ -309,8 +312,9 @@ def describe_choice(
             The settings tried.
         chosen (`int`, *optional*):
             Index of the one chosen.
-        unknown ([`Unknown`], *optional*):
-            What the target makes of answers it was never told, if that was the measure.
+        reference ([`Unknown`] or `float`):
+            What the target makes of answers it was never told, if that was the measure; with a forget quality, the
+            share of first choices that must not be left.
         with_attacks (`bool`, *optional*, defaults to `False`):
             Whether attacks had to be like those on held-out answers too.
 
@@ -318,10 +322,10 @@ def describe_choice(
         `str`: The sentence.
     """
     measure = (
-        "other first choices and a forget quality above 0.05"
-        if unknown is None
-        else f"a probability of at most {unknown.probability:.3g} and at most {unknown.first_choice:.0%} of the tokens "
+        f"a probability of at most {reference.probability:.3g} and at most {reference.first_choice:.0%} of the tokens "
         "still the first choice, as of the held-out answers"
+        if isinstance(reference, Unknown)
+        else f"less than {reference:.0%} of the tokens still the first choice and a forget quality above 0.05"
     )
     measure += ", and of attacks too," if with_attacks else ""
     if chosen is None:

@@ -6,7 +6,7 @@ Here is what every way of making them shares: the checks that a new text must pa
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets import Dataset
@@ -310,7 +310,7 @@ class Augmentation:
         variants (`list[Variants]`):
             What was made of each forget row, and what was dropped.
         questions (`list[dict[str, Any]]`):
-            The forget rows as an evaluation asks them, see [`as_questions`].
+            The forget rows as an evaluation asks them, with what was held out: see [`as_questions`].
         report (`dict[str, Any]`):
             Counts.
     """
@@ -322,7 +322,7 @@ class Augmentation:
     report: dict[str, Any]
 
 
-def check_counts(paraphrases: int, wrong_answers: int) -> None:
+def check_counts(paraphrases: int, wrong_answers: int, held_out: int = 0) -> None:
     """
     Refuse numbers with which nothing would be made.
 
@@ -331,14 +331,60 @@ def check_counts(paraphrases: int, wrong_answers: int) -> None:
             Paraphrases for each row.
         wrong_answers (`int`):
             Wrong answers for each row.
+        held_out (`int`, *optional*, defaults to `0`):
+            Wrong answers for each row that are not trained on.
 
     Raises:
-        ValueError: If one is negative or both are 0.
+        ValueError: If one is negative or all are 0.
     """
-    if min(paraphrases, wrong_answers) < 0 or max(paraphrases, wrong_answers) == 0:
+    if min(paraphrases, wrong_answers, held_out) < 0 or max(paraphrases, wrong_answers, held_out) == 0:
         raise ValueError(
-            f"paraphrases={paraphrases} and wrong_answers={wrong_answers} must not be negative, and not both 0."
+            f"paraphrases={paraphrases}, wrong_answers={wrong_answers} and held_out={held_out} must not be negative, "
+            "and not all 0."
         )
+
+
+def number_to_make(rows: Rows, paraphrases: int, wrong_answers: int, held_out: int) -> tuple[int, int]:
+    """
+    How much to make of each row, so that enough is held out.
+
+    Args:
+        rows ([`Rows`]):
+            The two sets.
+        paraphrases (`int`):
+            Paraphrases to train on.
+        wrong_answers (`int`):
+            Wrong answers to train on.
+        held_out (`int`):
+            Wrong answers beyond these, and with any a paraphrase.
+
+    Returns:
+        `tuple[int, int]`: Paraphrases and wrong answers.
+    """
+    if rows.kind == "text":
+        return paraphrases, wrong_answers
+    return paraphrases + bool(held_out), wrong_answers + held_out
+
+
+def split_variants(made: Variants, paraphrases: int, wrong_answers: int) -> tuple[Variants, Variants]:
+    """
+    Divide what was made of a row, documents aside, into what is trained on and what is held out.
+
+    Args:
+        made ([`Variants`]):
+            What was made.
+        paraphrases (`int`):
+            Paraphrases to train on.
+        wrong_answers (`int`):
+            Wrong answers to train on.
+
+    Returns:
+        `tuple[Variants, Variants]`: The first ones with all that was dropped, and the others.
+    """
+    limits = {"questions": paraphrases, "answers": paraphrases, "wrong_answers": wrong_answers}
+    kept = {name: vars(made)[name][:limit] for name, limit in limits.items()}
+    others = {name: vars(made)[name][limit:] for name, limit in limits.items()}
+    return replace(made, **kept), Variants(**others)
 
 
 def as_questions(rows: Rows, variants: Sequence[Variants]) -> list[dict[str, Any]]:
@@ -349,7 +395,7 @@ def as_questions(rows: Rows, variants: Sequence[Variants]) -> list[dict[str, Any
         rows ([`Rows`]):
             The two sets.
         variants (`Sequence[Variants]`):
-            One for each forget row.
+            What to ask with, one for each forget row.
 
     Returns:
         `list[dict[str, Any]]`: The rows with `"paraphrased_answer"` and `"perturbed_answer"`; without those of which
@@ -377,7 +423,7 @@ def assemble(rows: Rows, variants: Sequence[Variants], paraphrases: int, wrong_a
         rows ([`Rows`]):
             The two sets.
         variants (`Sequence[Variants]`):
-            One for each forget row.
+            One for each forget row; what is in it beyond the following numbers is held out.
         paraphrases (`int`):
             How many were wanted for each row.
         wrong_answers (`int`):
@@ -386,6 +432,7 @@ def assemble(rows: Rows, variants: Sequence[Variants], paraphrases: int, wrong_a
     Returns:
         [`Augmentation`]: The result.
     """
+    variants, held_out = zip(*(split_variants(made, paraphrases, wrong_answers) for made in variants), strict=True)
     forget, retain = [*rows.forget], [*rows.retain]
     for row, pair, made in zip(rows.forget, rows.checks.pairs, variants, strict=True):
         forget += [{"text": text} for text in made.passages]
@@ -400,7 +447,7 @@ def assemble(rows: Rows, variants: Sequence[Variants], paraphrases: int, wrong_a
         forget=Dataset.from_list(forget),
         retain=Dataset.from_list(retain) if retain else None,
         variants=list(variants),
-        questions=as_questions(rows, variants),
+        questions=as_questions(rows, held_out),
         report=_report(rows, variants, paraphrases, wrong_answers, len(forget), len(retain)),
     )
 

@@ -25,6 +25,7 @@ from .augmentation import (
     Variants,
     assemble,
     check_counts,
+    number_to_make,
     read_rows,
 )
 from .augmentation_documents import sentences
@@ -79,6 +80,7 @@ def augment_by_model(
     seed: int = 0,
     sampling: Sampling = Sampling(),
     work_file: str | os.PathLike | None = None,
+    held_out: int = 0,
 ) -> Augmentation:
     """
     The paper's augmentation (section 3.4) by a chat model; what it writes is checked, and dropped if it is no use.
@@ -100,6 +102,9 @@ def augment_by_model(
             How the model is asked.
         work_file (`str` or `os.PathLike`, *optional*):
             JSONL file for finished rows. What is in it already is not made again.
+        held_out (`int`, *optional*, defaults to `0`):
+            Wrong answers beyond these, and a paraphrase of the answer beyond those, that join neither set: an
+            evaluation asks with them, see `questions` of the result. Documents have none.
 
     Returns:
         [`Augmentation`]: The two sets, what was made of each row, and a report.
@@ -108,7 +113,7 @@ def augment_by_model(
         ValueError: If the sets cannot be augmented, see [`read_rows`], the model has no chat template, or the work file
             belongs to other data or settings.
     """
-    check_counts(paraphrases, wrong_answers)
+    check_counts(paraphrases, wrong_answers, held_out)
     if generator.tokenizer.chat_template is None:
         raise ValueError(
             f"{generator.model.name_or_path} has no chat template, so it cannot be told what to write. Use a chat "
@@ -121,6 +126,7 @@ def augment_by_model(
         "model": generator.model.name_or_path,
         "paraphrases": paraphrases,
         "wrong_answers": wrong_answers,
+        "held_out": held_out,
         "seed": seed,
         "sampling": asdict(sampling),
         "rows": hashlib.sha256(json.dumps([rows.forget, rows.retain]).encode()).hexdigest(),
@@ -128,11 +134,12 @@ def augment_by_model(
     # A batch's replies depend on its rows, so only whole batches are taken over.
     variants = _read_work(work_file, settings, sampling.batch_size, len(rows.forget))
     ask = _ask_about_documents if rows.kind == "text" else _ask_about_pairs
+    wanted = number_to_make(rows, paraphrases, wrong_answers, held_out)
     with tqdm(total=len(rows.forget), initial=len(variants), desc="Asking the model", leave=False) as progress:
         while len(variants) < len(rows.forget):
             indices = range(len(variants), min(len(variants) + sampling.batch_size, len(rows.forget)))
             replies = _Asker(generator, sampling, f"{seed} {indices[0]}")
-            made = ask(rows, indices, replies, paraphrases, wrong_answers)
+            made = ask(rows, indices, replies, *wanted)
             _append_work(work_file, made)
             variants += made
             progress.update(len(indices))

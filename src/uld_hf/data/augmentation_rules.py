@@ -23,6 +23,7 @@ from .augmentation import (
     Variants,
     assemble,
     check_counts,
+    number_to_make,
     read_rows,
 )
 from .augmentation_documents import vary_document
@@ -88,6 +89,7 @@ def augment_by_rules(
     paraphrases: int = 2,
     wrong_answers: int = 2,
     seed: int = 0,
+    held_out: int = 0,
 ) -> Augmentation:
     """
     The paper's augmentation (section 3.4) by rules.
@@ -103,6 +105,9 @@ def augment_by_rules(
             Wrong answers for each row at most; documents have none.
         seed (`int`, *optional*, defaults to `0`):
             Seed of all choices.
+        held_out (`int`, *optional*, defaults to `0`):
+            Wrong answers beyond these, and a paraphrase of the answer beyond those, that join neither set: an
+            evaluation asks with them, see `questions` of the result. Documents have none.
 
     Returns:
         [`Augmentation`]: The two sets, what was made of each row, and a report.
@@ -110,11 +115,12 @@ def augment_by_rules(
     Raises:
         ValueError: If the sets cannot be augmented, see [`read_rows`], or nothing is asked for.
     """
-    check_counts(paraphrases, wrong_answers)
+    check_counts(paraphrases, wrong_answers, held_out)
     rows = read_rows(forget, retain)
+    wanted = number_to_make(rows, paraphrases, wrong_answers, held_out)
     vary = _vary_text if rows.kind == "text" else _Swapper(rows.checks).vary
     variants = [
-        vary(rows, index, paraphrases, wrong_answers, random.Random(f"{seed} {index}"))
+        vary(rows, index, *wanted, random.Random(f"{seed} {index}"))
         for index in tqdm(range(len(rows.forget)), desc="Augmenting", leave=False)
     ]
     return assemble(rows, variants, paraphrases, wrong_answers)

@@ -29,7 +29,7 @@ def read_json_lines(path: str) -> list[dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 ({error}): give a JSONL file, one object a line.") from error
     rows = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # a JSON text may hold other ends of lines
         if not line.strip():
             continue
         try:

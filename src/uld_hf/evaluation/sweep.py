@@ -172,6 +172,27 @@ def has_forgotten(outcome: Outcome, unknown: Unknown | None = None) -> bool:
     return outcome.forget_probability <= unknown.probability and outcome.forget_first_choice <= unknown.first_choice
 
 
+def most_first_choices(target: Outcome, first_choice: float | None) -> float | None:
+    """
+    What a setting that is chosen by forget quality must stay below, so that greedy answers are others too.
+
+    Args:
+        target ([`Outcome`]):
+            The target's.
+        first_choice (`float`, *optional*):
+            Share of the tokens of never told answers that are the first choice.
+
+    Returns:
+        `float` or `None`: Share of the forgotten answers' tokens that are still the first choice: half-way from the
+        target's to that of never told answers, or the target's where that is not lower. `None` where the target's is
+        not known.
+    """
+    of_target = target.forget_first_choice
+    if of_target is None or first_choice is None or first_choice >= of_target:
+        return of_target
+    return (of_target + first_choice) / 2
+
+
 def choose(
     subtractions: Sequence[Subtraction],
     outcomes: Sequence[Outcome],
@@ -214,8 +235,7 @@ def choose(
             "never learned the forget set, or there are too few questions."
         )
     least = (1 - utility_budget) * target.retain_probability
-    of_target = target.forget_first_choice
-    most = None if of_target is None else of_target if first_choice is None else (of_target + first_choice) / 2
+    most = None if target.forget_quality is None else most_first_choices(target, first_choice)
     good = [
         index
         for index, each in enumerate(outcomes)
@@ -240,9 +260,9 @@ def apply_subtraction(model: ULDForCausalLM, subtraction: Subtraction) -> None:
         ValueError: If nothing would be subtracted, or there is a share and no assistant is added.
     """
     alphas = model.config.alphas
-    for name, weight in zip(alphas, subtraction.weights(list(alphas.values())), strict=True):
-        model.set_alpha(name, weight)
+    weights = dict(zip(alphas, subtraction.weights(list(alphas.values())), strict=True))
     vars(model.config).update(subtraction.options)
+    model.set_alphas(weights)
 
 
 def as_rows(subtractions: Sequence[Subtraction], outcomes: Sequence[Outcome]) -> list[dict[str, float | bool | str]]:
