@@ -93,6 +93,14 @@ def run_cost(run: Mapping[str, Any]) -> tuple[float, float]:
     return sum(cost["seconds"] for cost in costs), max(cost["peak_memory"] for cost in costs)
 
 
+def qualities(results: Results, key: str, split: str) -> str:
+    """Forget quality of a line on a split by seed; what diverged is counted."""
+    prefix = f"final.{key}.{split}.s"
+    runs = [result for name, result in results.items() if name.startswith(prefix)]
+    shown = [f"{run['figures']['forget quality']:.2g}" for run in runs if "figures" in run]
+    return ", ".join(shown + ["diverged" for run in runs if "failed" in run])
+
+
 def main_table(results: Results, split: str) -> str:
     """Every method on a split; what diverged is counted, and not in the means."""
     rows = []
@@ -100,10 +108,9 @@ def main_table(results: Results, split: str) -> str:
         cells = [spread([run["figures"][name] for run in runs], show) for name, show in COLUMNS.items()]
         seconds, memory = zip(*map(run_cost, runs), strict=True)
         show = "{:.0f}".format
-        quality = [f"{run['figures']['forget quality']:.2g}" for run in runs]
-        prefix = f"final.{key}.{split}.s"
-        quality += ["diverged" for name in results if name.startswith(prefix) and "failed" in results[name]]
-        rows.append([LINES[key], ", ".join(quality), *cells, show(np.mean(seconds)), show(max(memory) / 1e6)])
+        rows.append(
+            [LINES[key], qualities(results, key, split), *cells, show(np.mean(seconds)), show(max(memory) / 1e6)]
+        )
     return markdown(["", "forget quality p, by seed", *COLUMNS, "training s", "peak MB"], rows)
 
 
@@ -112,12 +119,6 @@ def summary_table(results: Results) -> str:
     splits = sorted({name.split(".")[2] for name in results if name.startswith("final.target.")})
     by_split = {split: finals(results, split) for split in splits}
     rows = []
-
-    def qualities(key: str, split: str, runs: Sequence[Mapping[str, float]]) -> str:
-        prefix = f"final.{key}.{split}.s"
-        failed = ["diverged" for name in results if name.startswith(prefix) and "failed" in results[name]]
-        return ", ".join([f"{each['forget quality']:.2g}" for each in runs] + failed) or "-"
-
     for key, name in LINES.items():
         runs = {split: [run["figures"] for run in by_split[split].get(key, [])] for split in splits}
         found = [figures for split in splits for figures in runs[split]]
@@ -125,7 +126,7 @@ def summary_table(results: Results) -> str:
             rows.append(
                 [
                     name,
-                    *(qualities(key, split, runs[split]) for split in splits),
+                    *(qualities(results, key, split) or "-" for split in splits),
                     f"{min(each['utility, relative'] for each in found):.3f}",
                     f"{100 * min(each['retain ROUGE'] for each in found):.1f}",
                     ", ".join(

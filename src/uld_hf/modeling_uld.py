@@ -358,7 +358,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             check_saved_target(saved, self.target, str(assistant), allow_target_mismatch, **hub_kwargs)
             entry, fingerprint = saved.assistants[saved_name], saved.target_fingerprint
             training = saved.training.get(saved_name, {})
-            # An alpha that is given with a sign of its own is meant for this model.
+            # A negative alpha that is given was chosen for this model's settings, as in docs/contrast.md.
             for setting in SHARED_SETTINGS if alpha is None or alpha > 0 else ():
                 if vars(saved)[setting] != vars(self.config)[setting]:
                     logger.warning(

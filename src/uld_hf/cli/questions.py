@@ -103,8 +103,8 @@ def read_questions(
 
 def _check_spelling(row: dict[str, Any], path: str) -> None:
     """Of an optional column nobody would miss what a misspelt one holds, and other figures would be chosen by."""
+    found = {name.lower(): name for name in row}
     for column in OPTIONAL_COLUMNS - row.keys():
-        found = {name.lower(): name for name in row}
         for close in difflib.get_close_matches(column, found, n=1, cutoff=0.9):
             meant = found[close]
             raise ValueError(f"The rows of {path} have {meant!r}: rename it to {column!r}, or to something unlike it.")
