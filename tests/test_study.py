@@ -345,6 +345,36 @@ def test_a_trial_of_a_setting_that_the_grid_no_longer_has_is_refused(small_study
         small_study.trial("ga", 0)
 
 
+@needs_shared
+def test_settings_are_chosen_from_results_alone(small_study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"forget probability": 0.99, "retain probability": 0.98, "forget quality": 1e-9}
+    for name in ("target", "retrained"):
+        small_study.ledger.unit(f"final.{name}.forget25.s0", lambda: {"figures": figures})
+    monkeypatch.setattr(small_study, "references", lambda split, seed: pytest.fail("nothing is to be trained again"))
+    from study import grid
+
+    setting = grid("ga none", small_study.preset)[0]
+    outcome = {"forget_probability": 0.1, "retain_probability": 0.97, "forget_quality": 0.5}
+    trial = small_study.ledger.unit("trial.ga.0", lambda: {"setting": setting, "outcome": outcome})
+    assert small_study.chosen("ga") == (0, trial)
+
+
+def test_a_pair_costs_the_assistant_that_it_begins_with_and_its_own_training(
+    study_path: None, slice_preset: object, tmp_path: Path
+) -> None:
+    from methods import Job, costs
+
+    for folder, seconds in (("uld", 3.0), ("contrast/retain", 4.0)):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "log.json").write_text("[]")
+        (tmp_path / folder / "cost.json").write_text(json.dumps({"seconds": seconds}))
+    rows: Any = None
+    places = {"folder": tmp_path / "contrast", "assistant": tmp_path / "uld"}
+    job = Job(tmp_path, rows, rows, rows, **places, seed=0, preset=slice_preset, deadline=rows)
+    assert costs("contrast", job) == [{"seconds": 3.0}, {"seconds": 4.0}]
+    assert costs("uld", replace(job, folder=job.assistant)) == [{"seconds": 3.0}]
+
+
 @pytest.mark.slow
 @needs_shared
 def test_the_whole_study_runs_resumes_and_repeats_nothing(tmp_path: Path) -> None:
@@ -376,6 +406,8 @@ def test_the_whole_study_runs_resumes_and_repeats_nothing(tmp_path: Path) -> Non
     again = run("20")
     assert again.returncode == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*.json")} == results
+    # The first assistant of a pair is the one that ULD's own lines have.
+    assert {path.name for path in (tmp_path / "work" / "trials" / "contrast.0").iterdir()} == {"retain"}
     tables = (tmp_path / "results" / "tables.md").read_text()
     for line in ("centred, clamped, alpha 1.25", "NPO + GD", "ULD, gated contrast, baked (ours)"):
         assert line in tables

@@ -112,7 +112,7 @@ def run_books(preset: Preset, folder: Path, work: Path, ledger: Ledger) -> None:
 
     def job(name: str, forget: Dataset) -> Job:
         target = learned("target", both)
-        return Job(target, tokenizer, forget, rows[RETAIN], work / name, seed, preset, ledger.deadline)
+        return Job(target, tokenizer, forget, rows[RETAIN], work / name, work / "uld", seed, preset, ledger.deadline)
 
     def assistant() -> dict[str, Any]:
         varied = augment_by_rules(rows[FORGET], rows[RETAIN], seed=seed).forget
@@ -124,13 +124,13 @@ def run_books(preset: Preset, folder: Path, work: Path, ledger: Ledger) -> None:
             for alpha in ALPHAS:
                 apply_subtraction(model, Subtraction(alpha, **options))
                 found[f"{name}, alpha {alpha:g}"] = measured(model)
-        return {"setting": setting, "figures": found, "costs": [read_cost(each) for each in costs(task.folder)]}
+        return {"setting": setting, "figures": found, "costs": costs("uld", task)}
 
     def baseline(recipe: str) -> dict[str, Any]:
         setting = {"learning_rate": 3e-4}
         task = job(recipe.replace(" ", "_"), rows[FORGET])
         figures = measured(train(recipe, task, setting))
-        return {"setting": setting, "figures": figures, "costs": [read_cost(each) for each in costs(task.folder)]}
+        return {"setting": setting, "figures": figures, "costs": costs(recipe, task)}
 
     ledger.unit("books.uld", assistant)
     for recipe in BASELINES:

@@ -47,6 +47,10 @@ class Ledger:
         """Whether the result of a unit is there."""
         return (self.folder / f"{name}.json").exists()
 
+    def read(self, name: str) -> dict[str, Any]:
+        """The result of a unit that is there."""
+        return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+
     def unit(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """
         The result of a unit, computed unless it is there.
@@ -65,7 +69,7 @@ class Ledger:
         """
         path = self.folder / f"{name}.json"
         if self.has(name):
-            return json.loads(path.read_text(encoding="utf-8"))
+            return self.read(name)
         if self.deadline.is_over():
             raise OutOfTimeError(name)
         start = time.perf_counter()
@@ -75,7 +79,7 @@ class Ledger:
         unfinished.replace(path)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
         # As it will be read the next time: keys of dictionaries are texts then.
-        return json.loads(path.read_text(encoding="utf-8"))
+        return self.read(name)
 
     def results(self) -> dict[str, dict[str, Any]]:
         """All results so far, by name."""

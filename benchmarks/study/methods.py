@@ -10,7 +10,7 @@ from ledger import Deadline
 from peft import LoraConfig
 from presets import Preset
 from targets import load_model
-from training import common_options, is_trained, loading_options, train_within
+from training import common_options, is_trained, loading_options, read_cost, train_within
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_hf import (
@@ -43,6 +43,8 @@ class Job:
             Rows to keep.
         folder (`Path`):
             Folder for what is trained.
+        assistant (`Path`):
+            Folder of ULD's assistant with the same rows and setting, trained or not: a pair begins with it.
         seed (`int`):
             Seed.
         preset ([`Preset`]):
@@ -60,6 +62,7 @@ class Job:
     forget: Dataset
     retain: Dataset
     folder: Path
+    assistant: Path
     seed: int
     preset: Preset
     deadline: Deadline
@@ -413,7 +416,7 @@ def train_drawn(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
 
 def train_pair(job: Job, setting: dict[str, Any], retain: Callable[[], Dataset]) -> ULDForCausalLM:
     """ULD's assistant, and one that learned the rows that `retain` makes."""
-    train_assistant(replace(job, folder=job.folder / "forget"), setting)
+    model = train_assistant(replace(job, folder=job.assistant), setting)
     folder = job.folder / "retain"
     if not is_trained(folder):
         setting = {name: setting[name] for name in ("learning_rate", "num_assistant_layers")}
@@ -422,7 +425,6 @@ def train_pair(job: Job, setting: dict[str, Any], retain: Callable[[], Dataset])
         )
         trainer = ULDTrainer(str(job.target), args, retain_dataset=retain(), processing_class=job.tokenizer)
         train_within(trainer, job.deadline)
-    model = ULDForCausalLM.from_pretrained(job.folder / "forget", **loading_options())
     model.add_assistant(str(folder))
     return model
 
@@ -458,11 +460,11 @@ def train_weights(job: Job, setting: dict[str, Any]) -> PreTrainedModel:
     return load_model(job.folder)
 
 
+PAIRS = {"contrast": train_contrast, "contrast_drawn": train_drawn}
 RECIPES: dict[str, Callable[[Job, dict[str, Any]], PreTrainedModel]] = {
     "uld": train_assistant,
     "uld_rules": train_assistant,
-    "contrast": train_contrast,
-    "contrast_drawn": train_drawn,
+    **PAIRS,
     **dict.fromkeys(TEACHERS, train_baked),
     "divergence": train_auxiliaries,
 }
@@ -493,6 +495,8 @@ def train(recipe: str, job: Job, setting: dict[str, Any]) -> PreTrainedModel:
     return train_offset(job, options) if offset else train_weights(job, options)
 
 
-def costs(folder: Path) -> list[Path]:
-    """Folders of all trainings under a folder: Divergence Decoding has two."""
-    return sorted(path.parent for path in folder.glob("**/log.json"))
+def costs(recipe: str, job: Job) -> list[dict[str, float]]:
+    """What each training of a job took: pairs and Divergence Decoding have two."""
+    folders = (job.assistant, job.folder) if recipe in PAIRS else (job.folder,)
+    logs = [log for folder in folders for log in sorted(folder.glob("**/log.json"))]
+    return [read_cost(log.parent) for log in logs]

@@ -83,8 +83,17 @@ class Study:
         if not all(self.ledger.has(f"final.{name}.{split}.s{seed}") for name in ("target", "retrained")):
             self.references(split, seed)
 
-    def job(self, folder: str, split: Split, seed: int, recipe: str, augmented: bool, **rows: Any) -> Job:
-        """A training on a split."""
+    def job(
+        self,
+        recipe: str,
+        number: int,
+        split: Split,
+        seed: int,
+        augmented: bool = True,
+        folder: str | None = None,
+        **rows: Any,
+    ) -> Job:
+        """The training of a recipe's setting on a split; in a folder of its own if the rows or options are others."""
         if augmented:
             rows = {"augmentation": "rules" if recipe == "uld_rules" else "released", **rows}
         else:
@@ -95,7 +104,8 @@ class Study:
             tokenizer=self.tokenizer,
             forget=forget,
             retain=retain,
-            folder=self.work / folder,
+            folder=self.work / (folder or self.run_folder(recipe, number, split.name, seed)),
+            assistant=self.work / self.run_folder("uld", number, split.name, seed),
             seed=seed,
             preset=self.preset,
             deadline=self.ledger.deadline,
@@ -107,9 +117,7 @@ class Study:
         """The model of a line whose composition is fixed or chosen on the forget set at hand, and that composition."""
         method, split = METHODS[key], self.split(split_name)
         number, best = self.chosen(method.tuned_as)
-        folder = self.run_folder(method.recipe, number, split_name, seed)
-        model = train(method.recipe, self.job(folder, split, seed, method.recipe, method.augmented), best["setting"])
-
+        model = train(method.recipe, self.job(method.recipe, number, split, seed, method.augmented), best["setting"])
         tried = method.tried_after(best, self.preset)
 
         def choose() -> dict[str, Any]:
@@ -137,8 +145,7 @@ class Study:
         def compute() -> dict[str, Any]:
             split, setting = self.split(name), grid(method.recipe, self.preset)[number]
             target, retrained = self.references(name, seed)
-            folder = f"trials/{method.recipe.replace(' ', '_')}.{number}"
-            job = self.job(folder, split, seed, method.recipe, method.augmented)
+            job = self.job(method.recipe, number, split, seed, method.augmented)
             try:
                 model = train(method.recipe, job, setting)
             except FloatingPointError as error:
@@ -149,7 +156,7 @@ class Study:
                     "failed": str(error),
                     "outcome": asdict(Outcome(0.0, 0.0, 0.0)),
                 }
-            result: dict[str, Any] = {"setting": setting, "costs": self._costs(job.folder)}
+            result: dict[str, Any] = {"setting": setting, "costs": costs(method.recipe, job)}
             if method.subtractions:
                 reference = retrained_reference(retrained)
                 options = (method.tried(self.preset), method.ratios)
@@ -170,8 +177,9 @@ class Study:
     def chosen(self, key: str) -> tuple[int, dict[str, Any]]:
         """Number and result of a method's best trial."""
         results = [self.trial(key, number) for number in range(len(grid(METHODS[key].recipe, self.preset)))]
-        references = self.references(self.preset.tune_on, self.preset.seeds[0])
-        target = outcome_of(figures(references[0], *references))
+        split_name, seed = self.preset.tune_on, self.preset.seeds[0]
+        self.reference_results(split_name, seed)
+        target = outcome_of(self.ledger.read(f"final.target.{split_name}.s{seed}")["figures"])
         number = max(range(len(results)), key=lambda index: rank(Outcome(**results[index]["outcome"]), target))
         return number, results[number]
 
@@ -190,8 +198,7 @@ class Study:
             number, best = self.chosen(method.tuned_as or key)
             split = self.split(split_name)
             references = self.references(split_name, seed)
-            folder = self.run_folder(method.recipe, number, split_name, seed)
-            job = self.job(folder, split, seed, method.recipe, method.augmented)
+            job = self.job(method.recipe, number, split, seed, method.augmented)
             composition = best
             try:
                 if method.tuned_as is None or method.recipe in TEACHERS:
@@ -209,14 +216,11 @@ class Study:
                 "subtraction": composition.get("subtraction"),
                 "ratio": composition.get("ratio"),
                 "figures": figures(evaluation, *references),
-                "costs": self._costs(job.folder),
+                "costs": costs(method.recipe, job),
                 "answers": examples(evaluation),
             }
 
         return self.ledger.unit(f"final.{key}.{split_name}.s{seed}", compute)
-
-    def _costs(self, folder: Path) -> list[dict[str, float]]:
-        return [read_cost(each) for each in costs(folder)]
 
     def ablation(self, name: str, change: dict[str, Any], rows: dict[str, Any] | None = None) -> dict[str, Any]:
         """
@@ -239,10 +243,10 @@ class Study:
             setting = best["setting"] | change
             # A change to what it was is the chosen training.
             is_chosen = LORA_RANK | setting == LORA_RANK | best["setting"] and ALL_ROWS | (rows or {}) == ALL_ROWS
-            folder = self.run_folder("uld", number, split_name, seed) if is_chosen else f"ablations/{name}"
-            job = self.job(folder, split, seed, "uld", True, **(rows or {}))
+            folder = None if is_chosen else f"ablations/{name}"
+            job = self.job("uld", number, split, seed, folder=folder, **(rows or {}))
             model = train("uld", job, setting)
-            result: dict[str, Any] = {"setting": setting, "rows": rows or {}, "costs": self._costs(job.folder)}
+            result: dict[str, Any] = {"setting": setting, "rows": rows or {}, "costs": costs("uld", job)}
             reference = retrained_reference(retrained)
             for key, method in ULD_LINES.items():
                 tried = method.tried(self.preset)
@@ -254,8 +258,7 @@ class Study:
     def unlearned(self, split_name: str, seed: int, key: str = "uld_clamped") -> ULDForCausalLM:
         """The target with the assistant of a ULD line's final run, whose composition is left to the caller."""
         number, best = self.chosen(key)
-        folder = self.run_folder("uld", number, split_name, seed)
-        return train("uld", self.job(folder, self.split(split_name), seed, "uld", True), best["setting"])
+        return train("uld", self.job("uld", number, self.split(split_name), seed), best["setting"])
 
     def sweep_chosen(
         self, split_name: str, seed: int, settings: Sequence[Subtraction], key: str = "uld_clamped"
