@@ -771,6 +771,14 @@ def test_answers_that_are_improbable_but_still_the_first_choice_are_not_forgotte
     assert choose(SETTINGS, outcomes, TARGET, unknown=UNKNOWN) == 2
 
 
+def test_by_forget_quality_the_highest_is_chosen_and_attacks_count_too():
+    outcomes = [Outcome(0.1, 0.8, 0.06), Outcome(0.05, 0.79, 0.9), Outcome(0.01, 0.8, 0.3)]
+    assert choose(SETTINGS, outcomes, MEASURED) == 1
+    outcomes[1] = replace(outcomes[1], attack_quality=0.2)
+    assert choose(SETTINGS, [outcomes[0], outcomes[1], replace(outcomes[2], attack_quality=0.8)], MEASURED) == 2
+    assert choose(SETTINGS, [Outcome(0.1, kept, 0.9) for kept in (0.79, 0.8, 0.785)], MEASURED) == 1
+
+
 def test_a_forget_quality_goes_before_probabilities():
     outcomes = [Outcome(0.5, 0.8, 0.01), Outcome(0.1, 0.79, 0.04), Outcome(0.01, 0.79, 0.3)]
     assert choose(SETTINGS, outcomes, MEASURED) == 2

@@ -198,7 +198,7 @@ def best_subtraction(
         reference.truth_ratios,
         unseen_attacks=reference.attacks or None,
     )
-    outcomes = [replace(each, forget_quality=least_p(each)) for each in outcomes]
+    outcomes = [replace(each, forget_quality=each.least_p) for each in outcomes]
     best = max(range(len(settings)), key=lambda index: rank(outcomes[index], target))
     share, outcome = settings[best].share, outcomes[best]
     return {
@@ -206,10 +206,3 @@ def best_subtraction(
         "ratio": 1.0 if share is None else share,
         "outcome": asdict(outcome),
     }
-
-
-def least_p(outcome: Outcome) -> float:
-    """The smaller p-value: of truth ratios, or of attacks where they count."""
-    if outcome.attack_quality is None:
-        return outcome.forget_quality
-    return min(outcome.forget_quality, outcome.attack_quality)

@@ -34,10 +34,10 @@ DESCRIPTION = """Try many settings of the subtraction, all from one pass of targ
   uld sweep forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
       --holdout_dataset never_seen.jsonl --alphas 0.25 0.5 0.75 1 1.5 2
 
-Chosen is the smallest alpha that forgets enough within the budget of utility. Enough is a forget quality above 0.05:
-beside the model of --retrained; or else beside the questions of --holdout_dataset, like the forget set's but never told
-to the target, where both have wrong answers. Where there are none, answers must be no more probable, and no more often
-the first choice, than those of --holdout_dataset.
+Chosen is, within the budget of utility, the highest forget quality above 0.05: beside the model of --retrained; or else
+beside the questions of --holdout_dataset, like the forget set's but never told to the target, where both have wrong
+answers. Where there are none, it is the smallest alpha whose answers are no more probable, and no more often the first
+choice, than those of --holdout_dataset.
 
 What is chosen by forget quality must also take away first choices, which greedy answers are made of. --save_to writes
 the model with the chosen setting to a new folder, for `uld generate`, `uld eval` and the rest.
@@ -103,7 +103,7 @@ class SweepArguments:
         default=None, metadata={"help": "folder or hub id of the target, if it has moved since training"}
     )
     alphas: list[float] = field(
-        default_factory=lambda: [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0], metadata={"help": "weights to try"}
+        default_factory=lambda: [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 3.0], metadata={"help": "weights to try"}
     )
     relative_tops: list[float] | None = field(default=None, metadata={"help": "filters to try, instead of the saved"})
     clamps: list[str] | None = field(default=None, metadata={"help": "'on', 'off' or both, instead of the saved"})
@@ -321,13 +321,14 @@ def describe_choice(
     Returns:
         `str`: The sentence.
     """
+    kind = "the smallest alpha" if isinstance(reference, Unknown) else "the highest forget quality"
     measure = (
         f"a probability of at most {reference.probability:.3g} and at most {reference.first_choice:.0%} of the tokens "
         "still the first choice, as of the held-out answers"
         if isinstance(reference, Unknown)
-        else f"less than {reference:.0%} of the tokens still the first choice and a forget quality above 0.05"
+        else f"less than {reference:.0%} of the tokens still the first choice and p above 0.05"
     )
-    measure += ", and of attacks too," if with_attacks else ""
+    measure += ", of attacks too," if with_attacks else ""
     if chosen is None:
         return f"No setting reaches {measure} within the budget: train the assistant better, or allow more to be lost."
     setting = settings[chosen]
@@ -336,6 +337,6 @@ def describe_choice(
     )
     return (
         f"Chosen: alpha={setting.alpha:g}, {share}relative_top={setting.relative_top:g}, clamp={setting.clamp}, "
-        f"gate={setting.gate:g}: the smallest alpha with {measure} within the budget. Look at its answers before you "
+        f"gate={setting.gate:g}: {kind} with {measure} within the budget. Look at its answers before you "
         "trust it (--save_to, uld generate)."
     )

@@ -46,6 +46,12 @@ class Outcome:
     forget_first_choice: float | None = None
     attack_quality: float | None = None
 
+    @property
+    def least_p(self) -> float | None:
+        """The smaller of forget quality and attack quality, as far as they are known: how alike all of it is."""
+        known = [each for each in (self.forget_quality, self.attack_quality) if each is not None]
+        return min(known, default=None)
+
 
 @dataclass(frozen=True)
 class Unknown:
@@ -202,10 +208,12 @@ def choose(
     first_choice: float | None = None,
 ) -> int | None:
     """
-    The smallest `alpha` that forgets enough within a budget of utility.
+    The setting that forgets best within a budget of utility.
 
-    A forget quality alone does not tell of greedy answers, and of few questions it tells little: what is chosen by it
-    must also take away first choices.
+    By forget quality that is the highest one, as in the study (docs/study.md): what just passes may pass by chance, and
+    too large an `alpha` is told as surely as one too small. By probability, where less is always better, it is the
+    smallest `alpha` that is enough. A forget quality alone does not tell of greedy answers, and of few questions it
+    tells little: what is chosen by it must also take away first choices.
 
     Args:
         subtractions (`Sequence[Subtraction]`):
@@ -223,8 +231,7 @@ def choose(
             it than to the target's; where it is not known, below the target's.
 
     Returns:
-        `int` or `None`: Index of the setting; `None` if no setting does both. Among equal `alpha` the one that keeps
-        the most.
+        `int` or `None`: Index of the setting; `None` if no setting does both. Among equals the one that keeps the most.
 
     Raises:
         ValueError: If there is nothing to go by, or by that the target itself has forgotten.
@@ -243,7 +250,13 @@ def choose(
         and (most is None or each.forget_first_choice < most)
         and each.retain_probability >= least
     ]
-    return min(good, key=lambda i: (subtractions[i].alpha, -outcomes[i].retain_probability), default=None)
+
+    def preference(index: int) -> tuple[float, float]:
+        outcome = outcomes[index]
+        first = -subtractions[index].alpha if outcome.forget_quality is None else outcome.least_p
+        return first, outcome.retain_probability
+
+    return max(good, key=preference, default=None)
 
 
 def apply_subtraction(model: ULDForCausalLM, subtraction: Subtraction) -> None:
