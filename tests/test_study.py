@@ -204,7 +204,7 @@ def test_fixed_weights_are_among_those_that_are_chosen_from(study_path: None) ->
 
 def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice_preset: object) -> None:
     pytest.importorskip("matplotlib", reason="the study's plots need it: pip install 'uld_hf[study]'")
-    from tables import COLUMNS, write_report
+    from tables import COLUMNS, curves_table, write_report
 
     def final(quality: float) -> dict:
         figures = dict.fromkeys(COLUMNS, 0.5) | {"forget quality": quality}
@@ -236,6 +236,11 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
             "settings": [{"alpha": alpha, "gate": gate} | outcome for gate in (0.0, 0.1) for alpha in (0.5, 1.0)]
         },
         "books.target": {"figures": {"forget BLEU": 7.0}, "costs": []},
+        "books.uld": {"figures": {"clamped, alpha 1": {"forget BLEU": 1.5}}, "costs": []},
+        "books.ga_kl": {
+            "figures": {"rate 0.001": {"forget BLEU": 0.0}, "rate 0.01": {"forget BLEU": 2.0}},
+            "costs": [],
+        },
         **{
             f"robustness.bake.forget10.s{seed}": {
                 "halfway": 0.5,
@@ -249,6 +254,11 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
     text = write_report(slice_preset, results, tmp_path).read_text()
     assert "| ULD, the paper's formula | 0.25, 0.75, diverged | 50.0 ± 0.0 |" in text
     assert "| 7 | 5 |" in text
+    assert (
+        "| target | 7 |\n| ga + kl, rate 0.001 | 0 |\n| ga + kl, rate 0.01 | 2 |\n| ULD, clamped, alpha 1 | 1.5 |"
+        in text
+    )
+    assert "| filter off, clamped | 0.3; 0.980 | 0.3; 0.980 |" in curves_table(results)
     assert "| ULD, the paper's formula | 0.52 / 0.5 | 42.6 / 50.0 | 1.00 / 0.50 | 85.9 / 50.0 |" in text
     assert "| filter off, clamped | 0.5 | 0.3 | 0.100 | 0.980 |" in text
     assert "| ULD, no filter, clamped (ours) | 0.3; 0.980 | 0.3; 0.980 |" in text
@@ -258,12 +268,13 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
     assert {"forget10.svg", "alphas.svg"} <= {path.name for path in tmp_path.iterdir()}
 
 
-def test_the_page_has_the_tables_that_the_results_make(study_path: None) -> None:
-    from docs_tables import MARK, filled
+def test_the_pages_have_the_tables_that_the_results_make(study_path: None) -> None:
+    from docs_tables import MARK, PAGES, RESULTS, filled
 
-    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
-    assert len(MARK.findall(page)) > 10
-    assert filled(page, ROOT / "benchmarks" / "results" / "study") == page
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert len(MARK.findall(text)) > 5
+        assert filled(text, RESULTS) == text
 
 
 def test_a_table_without_results_is_refused(study_path: None, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ FIRST_WORDS = {FORGET: "Folklore, legends, myths", RETAIN: "Alice was beginning"
 PREFIX_TOKENS, CONTINUATION_TOKENS = 32, 48
 MOST_PASSAGES = 60
 BASELINES = ("ga kl", "npo nll")
+# Of the baselines: without a retrained model's word for it there is no telling which is best, so all are in the table.
+LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
 COMPOSITIONS = {
     "the paper's formula": {"relative_top": 0.01, "center": False},
     "clamped (ours)": {"relative_top": 0.0, "clamp": True},
@@ -79,7 +81,7 @@ def perplexity_of_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 def run_books(preset: Preset, folder: Path, work: Path, ledger: Ledger) -> None:
     """
-    All units of the book scenario, with the first seed and settings that were not tuned.
+    All units of the book scenario, with the first seed: ULD by alpha, baselines by learning rate.
 
     Args:
         preset ([`Preset`]):
@@ -127,10 +129,12 @@ def run_books(preset: Preset, folder: Path, work: Path, ledger: Ledger) -> None:
         return {"setting": setting, "figures": found, "costs": costs("uld", task)}
 
     def baseline(recipe: str) -> dict[str, Any]:
-        setting = {"learning_rate": 3e-4}
-        task = job(recipe.replace(" ", "_"), rows[FORGET])
-        figures = measured(train(recipe, task, setting))
-        return {"setting": setting, "figures": figures, "costs": costs(recipe, task)}
+        found, spent = {}, []
+        for rate in LEARNING_RATES:
+            task = job(f"{recipe.replace(' ', '_')}.{rate:g}", rows[FORGET])
+            found[f"rate {rate:g}"] = measured(train(recipe, task, {"learning_rate": rate}))
+            spent += costs(recipe, task)
+        return {"figures": found, "costs": spent}
 
     ledger.unit("books.uld", assistant)
     for recipe in BASELINES:

@@ -1,9 +1,9 @@
-"""Puts the tables of all results into docs/study.md, between the marks that name them.
+"""Puts the tables of all results into docs/study.md and docs/study-tables.md, between the marks that name them.
 
     python benchmarks/study/docs_tables.py
 
-A mark is `<!-- table: PRESET KIND SPLIT -->`, and `<!-- table end -->` stands after the table; summaries, ablations
-and books have no split.
+A mark is `<!-- table: PRESET KIND SPLIT -->`, and `<!-- table end -->` stands after the table; summaries, ablations,
+curves and books have no split.
 """
 
 import re
@@ -16,6 +16,7 @@ from tables import (
     ablation_table,
     alphas_table,
     books_table,
+    curves_table,
     gates_table,
     main_table,
     paper_table,
@@ -25,6 +26,8 @@ from tables import (
 
 
 ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "docs" / "study.md", ROOT / "docs" / "study-tables.md")
+RESULTS = ROOT / "benchmarks" / "results" / "study"
 OF_A_SPLIT: Mapping[str, Callable[[Results, str], str]] = {
     "methods": main_table,
     "paper": paper_table,
@@ -35,6 +38,7 @@ OF_A_SPLIT: Mapping[str, Callable[[Results, str], str]] = {
 OF_ALL: Mapping[str, Callable[[Results], str]] = {
     "summary": summary_table,
     "ablations": ablation_table,
+    "curves": curves_table,
     "books": books_table,
 }
 MARK = re.compile(r"(<!-- table: (\w+) (\w+)(?: (\w+))? -->\n).*?(\n<!-- table end -->)", re.DOTALL)
@@ -66,9 +70,9 @@ def filled(text: str, folder: Path) -> str:
 
 
 def main() -> None:
-    """Fill docs/study.md."""
-    page, results = ROOT / "docs" / "study.md", ROOT / "benchmarks" / "results" / "study"
-    page.write_text(filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+    """Fill the pages."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -238,6 +238,17 @@ def subtraction_table(results: Results) -> str:
     return markdown(header, rows)
 
 
+def curves_table(results: Results) -> str:
+    """Forget quality and what is kept by composition and alpha, all on one assistant."""
+    curves = subtraction_curves(results)
+    alphas = [f"{each['alpha']:g}" for each in next(iter(curves.values()))]
+    rows = [
+        [name, *(f"{each['forget_quality']:.2g}; {each['retain_probability']:.3f}" for each in curve)]
+        for name, curve in curves.items()
+    ]
+    return markdown(["", *alphas], rows)
+
+
 def _outcome(values: Mapping[str, Any]) -> Outcome:
     return Outcome(**{field.name: values.get(field.name) for field in fields(Outcome)})  # older runs have fewer
 
@@ -310,16 +321,16 @@ def robustness_table(results: Results) -> str:
 
 
 def books_table(results: Results) -> str:
-    """The book scenario."""
+    """The book scenario: models that learned it, then methods in all their variants."""
+    found = {name.removeprefix("books."): result for name, result in results.items() if name.startswith("books.")}
     rows = []
-    for name, result in results.items():
-        if name.startswith("books."):
-            label = name.removeprefix("books.").replace("_", " + ")
-            several = all(isinstance(value, dict) for value in result["figures"].values())
-            found = result["figures"] if several else {"": result["figures"]}
-            for variant, figures in found.items():
-                title = f"ULD, {variant}" if several else label
-                rows.append([title, *(f"{value:.3g}" for value in figures.values())])
+    learned = ("target", "retrained")
+    for key in sorted(found, key=lambda key: (key not in learned, key)):
+        label = "ULD" if key == "uld" else key.replace("_", " + ")
+        by_variant = {"": found[key]["figures"]} if key in learned else found[key]["figures"]
+        for variant, figures in by_variant.items():
+            title = f"{label}, {variant}" if variant else label
+            rows.append([title, *(f"{value:.3g}" for value in figures.values())])
     header = ["", "forget BLEU", "forget ROUGE", "longest common run", "forget perplexity", "retain perplexity"]
     return markdown(header, rows)
 

@@ -1,5 +1,7 @@
 """Trainings that stop when the time of a run is over and go on in the next one; their seconds and peak memory."""
 
+import ctypes
+import gc
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -134,6 +136,9 @@ def _reset_peak() -> int:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
+    # What earlier trainings have freed would be used again, and counted for nothing, if the allocator kept it.
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
     return _status("VmRSS")
 
