@@ -6,10 +6,11 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 
 ROOT = Path(__file__).parents[1]
@@ -222,6 +223,11 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
                 for alpha in (0.5, 1.0)
             ],
         },
+        "ablation.rank=2": {
+            "uld_paper": {"outcome": outcome, "subtraction": {"alpha": 1.0}},
+            "costs": [{"seconds": 5, "peak_memory": 1e6}],
+        },
+        "ablation.rank=8": {"failed": "no longer finite"},
         "alphas.forget10.s0": {"lines": {"uld_clamped": [{"alpha": 0.5} | outcome, {"alpha": 1.0} | outcome]}},
         **{
             f"rephrased.forget10.s{seed}": {
@@ -238,7 +244,7 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
         "books.target": {"figures": {"forget BLEU": 7.0}, "costs": []},
         "books.uld": {"figures": {"clamped, alpha 1": {"forget BLEU": 1.5}}, "costs": []},
         "books.ga_kl": {
-            "figures": {"rate 0.001": {"forget BLEU": 0.0}, "rate 0.01": {"forget BLEU": 2.0}},
+            "figures": {"rate 0.001": {"forget BLEU": 0.0}, "rate 0.01, diverged": {}},
             "costs": [],
         },
         **{
@@ -254,10 +260,16 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
     text = write_report(slice_preset, results, tmp_path).read_text()
     assert "| ULD, the paper's formula | 0.25, 0.75, diverged | 50.0 ± 0.0 |" in text
     assert "| 7 | 5 |" in text
-    assert (
-        "| target | 7 |\n| ga + kl, rate 0.001 | 0 |\n| ga + kl, rate 0.01 | 2 |\n| ULD, clamped, alpha 1 | 1.5 |"
-        in text
-    )
+    books = [
+        line for line in text.splitlines() if line.startswith(("| target | 7 |", "| ga + kl, ", "| ULD, clamped, "))
+    ]
+    assert books == [
+        "| target | 7 | - | - | - | - |",
+        "| ga + kl, rate 0.001 | 0 | - | - | - | - |",
+        "| ga + kl, rate 0.01, diverged | - | - | - | - | - |",
+        "| ULD, clamped, alpha 1 | 1.5 | - | - | - | - |",
+    ]
+    assert "| rank=2 | 1; 0.3; 0.980 | 5 |\n| rank=8 | diverged |  |" in text
     assert "| filter off, clamped | 0.3; 0.980 | 0.3; 0.980 |" in curves_table(results)
     assert "| ULD, the paper's formula | 0.52 / 0.5 | 42.6 / 50.0 | 1.00 / 0.50 | 85.9 / 50.0 |" in text
     assert "| filter off, clamped | 0.5 | 0.3 | 0.100 | 0.980 |" in text
@@ -354,6 +366,83 @@ def test_a_trial_of_a_setting_that_the_grid_no_longer_has_is_refused(small_study
     file.write_text(file.read_text().replace("0.0003", "0.0004"))
     with pytest.raises(ValueError, match=r"trial.ga.0 in .* is of .*0.0004.*, and the grid has .*0.0003"):
         small_study.trial("ga", 0)
+
+
+class FakeTrainer:
+    """Trains for as many steps as it is told, and remembers what it was resumed from."""
+
+    def __init__(self, folder: Path, steps: int):
+        self.args = SimpleNamespace(output_dir=str(folder))
+        self.state = SimpleNamespace(global_step=0, max_steps=10, log_history=[])
+        self.model, self.steps = torch.nn.Linear(2, 2), steps
+
+    def remove_callback(self, callback: object) -> None: ...
+
+    def add_callback(self, callback: object) -> None: ...
+
+    def save_model(self) -> None: ...
+
+    def train(self, resume_from_checkpoint: str | None) -> None:
+        self.resumed, self.state.global_step = resume_from_checkpoint, self.steps
+
+
+@pytest.mark.parametrize(("written", "resumed"), [('{"global_step": 4}', True), ('{"global_', False)])
+def test_a_training_goes_on_from_a_whole_checkpoint_only(
+    study_path: None, ledger: ModuleType, tmp_path: Path, written: str, resumed: bool
+) -> None:
+    from training import is_trained, read_cost, train_within
+
+    deadline, half = ledger.Deadline(1), FakeTrainer(tmp_path, 4)
+    with pytest.raises(ledger.OutOfTimeError):
+        train_within(lambda: half, deadline)
+    (tmp_path / "cost.json").write_text(json.dumps({"seconds": 100, "peak_memory": 7, "trained_parameters": 6}))
+    checkpoint = tmp_path / "checkpoint-4"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text(written)  # the last file of a checkpoint
+    whole = FakeTrainer(tmp_path, 10)
+    train_within(lambda: whole, deadline)
+    assert whole.resumed == (str(checkpoint) if resumed else None)
+    # What was trained before counts only where it was gone on with.
+    assert (read_cost(tmp_path)["seconds"] > 100) == resumed
+    assert is_trained(tmp_path)
+    assert read_cost(tmp_path)["trained_parameters"] == 6
+
+
+@pytest.fixture
+def evaluated_study(small_study: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A study whose target and retrained model have been evaluated, and figures that are there to be changed."""
+    import study
+
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(STUDY)
+    (small_study.work / "evaluations").mkdir(parents=True)
+    for name in ("target", "retrained"):
+        (small_study.work / name).mkdir()
+        (small_study.work / name / "cost.json").write_text("{}")
+        (small_study.work / "evaluations" / f"{name}.forget25.s0.json").write_text("{}")
+    small_study.found = {"forget ROUGE": 0.97, "forget quality": 0.25}
+    monkeypatch.setattr(study, "figures", lambda *evaluations: dict(small_study.found))
+    monkeypatch.setattr(study.Evaluation, "load", classmethod(lambda cls, file: None))
+    monkeypatch.setattr(study.Study, "target", lambda self, seed: self.work / "target")
+    monkeypatch.setattr(study.Study, "retrained", lambda self, split, seed: self.work / "retrained")
+    return small_study
+
+
+@needs_shared
+def test_results_of_another_target_are_not_gone_on_with(evaluated_study: Any) -> None:
+    evaluated_study.references("forget25", 0)
+    evaluated_study.references("forget25", 0)  # the same once more
+    evaluated_study.found["forget quality"] = 0.5
+    with pytest.raises(ValueError, match=r"another model than the one .* its forget quality is 0\.5, not 0\.25"):
+        evaluated_study.references("forget25", 0)
+
+
+@needs_shared
+def test_a_target_that_has_not_learned_its_rows_is_refused(evaluated_study: Any) -> None:
+    evaluated_study.preset = replace(evaluated_study.preset, least_recall=0.98)
+    with pytest.raises(ValueError, match=r"forget ROUGE of 0.970 on forget25, below 0.98: what it never learned"):
+        evaluated_study.references("forget25", 0)
+    assert evaluated_study.ledger.results() == {}
 
 
 @needs_shared

@@ -132,7 +132,12 @@ def run_books(preset: Preset, folder: Path, work: Path, ledger: Ledger) -> None:
         found, spent = {}, []
         for rate in LEARNING_RATES:
             task = job(f"{recipe.replace(' ', '_')}.{rate:g}", rows[FORGET])
-            found[f"rate {rate:g}"] = measured(train(recipe, task, {"learning_rate": rate}))
+            try:
+                model = train(recipe, task, {"learning_rate": rate})
+            except FloatingPointError:
+                found[f"rate {rate:g}, diverged"] = {}
+                continue
+            found[f"rate {rate:g}"] = measured(model)
             spent += costs(recipe, task)
         return {"figures": found, "costs": spent}
 

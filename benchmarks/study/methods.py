@@ -11,7 +11,7 @@ from peft import LoraConfig
 from presets import Preset
 from targets import load_model
 from training import common_options, is_trained, loading_options, read_cost, train_within
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from uld_hf import (
     OffsetConfig,
@@ -80,6 +80,14 @@ class Job:
             **common_options(self.preset, self.seed),
             **setting,
         }
+
+    def train(self, trainer_class: type[Trainer], args: TrainingArguments, **options: Any) -> None:
+        """Train the target, or what is made of it, within the time."""
+
+        def build_trainer() -> Trainer:
+            return trainer_class(str(self.target), args, processing_class=self.tokenizer, **options)
+
+        train_within(build_trainer, self.deadline)
 
 
 @dataclass(frozen=True)
@@ -385,8 +393,7 @@ def train_assistant(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
         lora = LoraConfig(task_type="CAUSAL_LM", r=lora_rank, lora_alpha=lora_rank, target_modules="all-linear")
         args = ULDConfig(**job.options(job.folder, setting))
         rows = {"forget_dataset": job.forget, "retain_dataset": job.retain}
-        trainer = ULDTrainer(str(job.target), args, **rows, processing_class=job.tokenizer, peft_config=lora)
-        train_within(trainer, job.deadline)
+        job.train(ULDTrainer, args, **rows, peft_config=lora)
     return ULDForCausalLM.from_pretrained(job.folder, **loading_options())
 
 
@@ -398,7 +405,7 @@ def train_auxiliaries(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
         if not is_trained(folder):
             composed = {"alpha": alpha, "relative_top": 0.0, "center": False}
             args = ULDConfig(objective="likelihood", **composed, **job.options(folder, setting))
-            train_within(ULDTrainer(str(job.target), args, **rows, processing_class=job.tokenizer), job.deadline)
+            job.train(ULDTrainer, args, **rows)
     model = ULDForCausalLM.from_pretrained(job.folder / "forget", **loading_options())
     model.add_assistant(str(job.folder / "retain"))
     return model
@@ -423,8 +430,7 @@ def train_pair(job: Job, setting: dict[str, Any], retain: Callable[[], Dataset])
         args = ULDConfig(
             objective="likelihood", alpha=-1.0, relative_top=0.0, center=False, **job.options(folder, setting)
         )
-        trainer = ULDTrainer(str(job.target), args, retain_dataset=retain(), processing_class=job.tokenizer)
-        train_within(trainer, job.deadline)
+        job.train(ULDTrainer, args, retain_dataset=retain())
     model.add_assistant(str(folder))
     return model
 
@@ -434,8 +440,12 @@ def train_baked(job: Job, setting: dict[str, Any]) -> PreTrainedModel:
     if not is_trained(job.folder):
         options = {"teacher_answers": 2, "max_new_tokens": 96, **job.options(job.folder / "model", setting)}
         rows = {"forget_dataset": job.forget, "retain_dataset": job.retain}
-        trainer = ULDBakeTrainer(job.teacher(), ULDBakeConfig(**options), **rows, processing_class=job.tokenizer)
-        train_within(trainer, job.deadline, job.folder)
+        teacher = job.teacher()
+
+        def build_trainer() -> ULDBakeTrainer:
+            return ULDBakeTrainer(teacher, ULDBakeConfig(**options), **rows, processing_class=job.tokenizer)
+
+        train_within(build_trainer, job.deadline, job.folder)
     return load_model(job.folder / "model")
 
 
@@ -444,7 +454,7 @@ def train_offset(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
     if not is_trained(job.folder):
         args = OffsetConfig(**job.options(job.folder, setting))
         rows = {"forget_dataset": job.forget, "retain_dataset": job.retain}
-        train_within(OffsetTrainer(str(job.target), args, **rows, processing_class=job.tokenizer), job.deadline)
+        job.train(OffsetTrainer, args, **rows)
     return ULDForCausalLM.from_pretrained(job.folder, **loading_options())
 
 
@@ -455,8 +465,7 @@ def train_weights(job: Job, setting: dict[str, Any]) -> PreTrainedModel:
         rows = {"forget_dataset": job.forget, "retain_dataset": job.retain}
         if args.retain_loss_type == "none":
             rows["retain_dataset"] = None
-        trainer = UnlearnTrainer(str(job.target), args, **rows, processing_class=job.tokenizer)
-        train_within(trainer, job.deadline)
+        job.train(UnlearnTrainer, args, **rows)
     return load_model(job.folder)
 
 

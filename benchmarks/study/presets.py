@@ -34,6 +34,8 @@ class Preset:
             Passes over the rows.
         target_learning_rate (`float`):
             Highest learning rate of the target's training.
+        least_recall (`float`):
+            Least ROUGE-L recall of the target's forget answers; the paper's target has 0.95 to 0.99.
         unlearning_epochs (`float`):
             Passes over the forget set, for every method alike but baking.
         batch_size (`int`):
@@ -72,6 +74,7 @@ class Preset:
     pretraining_epochs: int
     target_epochs: int
     target_learning_rate: float
+    least_recall: float
     unlearning_epochs: float
     batch_size: int
     mixed_precision: bool
@@ -99,6 +102,7 @@ SLICE = Preset(
     pretraining_epochs=0,
     target_epochs=24,
     target_learning_rate=2e-3,
+    least_recall=0.95,
     unlearning_epochs=10,
     batch_size=16,
     mixed_precision=False,
@@ -129,6 +133,7 @@ PRESETS = {
             pretraining_epochs=0,
             target_epochs=2,
             target_learning_rate=3e-3,
+            least_recall=0.0,
             unlearning_epochs=1,
             batch_size=16,
             mixed_precision=False,
@@ -165,6 +170,7 @@ PRESETS = {
             pretraining_epochs=14,
             target_epochs=10,
             target_learning_rate=1.5e-3,
+            least_recall=0.95,
             unlearning_epochs=10,
             batch_size=16,
             mixed_precision=True,
@@ -191,6 +197,7 @@ PRESETS = {
             pretraining_epochs=0,
             target_epochs=12,
             target_learning_rate=3e-4,
+            least_recall=0.95,
             unlearning_epochs=10,
             batch_size=32,
             mixed_precision=True,

@@ -65,12 +65,16 @@ def measure_rephrased(study: Study, split_name: str, seed: int) -> dict[str, Any
         `dict`: [`ask`]'s figures by model.
     """
     split, tokenizer = study.split(split_name), study.tokenizer
+    unit = f"rephrased.{split_name}.s{seed}"
     models = {"target": study.target(seed), "retrained": study.retrained(split_name, seed)}
-    found = {name: ask(load_model(folder), tokenizer, split) for name, folder in models.items()}
+    found = {
+        name: study.parts.unit(f"{unit}.{name}", lambda folder=folder: ask(load_model(folder), tokenizer, split))
+        for name, folder in models.items()
+    }
     unlearned = study.unlearned(split_name, seed)
     for name, composition in COMPOSITIONS.items():
         apply_subtraction(unlearned, composition)
-        found[name] = ask(unlearned, tokenizer, split)
+        found[name] = study.parts.unit(f"{unit}.{name}", lambda: ask(unlearned, tokenizer, split))
     return found
 
 

@@ -4,6 +4,7 @@ Models are a baked one, NPO's and the retrained one. A fact of TOFU is a sentenc
 is looked at: a model remembers half where it is halfway from the retrained model's to the target's.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,15 @@ def teach(
     return {"steps": found.steps, "recall": [round(value, 4) for value in found.remembered]}
 
 
-def measure_robustness(study: Study, folder: Path, split_name: str, seed: int) -> dict[str, Any]:
+def measure_robustness(study: Study, name: str, folder: Path, split_name: str, seed: int) -> dict[str, Any]:
     """
     Everything about one model.
 
     Args:
         study ([`Study`]):
             The study.
+        name (`str`):
+            Name of the model.
         folder (`Path`):
             The model's.
         split_name (`str`):
@@ -86,22 +89,35 @@ def measure_robustness(study: Study, folder: Path, split_name: str, seed: int) -
     halfway = (target + retrained) / 2
     taught = max(1, round(0.05 * len(asked)))
     model = load_model(folder)
-    found: dict[str, Any] = {
-        "halfway": halfway,
-        "greedy": recall(model, tokenizer, asked),
-        f"best of {DRAWS} draws": recall_in_draws(model, tokenizer, asked),
-        "rephrased": recall(model, tokenizer, split.rephrased_forget_questions),
+
+    def quantized(**config: bool) -> PreTrainedModel:
+        settings = BitsAndBytesConfig(**config)
+        return AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings).eval()
+
+    def part(measure: str, compute: Callable[[], Any]) -> Any:
+        unit = f"robustness.{name}.{split_name}.s{seed}.{measure}"
+        return study.parts.unit(unit, lambda: {"measured": compute()})["measured"]
+
+    recalls: dict[str, Callable[[], float]] = {
+        "greedy": lambda: recall(model, tokenizer, asked),
+        f"best of {DRAWS} draws": lambda: recall_in_draws(model, tokenizer, asked),
+        "rephrased": lambda: recall(model, tokenizer, split.rephrased_forget_questions),
+        "8 bit": lambda: recall(quantized(load_in_8bit=True), tokenizer, asked),
+        "4 bit": lambda: recall(quantized(load_in_4bit=True), tokenizer, asked),
     }
-    for bits, config in (("8 bit", {"load_in_8bit": True}), ("4 bit", {"load_in_4bit": True})):
-        quantized = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**config))
-        found[bits] = recall(quantized.eval(), tokenizer, asked)
+    found: dict[str, Any] = {"halfway": halfway} | {measure: part(measure, of) for measure, of in recalls.items()}
     lessons = {
         "all forget rows": (split.forget, asked),
         "5 % of them": (split.forget.select(range(taught)), asked[taught:]),
         "kept rows": (split.retain.select(range(len(asked))), asked),
     }
     found["relearning"] = {
-        attack: teach(model, tokenizer, to_training(rows), questions, halfway, attack, seed)
+        attack: part(
+            attack,
+            lambda rows=rows, questions=questions, attack=attack: teach(
+                model, tokenizer, to_training(rows), questions, halfway, attack, seed
+            ),
+        )
         for attack, (rows, questions) in lessons.items()
     }
     return found
@@ -121,5 +137,5 @@ def run_robustness(study: Study, methods: list[str], seeds: list[int]) -> None:
         for name, folder in folders.items():
             study.ledger.unit(
                 f"robustness.{name}.{split_name}.s{seed}",
-                lambda folder=folder, seed=seed: measure_robustness(study, folder, split_name, seed),
+                lambda name=name, folder=folder, seed=seed: measure_robustness(study, name, folder, split_name, seed),
             )

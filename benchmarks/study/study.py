@@ -46,10 +46,15 @@ class Study:
     def __init__(self, preset: Preset, tofu: Path, work: Path, ledger: Ledger):
         self.preset, self.tofu, self.work, self.ledger = preset, tofu, work, ledger
         self.tokenizer = study_tokenizer(preset, tofu, work / "tokenizer")
+        # Parts of units that take longer than a run may.
+        self.parts = Ledger(work / "parts", ledger.deadline)
+        self._splits: dict[str, Split] = {}
 
     def split(self, name: str) -> Split:
         """A forget set and what belongs to it."""
-        return load_split(self.preset, name, self.tofu)
+        if name not in self._splits:
+            self._splits[name] = load_split(self.preset, name, self.tofu)
+        return self._splits[name]
 
     def target(self, seed: int) -> Path:
         """Folder of the trained target."""
@@ -60,7 +65,12 @@ class Study:
         return retrained_folder(self.preset, self.tofu, self.work, self.tokenizer, split, seed, self.ledger.deadline)
 
     def references(self, split: str, seed: int) -> tuple[Evaluation, Evaluation]:
-        """Evaluations of target and retrained model on a split, made if they were not; both are results too."""
+        """
+        Evaluations of target and retrained model on a split, made if they were not; both are results too.
+
+        Raises:
+            ValueError: If there are results of other models than these, or the target has not learned its rows.
+        """
         made = []
         for name, train_model in (("target", self.target), ("retrained", lambda seed: self.retrained(split, seed))):
             file = self.work / "evaluations" / f"{name}.{split}.s{seed}.json"
@@ -72,10 +82,22 @@ class Study:
             ("target", "retrained"), (self.target(seed), self.retrained(split, seed)), made, strict=True
         ):
             found = figures(evaluation, *made)
-            self.ledger.unit(
+            if name == "target" and found["forget ROUGE"] < self.preset.least_recall:
+                raise ValueError(
+                    f"The target of seed {seed} answers with a forget ROUGE of {found['forget ROUGE']:.3f} on {split}, "
+                    f"below {self.preset.least_recall}: what it never learned cannot be forgotten. Train it for longer."
+                )
+            result = self.ledger.unit(
                 f"final.{name}.{split}.s{seed}",
                 lambda found=found, folder=folder: {"figures": found, "cost": read_cost(folder)},
             )
+            differ = [key for key, value in result["figures"].items() if abs(found[key] - value) > 1e-6]
+            if differ:
+                raise ValueError(
+                    f"{folder} is another model than the one that the results in {self.ledger.folder} are of: its "
+                    f"{differ[0]} is {found[differ[0]]}, not {result['figures'][differ[0]]}. Keep --work and --output "
+                    "together, or give another --output."
+                )
         return made[0], made[1]
 
     def reference_results(self, split: str, seed: int) -> None:
@@ -245,8 +267,12 @@ class Study:
             is_chosen = LORA_RANK | setting == LORA_RANK | best["setting"] and ALL_ROWS | (rows or {}) == ALL_ROWS
             folder = None if is_chosen else f"ablations/{name}"
             job = self.job("uld", number, split, seed, folder=folder, **(rows or {}))
-            model = train("uld", job, setting)
-            result: dict[str, Any] = {"setting": setting, "rows": rows or {}, "costs": costs("uld", job)}
+            result: dict[str, Any] = {"setting": setting, "rows": rows or {}}
+            try:
+                model = train("uld", job, setting)
+            except FloatingPointError as error:
+                return result | {"failed": str(error)}
+            result["costs"] = costs("uld", job)
             reference = retrained_reference(retrained)
             for key, method in ULD_LINES.items():
                 tried = method.tried(self.preset)

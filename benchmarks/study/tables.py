@@ -34,6 +34,7 @@ COLUMNS: dict[str, Callable[[float], str]] = {
     "overall": lambda value: f"{value:.2f}",
     "broken answers": lambda value: f"{value:.0f}",
 }
+BOOK_FIGURES = ("forget BLEU", "forget ROUGE", "longest common run", "forget perplexity", "retain perplexity")
 # The paper's TOFU table (Llama-2-7B-chat): forget quality, forget ROUGE-L, model utility, retain ROUGE-L.
 PAPER: dict[str, dict[str, tuple[float, float, float, float]]] = {
     "forget01": {
@@ -187,21 +188,25 @@ def trials_table(results: Results) -> str:
 
 def ablation_table(results: Results) -> str:
     """Every change with the best alpha of each composition: alpha, forget quality, retain probability."""
-    ablations = [
-        result for name, result in results.items() if name.startswith("ablation.") and "settings" not in result
-    ]
+    ablations = {
+        name.removeprefix("ablation."): result
+        for name, result in results.items()
+        if name.startswith("ablation.") and name != "ablation.subtraction"
+    }
     # Some were run before there was a line.
-    lines = [key for key in ULD_LINES if all(key in result for result in ablations)]
+    lines = [key for key in ULD_LINES if all(key in run or "failed" in run for run in ablations.values())]
     rows = []
-    for name, result in results.items():
-        if name.startswith("ablation.") and name != "ablation.subtraction":
-            cells = []
-            for key in lines:
-                outcome, subtraction = result[key]["outcome"], result[key]["subtraction"]
-                cells.append(
-                    f"{subtraction['alpha']:g}; {outcome['forget_quality']:.2g}; {outcome['retain_probability']:.3f}"
-                )
-            rows.append([name.removeprefix("ablation."), *cells, f"{run_cost(result)[0]:.0f}"])
+    for name, result in ablations.items():
+        if "failed" in result:
+            rows.append([name, *(["diverged"] * len(lines)), ""])
+            continue
+        cells = []
+        for key in lines:
+            outcome, subtraction = result[key]["outcome"], result[key]["subtraction"]
+            cells.append(
+                f"{subtraction['alpha']:g}; {outcome['forget_quality']:.2g}; {outcome['retain_probability']:.3f}"
+            )
+        rows.append([name, *cells, f"{run_cost(result)[0]:.0f}"])
     return markdown(["", *(LINES[key] for key in lines), "training s"], rows)
 
 
@@ -330,9 +335,8 @@ def books_table(results: Results) -> str:
         by_variant = {"": found[key]["figures"]} if key in learned else found[key]["figures"]
         for variant, figures in by_variant.items():
             title = f"{label}, {variant}" if variant else label
-            rows.append([title, *(f"{value:.3g}" for value in figures.values())])
-    header = ["", "forget BLEU", "forget ROUGE", "longest common run", "forget perplexity", "retain perplexity"]
-    return markdown(header, rows)
+            rows.append([title, *(f"{figures[name]:.3g}" if name in figures else "-" for name in BOOK_FIGURES)])
+    return markdown(["", *BOOK_FIGURES], rows)
 
 
 def plot_frontier(results: Results, split: str, file: Path) -> None:

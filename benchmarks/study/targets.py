@@ -128,8 +128,12 @@ def learn(
             train_sampling_strategy="group_by_length" if preset.group_by_length else "random",
             **common_options(preset, seed),
         )
-        model = new_model(preset, tokenizer, seed) if base is None else load_model(base)
-        train_within(SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer), deadline)
+
+        def build_trainer() -> SFTTrainer:
+            model = new_model(preset, tokenizer, seed) if base is None else load_model(base)
+            return SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+
+        train_within(build_trainer, deadline)
     return folder
 
 

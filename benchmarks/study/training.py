@@ -4,6 +4,7 @@ import ctypes
 import gc
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from uld_hf.training.checkpoints import find_last_checkpoint
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -28,9 +31,9 @@ class Cost:
 
     Args:
         seconds (`float`):
-            Time in `train()`, of all runs together.
+            From loading the model to the end of `train()`, of all runs together.
         peak_memory (`int`):
-            Bytes above what was allocated before: of the GPU, or of the process where there is none.
+            Bytes above what was allocated before it was loaded: of the GPU, or of the process where there is none.
         trained_parameters (`int`):
             Parameters with a gradient.
     """
@@ -68,7 +71,8 @@ def common_options(preset: Preset, seed: int) -> dict[str, Any]:
         "bf16": gpu or preset.mixed_precision,
         "use_cpu": not gpu,
         "gradient_checkpointing": None,
-        "save_strategy": "no",
+        "save_strategy": "no",  # but at the deadline
+        "save_total_limit": 1,
         "logging_strategy": "epoch",
         "report_to": "none",
         "disable_tqdm": True,
@@ -80,13 +84,14 @@ def loading_options() -> dict[str, Any]:
     return {"dtype": "float32", "device_map": "auto" if torch.accelerator.is_available() else None}
 
 
-def train_within(trainer: Trainer, deadline: Deadline, notes: Path | None = None) -> Cost:
+def train_within(build_trainer: Callable[[], Trainer], deadline: Deadline, notes: Path | None = None) -> Cost:
     """
     Train to the end, or as far as the time goes, and save the model.
 
     Args:
-        trainer ([`~transformers.Trainer`]):
-            Not yet trained; its output folder holds the checkpoint of an earlier run, if there was one.
+        build_trainer (`Callable[[], Trainer]`):
+            Makes the trainer, and loads what it needs; its output folder holds the checkpoint of an earlier run, if
+            there was one.
         deadline ([`Deadline`]):
             The time.
         notes (`Path`, *optional*):
@@ -98,26 +103,30 @@ def train_within(trainer: Trainer, deadline: Deadline, notes: Path | None = None
     Raises:
         OutOfTimeError: If the training is not finished.
     """
+    before = _reset_peak()
+    start = time.perf_counter()
+    trainer = build_trainer()
     folder = Path(trainer.args.output_dir)
     notes = folder if notes is None else notes
     file = notes / "cost.json"
-    earlier = Cost(**json.loads(file.read_text())) if file.exists() else Cost(0.0, 0, 0)
+    # One that was cut off while it was written does not count.
+    checkpoint = find_last_checkpoint(folder)
+    earlier = Cost(**json.loads(file.read_text())) if checkpoint is not None and file.exists() else Cost(0.0, 0, 0)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StopAtDeadline(deadline))
-    resume = any(folder.glob("checkpoint-*"))
-    before = _reset_peak()
-    start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=resume or None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     cost = Cost(
         seconds=earlier.seconds + time.perf_counter() - start,
         peak_memory=max(earlier.peak_memory, _peak() - before),
         trained_parameters=sum(each.numel() for each in trainer.model.parameters() if each.requires_grad),
     )
+    finished = trainer.state.global_step >= trainer.state.max_steps
+    if finished:
+        trainer.save_model()
     notes.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(asdict(cost)))
-    if trainer.state.global_step < trainer.state.max_steps:
+    if not finished:
         raise OutOfTimeError(str(folder))
-    trainer.save_model()
     (notes / "log.json").write_text(json.dumps(trainer.state.log_history))
     return cost
 
@@ -133,11 +142,11 @@ def is_trained(folder: Path) -> bool:
 
 
 def _reset_peak() -> int:
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
     # What earlier trainings have freed would be used again, and counted for nothing, if the allocator kept it.
-    gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
     return _status("VmRSS")
