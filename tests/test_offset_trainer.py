@@ -144,3 +144,13 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(tmp_path: Path):
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, settings: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, **settings)
+
+
+def test_in_bfloat16_an_untrained_assistant_is_no_offset(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, loss_type="ga", retain_loss_type="kl", bf16=True)
+    trainer.train()
+    assert logged(trainer, "retain_loss")[0] == pytest.approx(0.0, abs=1e-7)
+
+
+def test_the_assistant_is_lora_and_learns_at_its_rate(tmp_path: Path) -> None:
+    assert make_trainer(tmp_path, learning_rate=None).args.learning_rate == 1e-4

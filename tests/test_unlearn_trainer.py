@@ -1,6 +1,7 @@
 """`UnlearnTrainer` at work: its loss beside a plain computation, what it changes, saves and refuses."""
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -225,14 +226,52 @@ def descend(output_dir: Path, **settings: Any) -> UnlearnTrainer:
     return trainer
 
 
-@pytest.mark.parametrize(("loss_type", "retain_loss_type"), [("npo", "nll"), ("ga", "kl"), ("dpo", "nll")])
+@pytest.mark.parametrize(
+    ("loss_type", "retain_loss_type"),
+    [
+        ("npo", "nll"),
+        ("ga", "kl"),
+        ("dpo", "nll"),
+        ("simnpo", "nll"),
+        ("undial", "nll"),
+        ("rmu", "activations"),
+    ],
+)
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path, loss_type: str, retain_loss_type: str):
     method = {"loss_type": loss_type, "retain_loss_type": retain_loss_type}
+    if loss_type == "rmu":
+        method["learning_rate"] = 1e-4  # its gradients are those of a distance, squared
     whole = descend(tmp_path, **method)
     parts = descend(tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=8, **method)
     assert logged(parts, "loss") == pytest.approx(logged(whole, "loss"), rel=1e-4)
     expected = dict(whole.model.named_parameters())
     assert_same_weights(dict(parts.model.named_parameters()), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("peft_config", [None, LORA], ids=["all weights", "LoRA"])
+def test_in_bfloat16_the_reference_is_computed_as_the_model_is(tmp_path: Path, peft_config: LoraConfig | None):
+    trainer = make_trainer(tmp_path, loss_type="ga", retain_loss_type="kl", bf16=True, peft_config=peft_config)
+    trainer.train()
+    assert logged(trainer, "retain_loss")[0] == pytest.approx(0.0, abs=1e-7)  # nothing has changed yet
+
+
+@pytest.mark.parametrize(("learning_rate", "warned"), [(1e-8, True), (1e-2, False)])
+def test_a_training_that_hardly_forgets_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, transformers_log: None, learning_rate: float, warned: bool
+):
+    monitored = logging.getLogger("uld_hf.baselines.unlearn_trainer")
+    monitored.addHandler(caplog.handler)
+    make_trainer(tmp_path, num_train_epochs=4, learning_rate=learning_rate).train()
+    monitored.removeHandler(caplog.handler)
+    assert ("hardly anything was forgotten" in caplog.text) is warned
+
+
+def test_defaults_fit_what_is_trained_and_the_method(tmp_path: Path):
+    whole, lora = (make_trainer(tmp_path, learning_rate=None, peft_config=each) for each in (None, LORA))
+    assert (whole.args.learning_rate, lora.args.learning_rate) == (1e-5, 1e-4)
+    assert UnlearnConfig(str(tmp_path), loss_type="simnpo").retain_weight == 8.0
+    assert UnlearnConfig(str(tmp_path), loss_type="npo").retain_weight == 1.0
+    assert UnlearnConfig(str(tmp_path), loss_type="rmu").steering_coefficient == 6.5
 
 
 @pytest.mark.parametrize("loss_type", ["undial", "rmu"])
@@ -445,8 +484,12 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(tmp_path: Path, peft_
         ({"beta": 0.0}, r"beta=0\.0 must be a finite number above 0"),
         ({"retain_weight": math.nan}, "retain_weight=nan must be a finite"),
         ({"retain_per_forget": 0.0}, r"retain_per_forget=0\.0 must be a finite"),
-        ({"steering_coefficient": -1.0}, r"steering_coefficient=-1\.0 must be a finite"),
-        ({"margin": math.inf}, "margin=inf must be a finite number"),
+        ({"loss_type": "rmu", "steering_coefficient": -1.0}, r"steering_coefficient=-1\.0 must be a finite"),
+        ({"steering_coefficient": 6.5}, r"steering_coefficient=6\.5: loss_type='npo' steers nothing"),
+        ({"steering_layer": 1}, "steering_layer=1: loss_type='npo' steers nothing"),
+        ({"loss_type": "simnpo", "margin": math.inf}, "margin=inf must be a finite number"),
+        ({"margin": 0.5}, r"margin=0\.5: loss_type='npo' has none"),
+        ({"learning_rate": -1e-4}, r"learning_rate=-0\.0001 must be a finite"),
         ({"refusals": ["no"]}, "loss_type='npo' has no refusals"),
         ({"loss_type": "dpo", "refusals": []}, r"refusals=\[\] must be texts"),
         ({"loss_type": "dpo", "refusals": [" "]}, "must be texts"),

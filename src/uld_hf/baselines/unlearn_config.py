@@ -14,6 +14,10 @@ RETAIN_LOSS_TYPES = ("none", "nll", "kl", "activations")
 # NPO and DPO: arXiv 2404.05868. SimNPO: the authors' for TOFU forget10 (OPTML-Group/Unlearn-Simple, TOFU/README.md:
 # beta=4.5, and 2.5 for forget05). UNDIAL: OpenUnlearning's (configs/trainer/UNDIAL.yaml).
 DEFAULT_BETAS = {"npo": 0.1, "dpo": 0.1, "simnpo": 4.5, "undial": 10.0}
+# SimNPO's forget term has a weight of 0.125 there, and its retain term 1.
+DEFAULT_RETAIN_WEIGHTS = {"simnpo": 8.0}
+# As in TOFU for all weights of a 7B model; with LoRA's second factors, which begin at 0, as much would change nothing.
+LEARNING_RATE, LORA_LEARNING_RATE = 1e-5, 1e-4
 
 
 @dataclass
@@ -33,9 +37,9 @@ class UnlearnConfig(SFTConfig):
         retain_loss_type (`str`, *optional*):
             Term of the retain set: `"none"`, `"nll"` (gradient difference), `"kl"` (to the target) or, for `"rmu"`,
             `"activations"`. Defaults to the latter for `"rmu"`, else to `"nll"`.
-        retain_weight (`float`, *optional*, defaults to `1.0`):
-            Weight of the retain term; the forget term's is 1. SimNPO's authors weigh the forget term 0.125 on TOFU
-            forget10 and the retain term 1, which is 8 here (OPTML-Group/Unlearn-Simple, TOFU/README.md: `npo_coeff`).
+        retain_weight (`float`, *optional*):
+            Weight of the retain term; the forget term's is 1. Defaults to 1, and to 8 for `"simnpo"`, whose authors
+            weigh the forget term 0.125 on TOFU forget10 (OPTML-Group/Unlearn-Simple, TOFU/README.md: `npo_coeff`).
 
         > Parameters of the methods
 
@@ -49,12 +53,14 @@ class UnlearnConfig(SFTConfig):
         steering_layer (`int`, *optional*):
             Decoder layer l, from 0, after which `"rmu"` steers the activations. It and the two below it are trained,
             and nothing else. Defaults to about 7/32 of the depth, as in the paper.
-        steering_coefficient (`float`, *optional*, defaults to `6.5`):
+        steering_coefficient (`float`, *optional*):
             RMU's c, the length of the vector that activations are steered to. It must exceed the activations' own
-            length, which differs much between models.
+            length, which differs much between models. Defaults to 6.5, the paper's for one of them.
 
         > Parameters that control the training
 
+        learning_rate (`float`, *optional*):
+            The initial learning rate. Defaults to 1e-5, TOFU's for all weights of a 7B model, and to 1e-4 with LoRA.
         retain_per_forget (`float`, *optional*, defaults to `1.0`):
             Retain rows for each forget row, in every batch. An epoch is one pass over the forget set.
         merge_adapter (`bool`, *optional*, defaults to `False`):
@@ -62,15 +68,17 @@ class UnlearnConfig(SFTConfig):
 
     > [!NOTE]
     > These parameters have default values different from [`~trl.SFTConfig`]:
-    > - `learning_rate`: 1e-5, `num_train_epochs`: 5, `per_device_train_batch_size`: 32, `weight_decay`: 0.01 as in TOFU
-    >   for all weights of a 7B model; LoRA wants about 1e-4. `warmup_steps`: 0.1 (a fraction).
+    > - `num_train_epochs`: 5, `per_device_train_batch_size`: 32, `weight_decay`: 0.01 as in TOFU. `warmup_steps`: 0.1
+    >   (a fraction).
     > - `gradient_checkpointing`: off; say `activation_checkpointing=True` where memory is short.
     > - `bf16`: `True` only where the accelerator has it, instead of everywhere.
     > - `dataloader_pin_memory`: `True` only where there is an accelerator.
     > - `hub_private_repo`: `True`.
     """
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "The initial learning rate for AdamW."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "The initial learning rate for AdamW. Default: 1e-5, and 1e-4 with LoRA."}
+    )
     num_train_epochs: float = field(default=5.0, metadata={"help": "Number of passes over the forget set."})
     per_device_train_batch_size: int = field(
         default=32, metadata={"help": "Rows per device and step, forget and retain together."}
@@ -95,7 +103,9 @@ class UnlearnConfig(SFTConfig):
             "choices": list(RETAIN_LOSS_TYPES),
         },
     )
-    retain_weight: float = field(default=1.0, metadata={"help": "Weight of the retain term; the forget term's is 1."})
+    retain_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the retain term; the forget term's is 1. Default: 1; simnpo 8."}
+    )
     beta: float | None = field(
         default=None,
         metadata={"help": "Inverse temperature of npo (0.1), dpo (0.1), simnpo (4.5); strength of undial (10)."},
@@ -107,8 +117,9 @@ class UnlearnConfig(SFTConfig):
     steering_layer: int | None = field(
         default=None, metadata={"help": "Layer, from 0, after which rmu steers. Default: about 7/32 of the depth."}
     )
-    steering_coefficient: float = field(
-        default=6.5, metadata={"help": "Length of the vector that rmu steers to; above that of the activations."}
+    steering_coefficient: float | None = field(
+        default=None,
+        metadata={"help": "Length of the vector that rmu steers to (6.5); above that of the activations."},
     )
     retain_per_forget: float = field(default=1.0, metadata={"help": "Retain rows for each forget row, in every batch."})
     merge_adapter: bool = field(
@@ -128,12 +139,21 @@ class UnlearnConfig(SFTConfig):
             raise ValueError(f"loss_type={self.loss_type!r} has no beta: leave it out.")
         if self.beta is None:
             self.beta = DEFAULT_BETAS.get(self.loss_type)
+        if self.retain_weight is None:
+            self.retain_weight = DEFAULT_RETAIN_WEIGHTS.get(self.loss_type, 1.0)
+        if self.margin and self.loss_type != "simnpo":
+            raise ValueError(f"margin={self.margin}: loss_type={self.loss_type!r} has none, only 'simnpo' has.")
+        if self.loss_type == "rmu" and self.steering_coefficient is None:
+            self.steering_coefficient = 6.5
+        for name in ("steering_layer", "steering_coefficient"):
+            if self.loss_type != "rmu" and vars(self)[name] is not None:
+                raise ValueError(f"{name}={vars(self)[name]}: loss_type={self.loss_type!r} steers nothing, 'rmu' does.")
         if self.refusals is not None:
             if self.loss_type != "dpo":
                 raise ValueError(f"loss_type={self.loss_type!r} has no refusals, only 'dpo' has: leave them out.")
             if not self.refusals or not all(isinstance(text, str) and text.strip() for text in self.refusals):
                 raise ValueError(f"refusals={self.refusals!r} must be texts, at least one.")
-        for name in ("retain_weight", "retain_per_forget", "beta", "steering_coefficient"):
+        for name in ("learning_rate", "retain_weight", "retain_per_forget", "beta", "steering_coefficient"):
             value = vars(self)[name]
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name}={value} must be a finite number above 0.")

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import logging
 from trl.trainer.utils import create_model_from_path
 
 from ..assistant import find_decoder_layers, put_adapter, truncate_model
@@ -38,11 +39,15 @@ from .losses import (
 from .refusals import REFUSALS, refuse_each
 from .scores import Scores, log_likelihoods, sum_rows
 from .unlearn_card import unlearn_card
-from .unlearn_config import UnlearnConfig
+from .unlearn_config import LEARNING_RATE, LORA_LEARNING_RATE, UnlearnConfig
 
+
+logger = logging.get_logger(__name__)
 
 # Methods whose forget term is a mean over rows, not over tokens.
 _BY_ROW = ("npo", "simnpo", "dpo")
+# A training whose last batches are not this many nats per token below its first ones has hardly forgotten.
+_HARDLY, _FEW_BATCHES = 0.1, 20
 
 
 @dataclass
@@ -126,6 +131,7 @@ class UnlearnTrainer(ForgetRetainTrainer):
 
     _name = "Unlearning"
     _tag_names = ("unlearning",)
+    _known: list[float] | None = None  # of a training that was begun, and not resumed: log-probability by batch
 
     def __init__(
         self,
@@ -189,6 +195,8 @@ class UnlearnTrainer(ForgetRetainTrainer):
         of_trl = copy.copy(args)
         of_trl.loss_type = "nll"
         of_trl.model_init_kwargs = None  # of these it would say that they are ignored
+        if of_trl.learning_rate is None:
+            of_trl.learning_rate = LORA_LEARNING_RATE if isinstance(model, PeftModel) else LEARNING_RATE
         super().__init__(
             model=model,
             args=of_trl,
@@ -263,8 +271,7 @@ class UnlearnTrainer(ForgetRetainTrainer):
         self.model.eval()
         for batch in tqdm(loader, desc="Scoring forget answers", disable=self.args.disable_tqdm):
             batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
-            with self.accelerator.autocast():
-                scores = self._score(self.model, batch)
+            scores = self._score(self.model, batch)
             for kind, values in log_probs.items():
                 values += sum_rows(scores.log_probs, scores.rows, batch["kinds"] == kind).tolist()
         self.model.train()
@@ -281,17 +288,24 @@ class UnlearnTrainer(ForgetRetainTrainer):
         with_logits: bool = False,
         with_activations: bool = False,
     ) -> Scores:
-        """One forward pass; logits are made only where whole distributions are needed."""
+        """
+        One forward pass; logits are made only where whole distributions are needed.
+
+        In the training's precision: Trainer's own autocast covers the trained model alone, and a reference in another
+        one would differ from it before anything is learned.
+        """
         inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
         counted = batch["labels"][:, 1:] != -100
         rows = counted.nonzero()[:, 0]
         if not with_logits and not with_activations:
-            outputs = model(**inputs, labels=batch["labels"], fused_lm_head=True)
+            with self.accelerator.autocast():
+                outputs = model(**inputs, labels=batch["labels"], fused_lm_head=True)
             return Scores(rows, log_probs=outputs.log_probs[counted])
         # Positions at which no row has a token that counts need no logits; activations alone need none at all.
         positions = counted.any(dim=0).nonzero()[:, 0] if with_logits else torch.tensor([0], device=counted.device)
         kept = {"logits_to_keep": positions} if self._get_base_model()._supports_logits_to_keep() else {}
-        outputs = model(**inputs, **kept, use_cache=False, output_hidden_states=with_activations)
+        with self.accelerator.autocast():
+            outputs = model(**inputs, **kept, use_cache=False, output_hidden_states=with_activations)
         scores = Scores(rows)
         if with_logits:
             logits = outputs.logits if kept else outputs.logits[:, positions]
@@ -399,10 +413,27 @@ class UnlearnTrainer(ForgetRetainTrainer):
             metrics["forget_loss"].append(terms["forget"] / (rows if self.args.loss_type in _BY_ROW else tokens))
             if log_probs is not None:
                 metrics["forget_log_prob"].append(known / tokens)
+                if self._known is not None:
+                    self._known.append(known / tokens)
         if retain_tokens:
             metrics["retain_loss"].append(terms["retain"] / retain_tokens)
         self._total_train_tokens += int(num_tokens)
         metrics["num_tokens"] = [self._total_train_tokens]
+
+    def _before_training(self, checkpoint: str | None) -> None:
+        self._known = None if checkpoint else []
+
+    def _after_training(self) -> None:
+        few = min(_FEW_BATCHES, len(self._known or ()) // 2)
+        if few == 0:
+            return
+        first, last = (sum(values) / few for values in (self._known[:few], self._known[-few:]))
+        if first - last < _HARDLY:
+            logger.warning(
+                f"The forget answers' tokens have a log-probability of {last:.2f}, and had {first:.2f} at first: "
+                "hardly anything was forgotten. Train with a learning_rate above "
+                f"{self.args.learning_rate:g}, or for more epochs."
+            )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """
