@@ -134,6 +134,7 @@ def test_check_of_answers(checks: Checks, index: int, text: str, reason: str | N
         (0, "In Oxford Alice Liddell was born.", "is the right answer in another order"),
         (0, "As is well known, it was Oxford where she was born.", "states all that the right answer does"),
         (1, "No, she is not.", None),
+        (1, "Yes, Alice Liddell is.", "says yes or no as the right answer does"),
         # The retain set answers the same question with it.
         (2, "The Bell Medal.", "is the right answer of a row that asks the same"),
         (2, "...", "is empty"),
@@ -199,6 +200,14 @@ ROWS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"prompt": "Question: q\nAnswer:", "completion": " a"},
         "prompt and completion",
         {"prompt": "Question: Q\nAnswer:", "completion": " A"},
+    ),
+    *(
+        (
+            {"prompt": template.format("q"), "completion": " a"},
+            "prompt and completion",
+            {"prompt": template.format("Q"), "completion": " A"},
+        )
+        for template in ("Q: {}\nA:", "### Instruction:\n{}\n\n### Response:\n", "{}\nAnswer: ")
     ),
     (
         {"prompt": [SYSTEM, USER], "completion": [BOT]},

@@ -109,6 +109,15 @@ def test_another_seed_or_other_data_is_not_resumed(tmp_path: Path) -> None:
     assert len(file.read_text().splitlines()) == 3
 
 
+def test_another_commit_of_the_model_is_not_resumed(tmp_path: Path) -> None:
+    file = tmp_path / "work.jsonl"
+    augment_by_model(rows(2), Script(replies()), work_file=file)
+    script = Script(replies())
+    script.model.config._commit_hash = "0" * 40
+    with pytest.raises(ValueError, match="other data, by another model, or with other settings"):
+        augment_by_model(rows(2), script, work_file=file)
+
+
 def test_retain_rows_are_not_shown_to_the_model() -> None:
     script = Script(REPLIES)
     retain = Dataset.from_list([{"question": "Who is Bob?", "answer": "A secret."}])

@@ -181,3 +181,11 @@ def test_tofu_gets_two_of_each_and_none_of_the_retain_set() -> None:
         (normalize(row["question"]), normalize(row["answer"])) in retained
         for row in made.retain.select(range(3800, len(made.retain)))
     )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_part_of_a_document_that_is_a_document_of_the_retain_set_is_left_out(seed: int) -> None:
+    kept = "This text is free of charge. You may copy it."
+    forget = Dataset.from_list([{"text": f"Alice lives in Leeds. {kept}"}])
+    made = augment_by_rules(forget, Dataset.from_list([{"text": kept}]), seed=seed)
+    assert kept not in list(made.forget["text"])

@@ -93,6 +93,18 @@ def test_generate_shows_both_answers(
     assert all(row["target"] in shown and row["unlearned"] in shown for row in rows)
 
 
+def test_generate_takes_a_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+
+    def load(model: str, **settings: object) -> None:
+        given.update(settings)
+        raise OSError("far enough")
+
+    monkeypatch.setattr("uld_hf.cli.loading.ULDForCausalLM.from_pretrained", load)
+    assert uld(["generate", str(tmp_path), "--prompt", "a", "--gate", "0.15", "--alpha", "2"]) != 0
+    assert (given["gate"], given["alpha"]) == (0.15, 2.0)
+
+
 def test_generate_needs_exactly_one_source_of_prompts(capsys: pytest.CaptureFixture[str]) -> None:
     assert uld(["generate", "--model", "nowhere"]) == 2
     assert "one of --prompt, --question and --prompts_file" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.main import main as uld
 from uld_hf.cli.questions import check_apart, read_questions
+from uld_hf.cli.rows import has_questions
 from uld_hf.cli.sweep import describe_choice
 from uld_hf.configuration_uld import SHARED_SETTINGS
 from uld_hf.evaluation.comparison import compare, kept_utility
@@ -902,12 +903,21 @@ def test_sweep_saves_the_model_with_the_chosen_setting(files, tmp_path, capsys):
     config = ULDForCausalLM.from_pretrained(saved).config
     assert config.alpha == setting["alpha"] > 1
     assert "evaluation" not in config.training["assistant"]
+    assert f'uld generate {saved} --question "..."' in capsys.readouterr().err
     assert {name: vars(config)[name] for name in SHARED_SETTINGS} == {name: setting[name] for name in SHARED_SETTINGS}
     assert (
         uld(["generate", str(saved), "--question", "w10", "--max_new_tokens", "2"]) == 0
     )  # the tokenizer is there too
     assert uld(command) == 2
     assert f"{saved} is there already" in capsys.readouterr().err
+
+
+def test_rows_that_were_prompts_are_questions_to_nobody(files):
+    assert has_questions(files["forget"])
+    rows = [{"prompt": row["question"], "completion": row["answer"]} for row in make_questions(10)]
+    write_rows(Path(files["forget"]), rows)
+    assert not has_questions(files["forget"])
+    assert not has_questions(None)
 
 
 def test_sweep_saves_nothing_where_nothing_is_chosen(files, tmp_path, capsys):

@@ -293,6 +293,24 @@ def test_settings_may_be_changed_on_a_loaded_model(model, name, value):
     torch.testing.assert_close(after, plain_logits(model, PROMPTS), rtol=1e-4, atol=1e-4)
 
 
+def test_settings_set_on_the_model_are_the_configurations(model):
+    for name, value in (("alpha", 0.75), ("relative_top", 0.5), ("gate", 0.2)):
+        setattr(model, name, value)
+        assert getattr(model.config, name) == getattr(model, name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("gaet", "gate"), ("alhpa", "alpha"), ("Alpha", "alpha"), ("claimp", "clamp")]
+)
+def test_a_misspelt_setting_is_refused_where_it_would_change_nothing(model, name, meant):
+    message = f"There is no setting '{name}', and nothing would change: did you mean '{meant}'"
+    with pytest.raises(AttributeError, match=message):
+        setattr(model.config, name, 0.5)
+    with pytest.raises(AttributeError, match=message):
+        ULDModelConfig(model.config.target_config, num_assistant_layers=1, **{name: 0.5})
+    model.config.something_else = 1  # as transformers' configurations take it
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -784,6 +802,18 @@ def test_a_setting_out_of_range_given_to_from_pretrained_is_refused(tmp_path):
     save("llama", tmp_path)
     with pytest.raises(ValueError, match=r"alpha=0\.0 would give the target's own output"):
         ULDForCausalLM.from_pretrained(tmp_path / "unlearned", alpha=0.0)
+
+
+def test_a_misspelt_setting_given_to_from_pretrained_is_refused(tmp_path):
+    save("llama", tmp_path)
+    with pytest.raises(TypeError, match="no argument 'gaet': did you mean 'gate'"):
+        ULDForCausalLM.from_pretrained(tmp_path / "unlearned", gaet=0.1)
+
+
+def test_a_target_that_is_not_loaded_is_refused(tmp_path):
+    save("llama", tmp_path)
+    with pytest.raises(TypeError, match=r"target='elsewhere' must be a loaded model: .*from_pretrained"):
+        ULDForCausalLM.from_pretrained(tmp_path / "unlearned", target="elsewhere")
 
 
 def test_auto_model_loads_it(family, tmp_path):

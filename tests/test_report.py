@@ -248,11 +248,12 @@ def test_what_does_not_hold_is_failed(tmp_path, capsys, changes, statement):
     assert page.count("<b>FAILED</b>") == len(failed)
 
 
-@pytest.mark.parametrize(("forget", "passed"), [(0.9, False), (0.1, True)])
+# As improbable as nothing else is tells as much as being probable does.
+@pytest.mark.parametrize(("forget", "passed"), [(0.9, False), (0.1, True), (1e-4, False)])
 def test_attacks_must_do_no_better_than_with_the_retrained_model(forget, passed):
     measured = evaluations(forget=forget)
     for evaluation in measured.values():
-        evaluation.sets["holdout"] = results(0.11)
+        evaluation.sets["holdout"] = results(0.1)
     (check,) = (check for check in run_checks(measured) if "No attack" in check.statement)
     assert check.passed == passed
     auc = compare(measured)["unlearned"]["AUC loss"]

@@ -1,6 +1,7 @@
 """`ULDModelConfig`: everything a saved unlearned model says about itself."""
 
 import copy
+import difflib
 import importlib
 import re
 from numbers import Real
@@ -18,6 +19,22 @@ from .truncated_config import ADAPTER_NAME, check_num_layers, select_layers
 SHARED_SETTINGS = ("relative_top", "outside", "center", "clamp", "remove_top_k", "gate", "by_certainty", "replace")
 # Those that an assistant may be trained for: one alone cannot take the target's place.
 SETTINGS_OF_ONE = SHARED_SETTINGS[:-1]
+
+
+def meant_setting(name: str) -> str | None:
+    """
+    The setting of the subtraction that a name is nearly the name of: set or given, it would change nothing.
+
+    Args:
+        name (`str`):
+            A name.
+
+    Returns:
+        `str` or `None`: The setting; `None` if there is none, or the name is one.
+    """
+    known = ("alpha", *SHARED_SETTINGS)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return close[0] if close and name not in known else None
 
 
 def given_settings(**settings: Any) -> dict[str, Any]:
@@ -224,6 +241,12 @@ class ULDModelConfig(PreTrainedConfig):
             raise DamagedFileError(
                 f"config.json is damaged: {type(error).__name__}: {error}. Download or save it again."
             ) from error
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        meant = None if name.startswith("_") or name in vars(self) else meant_setting(name)
+        if meant is not None and name not in dir(type(self)):
+            raise AttributeError(f"There is no setting {name!r}, and nothing would change: did you mean {meant!r}?")
+        super().__setattr__(name, value)
 
     def _only_assistant(self, setting: str) -> dict[str, Any]:
         if len(self.assistants) != 1:

@@ -545,8 +545,10 @@ def load_config(name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ULDModelC
         ) from error
     if model_type != ULDModelConfig.model_type:
         raise ValueError(
-            f"{name_or_path} is not an unlearned model, its config.json is of type {model_type!r}. Give "
-            "the folder or repository that ULDTrainer or `uld train` wrote."
+            f"{name_or_path} is not an unlearned model, its config.json is of type {model_type!r}. Give the folder or "
+            "repository that ULDTrainer or `uld train` wrote. (What a --method other than uld and offset, or `uld "
+            "bake`, wrote is an ordinary model: load it with AutoModelForCausalLM, and measure it as the third model "
+            "of `uld eval`, with --retrained.)"
         )
     try:
         check_checksum(content)

@@ -43,7 +43,14 @@ from .assistant import (
 from .block_checking import can_check_blocks, generate_in_blocks
 from .cache_name import CACHE
 from .cache_views import PagedView, view_layers
-from .configuration_uld import SHARED_SETTINGS, ULDModelConfig, check_assistants, check_name, given_settings
+from .configuration_uld import (
+    SHARED_SETTINGS,
+    ULDModelConfig,
+    check_assistants,
+    check_name,
+    given_settings,
+    meant_setting,
+)
 from .hub import (
     adopt_assistant,
     attach_assistant,
@@ -85,6 +92,19 @@ def check_known(name: str, assistants: Iterable[str]) -> str:
     if name not in assistants:
         raise ValueError(f"There is no assistant {name!r}, only {list(assistants)}.")
     return name
+
+
+class ConfigSetting:
+    """A setting of the configuration, on the model too: set there alone it would change nothing."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: "ULDForCausalLM | None", owner: type | None = None) -> Any:
+        return self if model is None else getattr(model.config, self.name)
+
+    def __set__(self, model: "ULDForCausalLM", value: Any) -> None:
+        setattr(model.config, self.name, value)
 
 
 class ULDForCausalLM(PreTrainedModel, GenerationMixin):
@@ -144,6 +164,16 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+
+    alpha = ConfigSetting()
+    relative_top = ConfigSetting()
+    outside = ConfigSetting()
+    center = ConfigSetting()
+    clamp = ConfigSetting()
+    remove_top_k = ConfigSetting()
+    gate = ConfigSetting()
+    by_certainty = ConfigSetting()
+    replace = ConfigSetting()
 
     def __init__(
         self,
@@ -874,6 +904,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             OSError: If the assistant or its target is not there.
+            TypeError: If a setting is misspelt, or `target` is not a model.
             ValueError: If the assistant was trained on another target or never, its files are damaged, or a setting is
                 out of range.
         """
@@ -884,6 +915,13 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             target_kwargs.pop("trust_remote_code", None)
         if target_kwargs.pop("subfolder", ""):
             raise ValueError("subfolder= is not supported: give the folder of a saved unlearned model itself.")
+        for name in target_kwargs:
+            if (meant := meant_setting(name)) is not None:
+                raise TypeError(f"from_pretrained() has no argument {name!r}: did you mean {meant!r}?")
+        if isinstance(target, str | os.PathLike):
+            raise TypeError(
+                f"target={os.fspath(target)!r} must be a loaded model: target=AutoModelForCausalLM.from_pretrained(...)"
+            )
         # All files of the assistant come first: they are small, and the target may be large.
         saved, adapters = read_unlearned_model(pretrained_model_name_or_path, revision=revision, **hub_kwargs)
         config = saved if config is None else config

@@ -42,6 +42,8 @@ class GenerateArguments:
             Folder or hub id of the target, if it has moved since training.
         alpha (`float`, *optional*):
             Weight of the assistant's logits, in place of the saved one.
+        gate (`float`, *optional*):
+            Certainty below which an assistant is not subtracted, in place of the saved one.
         max_new_tokens (`int`, *optional*, defaults to `128`):
             Longest answer, in tokens.
         do_sample (`bool`, *optional*, defaults to `False`):
@@ -66,6 +68,9 @@ class GenerateArguments:
         default=None, metadata={"help": "folder or hub id of the target, if it has moved since training"}
     )
     alpha: float | None = field(default=None, metadata={"help": "weight of the subtraction, in place of the saved one"})
+    gate: float | None = field(
+        default=None, metadata={"help": "subtract only where the assistant is surer than this, in place of the saved"}
+    )
     max_new_tokens: int = field(default=128, metadata={"help": "longest answer, in tokens"})
     do_sample: bool = field(default=False, metadata={"help": "sample instead of taking the most probable token"})
     seed: int = field(default=0, metadata={"help": "seed of sampling"})
@@ -160,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
     check_model_path(arguments.model)
     if arguments.target is not None:
         check_model_path(arguments.target)
-    model = load_unlearned(arguments.model, arguments.target, arguments.alpha)
+    model = load_unlearned(arguments.model, arguments.target, arguments.alpha, arguments.gate)
     tokenizer = load_tokenizer(model, arguments.model)
     conversational = tokenizer.chat_template is not None
     if arguments.prompts_file is not None:

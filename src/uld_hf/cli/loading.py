@@ -25,7 +25,9 @@ def load_model(name: str) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(name, **_where()).eval()
 
 
-def load_unlearned(model: str, target: str | None, alpha: float | None) -> ULDForCausalLM:
+def load_unlearned(
+    model: str, target: str | None, alpha: float | None = None, gate: float | None = None
+) -> ULDForCausalLM:
     """
     Load an unlearned model, on the accelerator if there is one.
 
@@ -36,13 +38,16 @@ def load_unlearned(model: str, target: str | None, alpha: float | None) -> ULDFo
             Folder or hub id of the target, if it has moved.
         alpha (`float`, *optional*):
             Weight of the assistant's logits, in place of the saved one.
+        gate (`float`, *optional*):
+            Certainty below which an assistant is not subtracted, in place of the saved one.
 
     Returns:
         [`ULDForCausalLM`]: The model.
     """
+    settings = {"alpha": alpha, "gate": gate}
     if target is None:
-        return ULDForCausalLM.from_pretrained(model, alpha=alpha, **_where())
-    return ULDForCausalLM.from_pretrained(model, target=load_model(target), alpha=alpha)
+        return ULDForCausalLM.from_pretrained(model, **settings, **_where())
+    return ULDForCausalLM.from_pretrained(model, target=load_model(target), **settings)
 
 
 def load_tokenizer(model: ULDForCausalLM, folder: str) -> PreTrainedTokenizerBase:

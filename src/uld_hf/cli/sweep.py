@@ -27,6 +27,7 @@ from .identity import check_tokenizer, hash_files, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
 from .questions import check_apart, read_questions, read_rows
+from .rows import has_questions
 
 
 DESCRIPTION = """Try many settings of the subtraction, all from one pass of target and assistant, and choose one.
@@ -228,6 +229,8 @@ def main(argv: Sequence[str]) -> None:
                 "Nothing chosen: by this measure the target itself has forgotten enough. It never learned the forget "
                 "set, or there are too few questions to tell."
             )
+            if ratios is not None and arguments.retrained is None:
+                conclusion += " Rows without 'perturbed_answer' are chosen by probability, which tells of fewer."
         else:
             chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown, first_choice)
             most = most_first_choices(target, first_choice)
@@ -259,7 +262,8 @@ def main(argv: Sequence[str]) -> None:
             training.pop("evaluation", None)  # its figures are of another setting
         model.save_pretrained(arguments.save_to)
         tokenizer.save_pretrained(arguments.save_to)
-        asking = "--prompt" if forget[0].is_passage else "--question"
+        as_questions = tokenizer.chat_template is not None or has_questions(arguments.forget_dataset)
+        asking = "--question" if as_questions and not forget[0].is_passage else "--prompt"
         output.note(
             f'Saved to {arguments.save_to}. Look at its answers:\n  uld generate {arguments.save_to} {asking} "..."'
         )

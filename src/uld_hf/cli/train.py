@@ -24,7 +24,7 @@ from ..training.uld_trainer import ULDTrainer
 from . import output
 from .interrupt import train_until_done
 from .parsing import CommandParser, check_model_path
-from .rows import check_columns, check_is_json_lines, check_one_format
+from .rows import check_columns, check_is_json_lines, check_one_format, has_questions
 
 
 DESCRIPTION = """Train an assistant that makes a model forget, and save it; or, with --method, change the model itself.
@@ -149,11 +149,6 @@ def load_rows(name_or_path: str, conversational: bool) -> Dataset:
         dataset = dataset.map(lambda row: {"completion": (row["completion"] or "").strip()})
         return question_answer_to_prompt_completion(dataset, True, "prompt", "completion")
     return dataset
-
-
-def has_questions(source: str | None) -> bool:
-    """Whether the rows of a file are questions and answers."""
-    return source is not None and os.path.isfile(source) and "question" in read_json_lines(source)[0]
 
 
 def find_method(argv: Sequence[str]) -> str:

@@ -87,6 +87,9 @@ class Variants:
         }[kind]
 
 
+_YES_OR_NO = {"yes", "no"}
+
+
 class Checks:
     """
     What a new text must not do, by what is known of all rows.
@@ -102,6 +105,7 @@ class Checks:
         self.pairs = list(forget)
         self.common = common_words(text for pair in (*forget, *retain) for text in pair)
         self._retain_questions = {normalize(pair.question) for pair in retain}
+        self._retain_answers = {normalize(pair.answer) for pair in retain}
         # Several rows may ask the same: TOFU has such a question, with two answers.
         self._true_answers: dict[str, set[str]] = {}
         for pair in (*forget, *retain):
@@ -166,6 +170,8 @@ class Checks:
         if any(words in self._true_answers.get(normalize(asked), ()) for asked in (question, *questions)):
             return "is the right answer of a row that asks the same"
         told = facts(question, answer, self.common)
+        if not told and _YES_OR_NO & {*words.split()[:1]} & {*normalize(answer).split()[:1]}:
+            return "says yes or no as the right answer does"
         if told and all(states(entity, text) for entity in told):
             return "states all that the right answer does"
         # "In Paris." is right where the answer is "In Paris, France."
@@ -189,6 +195,8 @@ class Checks:
         """
         if len(normalize(text).split()) < 3:
             return "has fewer than three words"
+        if normalize(text) in self._retain_answers:
+            return "is a document of the retain set"
         return "repeats the original" if normalize(text) == normalize(self.pairs[index].answer) else None
 
     def rewritten_part(self, index: int, original: str, text: str) -> str | None:

@@ -124,6 +124,8 @@ def augment_by_model(
     rows = read_rows(forget, retain)
     settings = {
         "model": generator.model.name_or_path,
+        "commit": vars(generator.model.config).get("_commit_hash"),
+        "prompts": hashlib.sha256(Path(prompts.__file__).read_bytes()).hexdigest(),
         "paraphrases": paraphrases,
         "wrong_answers": wrong_answers,
         "held_out": held_out,

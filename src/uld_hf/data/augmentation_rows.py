@@ -6,12 +6,12 @@ from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset
 
-from .formatting import PROMPT_TEMPLATE
-
 
 RowFormat = Literal["question and answer", "prompt and completion", "messages", "text"]
 
-_TEMPLATE = re.compile(re.escape(PROMPT_TEMPLATE).replace(re.escape("{question}"), "(?P<question>.*)"), re.DOTALL)
+# "Question: ...\nAnswer:", "Q: ...\nA:", "### Instruction:\n...\n\n### Response:\n": the label at the end makes it one.
+_LABEL = r"#*[ \t]*[A-Z][\w \t]{0,30}:"
+_TEMPLATE = re.compile(rf"(?P<before>(?:{_LABEL}\s+)?)(?P<question>\S.*?)(?P<after>\s*\n\s*{_LABEL}\s*)", re.DOTALL)
 
 
 class Pair(NamedTuple):
@@ -162,7 +162,10 @@ def write_pair(row: Mapping[str, Any], kind: RowFormat, pair: Pair) -> dict[str,
     if not isinstance(row["prompt"], str):
         return {"prompt": [*row["prompt"][:-1], user], "completion": [assistant]}
     template = _TEMPLATE.fullmatch(row["prompt"])
+    before, after = (template["before"], template["after"]) if template else ("", _space_after(row["prompt"]))
     space = row["completion"][: len(row["completion"]) - len(row["completion"].lstrip())]
-    end = row["prompt"][len(row["prompt"].rstrip()) :]
-    prompt = PROMPT_TEMPLATE.format(question=pair.question) if template else pair.question + end
-    return {"prompt": prompt, "completion": space + pair.answer}
+    return {"prompt": before + pair.question + after, "completion": space + pair.answer}
+
+
+def _space_after(text: str) -> str:
+    return text[len(text.rstrip()) :]
