@@ -282,6 +282,8 @@ METHODS: dict[str, Method] = {
     "dpo_kl": Method("DPO + KL", "DPO+KL", "dpo kl"),
     "simnpo": Method("SimNPO", "", "simnpo nll"),
     "undial": Method("UNDIAL", "", "undial nll"),
+    # As OpenUnlearning configures it.
+    "undial_none": Method("UNDIAL, no retain term", "", "undial none"),
     "rmu": Method("RMU", "", "rmu activations"),
 }
 
@@ -329,6 +331,8 @@ WEIGHTS_GRID = (
     {"learning_rate": 3e-3, "retain_weight": 1.0},
     {"learning_rate": 3e-3, "retain_weight": 5.0},
 )
+# Its authors weigh the retain term eight times as much as the forget term.
+SIMNPO_GRID = (*WEIGHTS_GRID, *({"learning_rate": rate, "retain_weight": 8.0} for rate in (1e-3, 3e-3, 3e-4)))
 # LoRA wants a higher rate than all weights.
 OFFSET_GRID = (
     *({"learning_rate": rate, "retain_weight": weight} for weight in (1.0, 5.0) for rate in (1e-3, 3e-4, 3e-3, 1e-4)),
@@ -375,6 +379,8 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in DIVERGENCE_GRID]
     elif recipe.startswith("offset "):
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in OFFSET_GRID]
+    elif recipe.startswith("simnpo "):
+        settings = [dict(each) for each in SIMNPO_GRID]
     elif recipe.startswith("rmu "):
         settings = [dict(each) for each in RMU_GRID]
     else:

@@ -51,7 +51,7 @@ class Preset:
         trials (`int`):
             Settings that are tried of ULD's assistants, and of what is made of them.
         rival_trials (`int`):
-            Settings that are tried of every other method.
+            Settings that are tried of every other method, at most.
         more_gates (`tuple[float, ...]`):
             Gates that trials try of every line that has one, beside the line's. What is chosen later keeps the gate.
         retain_questions (`int`):
@@ -156,7 +156,7 @@ PRESETS = {
             splits={"forget05": 1, **SLICE.splits},
             pretraining_epochs=6,
             target_epochs=12,
-            rival_trials=10,
+            rival_trials=13,
         ),
         # All of TOFU and its own splits, with a target of 5 million parameters.
         Preset(
@@ -205,7 +205,7 @@ PRESETS = {
             assistant_layers=12,
             other_layers=(3, 6, 8, 18, 24),
             trials=8,
-            rival_trials=10,
+            rival_trials=13,
             more_gates=(0.15, 0.3),
             retain_questions=300,
             seeds=(0, 1, 2),

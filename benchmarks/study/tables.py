@@ -389,8 +389,8 @@ def write_report(preset: Preset, results: Results, folder: Path) -> Path:
     parts = [
         f"# Study `{preset.name}`\n\nTargets are trained from scratch. {preset.num_authors} of TOFU's authors, "
         f"{preset.num_layers} layers of width {preset.hidden_size}, K {preset.assistant_layers}; settings chosen on "
-        f"{preset.tune_on} with {preset.trials} trainings of ULD and {preset.rival_trials} of each rival. Written by "
-        "`benchmarks/study/run.py`."
+        f"{preset.tune_on} with {preset.trials} trainings of ULD and up to {preset.rival_trials} of each rival. "
+        "Written by `benchmarks/study/run.py`."
     ]
     if any(name.startswith("final.target.") for name in results):
         parts.append(f"## All splits\n\np by seed; the aggregate as a mean.\n\n{summary_table(results)}")
