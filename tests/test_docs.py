@@ -82,6 +82,7 @@ def test_evaluation_python_runs(workplace: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_training_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model("llama", num_layers=9).save_pretrained("my-finetuned-model")
     for block in code_blocks("training.md", "python"):
         exec(compile(block, "training.md", "exec"), {})
     commands = [block for block in code_blocks("training.md", "") if block.startswith("uld ")]

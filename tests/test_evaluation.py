@@ -707,7 +707,7 @@ def test_a_choice_says_the_share_and_that_attacks_counted():
     settings = [Subtraction(1.5, share=0.8)]
     said = describe_choice(settings, 0, 0.4, with_attacks=True)
     assert "alpha=1.5, share=0.8 (added with -1.2), relative_top=0.01" in said
-    assert "less than 40% of the tokens still the first choice and a forget quality above 0.05, and of attacks" in said
+    assert "less than 40% of the tokens still the first choice and p above 0.05, of attacks too" in said
 
 
 def test_without_paraphrases_the_forget_quality_is_of_the_right_answers(unlearned):
@@ -778,6 +778,12 @@ def test_by_forget_quality_the_highest_is_chosen_and_attacks_count_too():
     outcomes[1] = replace(outcomes[1], attack_quality=0.2)
     assert choose(SETTINGS, [outcomes[0], outcomes[1], replace(outcomes[2], attack_quality=0.8)], MEASURED) == 2
     assert choose(SETTINGS, [Outcome(0.1, kept, 0.9) for kept in (0.79, 0.8, 0.785)], MEASURED) == 1
+
+
+def test_a_smaller_alpha_between_those_tried_is_told_of_where_the_smallest_is_looked_for():
+    said = describe_choice([*SETTINGS, Subtraction(0.75)], 1, UNKNOWN)
+    assert "A smaller one may do: try some between 0.75 and 1 (--alphas)." in said
+    assert "A smaller one" not in describe_choice(SETTINGS, 1, 0.4)
 
 
 def test_a_forget_quality_goes_before_probabilities():

@@ -336,11 +336,15 @@ def describe_choice(
     if chosen is None:
         return f"No setting reaches {measure} within the budget: train the assistant better, or allow more to be lost."
     setting = settings[chosen]
+    finer = ""
+    if isinstance(reference, Unknown):
+        below = max((each.alpha for each in settings if each.alpha < setting.alpha), default=0.0)
+        finer = f" A smaller one may do: try some between {below:g} and {setting.alpha:g} (--alphas)."
     share = (
         "" if setting.share is None else f"share={setting.share:g} (added with {-setting.share * setting.alpha:g}), "
     )
     return (
         f"Chosen: alpha={setting.alpha:g}, {share}relative_top={setting.relative_top:g}, clamp={setting.clamp}, "
-        f"gate={setting.gate:g}: {kind} with {measure} within the budget. Look at its answers before you "
-        "trust it (--save_to, uld generate)."
+        f"gate={setting.gate:g}: {kind} with {measure} within the budget.{finer} Look at its answers "
+        "before you trust it (--save_to, uld generate)."
     )
