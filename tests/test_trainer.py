@@ -927,6 +927,18 @@ def test_an_assistant_that_speaks_on_the_retain_set_is_warned_of(
     assert ("nats per token from uniform" in caplog.text) is warned
 
 
+def test_a_saved_model_that_would_be_replaced_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, transformers_log: None
+):
+    monitored = logging.getLogger("uld_hf.training.forget_retain_trainer")
+    monitored.addHandler(caplog.handler)
+    train(tmp_path, max_steps=1).save_model()
+    assert "holds a saved model" not in caplog.text
+    train(tmp_path, max_steps=1)
+    monitored.removeHandler(caplog.handler)
+    assert f"{tmp_path} holds a saved model, which save_model() will replace" in caplog.text
+
+
 @pytest.mark.parametrize(("max_steps", "warned"), [(1, True), (150, False)])
 def test_an_assistant_that_is_not_done_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, transformers_log: None, max_steps: int, warned: bool

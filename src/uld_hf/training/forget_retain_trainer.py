@@ -4,6 +4,7 @@ import copy
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import TrainOutput
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 from trl import SFTConfig, SFTTrainer
 
 from .checkpoints import resolve_checkpoint, set_aside
@@ -20,6 +21,8 @@ from .preparation import ROW, check_dataset, check_disjoint, check_tokens, join_
 from .sampler import AlternatingSampler, EpochCallback
 from .target import check_processes
 
+
+logger = logging.get_logger(__name__)
 
 # Batches whose averages say how a training has ended.
 _RECENT_BATCHES = 10
@@ -198,6 +201,11 @@ class ForgetRetainTrainer(SFTTrainer):
                 anew.
         """
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        folder = Path(self.args.output_dir)
+        if checkpoint is None and any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+            logger.warning(
+                f"{folder} holds a saved model, which save_model() will replace: another output_dir keeps it."
+            )
         self._before_training(checkpoint)
         self._recent = deque(maxlen=_RECENT_BATCHES)
         result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
