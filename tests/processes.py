@@ -32,6 +32,15 @@ def launch_two(script: str, *arguments: str | Path) -> None:
     launch("torch.distributed.run", "--nproc_per_node=2", port, script, *map(str, arguments))
 
 
+def end_together() -> None:
+    """End a process of several, when all have come so far."""
+    import torch.distributed  # the other tests that launch processes need no torch
+
+    torch.distributed.barrier()
+    # Not destroy_process_group(): gloo's threads and the interpreter then sometimes wait for each other for ever.
+    os._exit(0)
+
+
 def outputs_by_hash_seed(code: str) -> tuple[str, str]:
     """What a program prints in two processes whose sets and dictionaries are in another order."""
     first, second = (

@@ -1,6 +1,5 @@
 """Two processes bake the same student as one: this file is also the script that each of them runs."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model, train_like
 from peft import LoraConfig
-from processes import launch_two
+from processes import end_together, launch_two
 from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDBakeConfig, ULDBakeTrainer, ULDForCausalLM, build_assistant
@@ -70,9 +69,7 @@ def main(folder: Path) -> None:
         trainer.train()
         trainer.save_model()
         torch.save(losses_of(trainer), folder / f"{student}.losses")
-    # Not destroy_process_group(): gloo's threads and the interpreter then sometimes wait for each other for ever.
-    torch.distributed.barrier()
-    os._exit(0)
+    end_together()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """FSDP and DeepSpeed bake the same student as one process: this file is also the script that each process runs."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 import torch
 from families import make_tokenizer, tiny_model, train_like
 from peft import LoraConfig
+from processes import end_together
 from test_bake_ddp import LORA, NUM_STEPS, OPTIONS, SETS, losses_of
 from test_trainer_sharded import Stop, call_cpu_an_accelerator, launch_sharded
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -75,8 +75,7 @@ def main(folder: Path, name: str, mixed_precision: str) -> None:
             bake(folder, f"{name}-{student}-half", 2, **STUDENTS[student], **HALF).save_model()
     else:
         bake_all(folder, name)
-    torch.distributed.barrier()
-    os._exit(0)
+    end_together()
 
 
 def bake_all(folder: Path, name: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model
-from processes import launch_two
+from processes import end_together, launch_two
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer
@@ -106,9 +106,7 @@ def main(folder: Path) -> None:
     trainer = make_trainer(folder / "resumed", 4, 1)
     trainer.train(resume_from_checkpoint=True)
     Run.of(trainer).save(folder / f"resumed-{rank}")
-    # Not destroy_process_group(): gloo's threads and the interpreter then sometimes wait for each other for ever.
-    torch.distributed.barrier()
-    os._exit(0)
+    end_together()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import yaml
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from families import make_tokenizer, tiny_model
-from processes import free_port, launch
+from processes import end_together, free_port, launch
 from test_trainer_ddp import INTERRUPTED_AT, Run, make_rows
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -118,8 +118,7 @@ def main(folder: Path, name: str) -> None:
     trainer.train(resume_from_checkpoint=True)
     trainer.save_model()
     (folder / f"{name}-steps").write_text(f"{rest.num_steps} of {trainer.state.global_step}")
-    torch.distributed.barrier()
-    os._exit(0)
+    end_together()
 
 
 @pytest.fixture(scope="module")

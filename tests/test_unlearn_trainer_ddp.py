@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import make_tokenizer, tiny_model
-from processes import launch_two
+from processes import end_together, launch_two
 from test_trainer_ddp import make_rows
 
 from uld_hf import UnlearnConfig, UnlearnTrainer
@@ -53,9 +53,7 @@ def main(folder: Path) -> None:
     """What each process does."""
     for method, (_, layout) in METHODS.items():
         torch.save(train(folder / method, method, *layout), folder / f"{method}-{os.environ['RANK']}.pt")
-    # Not destroy_process_group(): gloo's threads and the interpreter then sometimes wait for each other for ever.
-    torch.distributed.barrier()
-    os._exit(0)
+    end_together()
 
 
 @pytest.fixture(scope="module")
