@@ -230,7 +230,7 @@ def main(argv: Sequence[str]) -> None:
                 "set, or there are too few questions to tell."
             )
             if ratios is not None and arguments.retrained is None:
-                conclusion += " Without 'perturbed_answer' in the rows the choice goes by probability: fewer questions do for that."
+                conclusion += " Rows without 'perturbed_answer' are chosen by probability, for which fewer do."
         else:
             chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown, first_choice)
             most = most_first_choices(target, first_choice)
