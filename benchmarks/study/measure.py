@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from authors import Split
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -56,7 +57,9 @@ def evaluate_model(
         "retain": split.retain_questions,
         "holdout": split.holdout_questions,
     }
-    results = {key: evaluate(model, tokenizer, rows, MAX_NEW_TOKENS) for key, rows in sets.items()}
+    # A large GPU would wait for the next batch of a CPU's size.
+    batch_size = 256 if torch.cuda.is_available() else 32
+    results = {key: evaluate(model, tokenizer, rows, MAX_NEW_TOKENS, batch_size) for key, rows in sets.items()}
     evaluation = Evaluation(name, results, {"split": split.name})
     file.parent.mkdir(parents=True, exist_ok=True)
     evaluation.save(file)
