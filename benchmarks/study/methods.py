@@ -229,6 +229,16 @@ METHODS: dict[str, Method] = {
         )
         for key in ("uld_paper", "uld_clamped_filter", "uld_gated")
     },
+    # With hundreds of questions the band in which p passes is narrower than the steps of the others.
+    "uld_gated_fine": replace(
+        ULD_LINES["uld_gated"],
+        name=f"{ULD_LINES['uld_gated'].name}, alpha by unseen authors in steps of 0.05",
+        paper="",
+        tuned_as="uld_gated",
+        subtractions=_subtractions(
+            tuple(round(0.05 * step, 2) for step in range(20, 41)), relative_top=0.01, clamp=True, gate=0.1
+        ),
+    ),
     "uld_contrast_unseen": replace(
         CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_contrast"
     ),
