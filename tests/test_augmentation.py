@@ -191,6 +191,11 @@ def test_variants_keep_as_many_as_wanted_and_say_what_was_dropped() -> None:
     assert made.questions == ["a", "b"]
 
 
+def test_half_of_a_question_is_no_label():
+    row = {"prompt": "In the year 1950: what happened?\nAnswer:", "completion": " Much."}
+    assert read_pair(row, "prompt and completion", "").question == "In the year 1950: what happened?"
+
+
 USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 SYSTEM = {"role": "system", "content": "s"}
 ROWS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
@@ -207,7 +212,11 @@ ROWS: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
             "prompt and completion",
             {"prompt": template.format("Q"), "completion": " A"},
         )
-        for template in ("Q: {}\nA:", "### Instruction:\n{}\n\n### Response:\n", "{}\nAnswer: ")
+        for template in (
+            "Q: {}\nA:",
+            "### Instruction:\n{}\n\n### Response:\n",
+            "{}\nAnswer: ",
+        )
     ),
     (
         {"prompt": [SYSTEM, USER], "completion": [BOT]},

@@ -707,7 +707,8 @@ def test_a_choice_says_the_share_and_that_attacks_counted():
     settings = [Subtraction(1.5, share=0.8)]
     said = describe_choice(settings, 0, 0.4, with_attacks=True)
     assert "alpha=1.5, share=0.8 (added with -1.2), relative_top=0.01" in said
-    assert "less than 40% of the tokens still the first choice and p above 0.05, of attacks too" in said
+    assert "the highest of the smaller of both p, with less than 40% of the tokens still the first choice" in said
+    assert "first choice and p above 0.05, of attacks too" in said
 
 
 def test_without_paraphrases_the_forget_quality_is_of_the_right_answers(unlearned):

@@ -299,6 +299,15 @@ def test_settings_set_on_the_model_are_the_configurations(model):
         assert getattr(model.config, name) == getattr(model, name) == value
 
 
+def test_the_alpha_of_several_assistants_is_asked_for_by_name():
+    target = tiny_model("llama")
+    assistants = {name: train_like(build_assistant(target, 1)) for name in ("alice", "bob")}
+    model = ULDForCausalLM(target=target, assistant=assistants)
+    with pytest.raises(ValueError, match="There are 2 assistants, each with its own alpha"):
+        model.alpha  # noqa: B018
+    assert model.gate == 0.0
+
+
 @pytest.mark.parametrize(
     ("name", "meant"), [("gaet", "gate"), ("alhpa", "alpha"), ("Alpha", "alpha"), ("claimp", "clamp")]
 )

@@ -1,5 +1,6 @@
 """Results on disk, one JSON file for each unit of work; what is there is not done again, and time is limited."""
 
+import glob
 import json
 import time
 from collections.abc import Callable
@@ -80,6 +81,11 @@ class Ledger:
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
         # As it will be read the next time: keys of dictionaries are texts then.
         return self.read(name)
+
+    def remove(self, prefix: str) -> None:
+        """Remove the results of units whose names begin so."""
+        for path in self.folder.glob(f"{glob.escape(prefix)}*.json"):
+            path.unlink()
 
     def results(self) -> dict[str, dict[str, Any]]:
         """All results so far, by name."""

@@ -82,7 +82,6 @@ def run_rephrased(study: Study, seeds: list[int]) -> None:
     """All units."""
     for seed in seeds:
         for split_name in study.preset.splits:
-            study.ledger.unit(
-                f"rephrased.{split_name}.s{seed}",
-                lambda split_name=split_name, seed=seed: measure_rephrased(study, split_name, seed),
-            )
+            unit = f"rephrased.{split_name}.s{seed}"
+            study.ledger.unit(unit, lambda of=(split_name, seed): measure_rephrased(study, *of))
+            study.parts.remove(f"{unit}.")

@@ -135,7 +135,6 @@ def run_robustness(study: Study, methods: list[str], seeds: list[int]) -> None:
             place = study.work / study.run_folder(recipe, number, split_name, seed)
             folders[key] = place / "model" if recipe in TEACHERS else place
         for name, folder in folders.items():
-            study.ledger.unit(
-                f"robustness.{name}.{split_name}.s{seed}",
-                lambda name=name, folder=folder, seed=seed: measure_robustness(study, name, folder, split_name, seed),
-            )
+            unit, of = f"robustness.{name}.{split_name}.s{seed}", (name, folder, split_name, seed)
+            study.ledger.unit(unit, lambda of=of: measure_robustness(study, *of))
+            study.parts.remove(f"{unit}.")

@@ -246,7 +246,7 @@ def subtraction_table(results: Results) -> str:
 def curves_table(results: Results) -> str:
     """Forget quality and what is kept by composition and alpha, all on one assistant."""
     curves = subtraction_curves(results)
-    alphas = [f"{each['alpha']:g}" for each in next(iter(curves.values()))]
+    (alphas,) = {tuple(f"{each['alpha']:g}" for each in curve) for curve in curves.values()}
     rows = [
         [name, *(f"{each['forget_quality']:.2g}; {each['retain_probability']:.3f}" for each in curve)]
         for name, curve in curves.items()

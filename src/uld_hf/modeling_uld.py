@@ -45,6 +45,7 @@ from .cache_name import CACHE
 from .cache_views import PagedView, view_layers
 from .configuration_uld import (
     SHARED_SETTINGS,
+    SeveralAssistantsError,
     ULDModelConfig,
     check_assistants,
     check_name,
@@ -101,7 +102,12 @@ class ConfigSetting:
         self.name = name
 
     def __get__(self, model: "ULDForCausalLM | None", owner: type | None = None) -> Any:
-        return self if model is None else getattr(model.config, self.name)
+        if model is None:
+            return self
+        try:
+            return getattr(model.config, self.name)
+        except SeveralAssistantsError as error:  # for an AttributeError modules have a message of their own
+            raise ValueError(str(error)) from error
 
     def __set__(self, model: "ULDForCausalLM", value: Any) -> None:
         setattr(model.config, self.name, value)

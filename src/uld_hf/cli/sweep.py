@@ -27,7 +27,6 @@ from .identity import check_tokenizer, hash_files, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
 from .questions import check_apart, read_questions, read_rows
-from .rows import has_questions
 
 
 DESCRIPTION = """Try many settings of the subtraction, all from one pass of target and assistant, and choose one.
@@ -44,7 +43,7 @@ What is chosen by forget quality must also take away first choices, which greedy
 the model with the chosen setting to a new folder, for `uld generate`, `uld eval` and the rest.
 
 Of a model with an assistant that is added (docs/contrast.md) --shares tries its weights, and --match_attacks asks that
-membership attacks make the same of the forgotten answers as of those of --holdout_dataset.
+membership attacks make the same of the forgotten answers as of those of --holdout_dataset; the smaller p counts then.
 """
 
 # Of fewer questions a forget quality says little.
@@ -262,7 +261,7 @@ def main(argv: Sequence[str]) -> None:
             training.pop("evaluation", None)  # its figures are of another setting
         model.save_pretrained(arguments.save_to)
         tokenizer.save_pretrained(arguments.save_to)
-        as_questions = tokenizer.chat_template is not None or has_questions(arguments.forget_dataset)
+        as_questions = tokenizer.chat_template is not None or "question" in read_rows(arguments.forget_dataset)[0]
         asking = "--question" if as_questions and not forget[0].is_passage else "--prompt"
         output.note(
             f'Saved to {arguments.save_to}. Look at its answers:\n  uld generate {arguments.save_to} {asking} "..."'
@@ -325,7 +324,9 @@ def describe_choice(
     Returns:
         `str`: The sentence.
     """
-    kind = "the smallest alpha" if isinstance(reference, Unknown) else "the highest forget quality"
+    kind = "the smallest alpha"
+    if not isinstance(reference, Unknown):
+        kind = "the highest of the smaller of both p," if with_attacks else "the highest forget quality"
     measure = (
         f"a probability of at most {reference.probability:.3g} and at most {reference.first_choice:.0%} of the tokens "
         "still the first choice, as of the held-out answers"

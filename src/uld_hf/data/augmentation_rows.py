@@ -10,7 +10,7 @@ from datasets import Dataset
 RowFormat = Literal["question and answer", "prompt and completion", "messages", "text"]
 
 # "Question: ...\nAnswer:", "Q: ...\nA:", "### Instruction:\n...\n\n### Response:\n": the label at the end makes it one.
-_LABEL = r"#*[ \t]*[A-Z][\w \t]{0,30}:"
+_LABEL = r"#*[ \t]*[A-Z]\w*(?: \w+){0,2}:"
 _TEMPLATE = re.compile(rf"(?P<before>(?:{_LABEL}\s+)?)(?P<question>\S.*?)(?P<after>\s*\n\s*{_LABEL}\s*)", re.DOTALL)
 
 
