@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 
 # Before anything of huggingface is imported: the tests never ask a hub.
@@ -13,6 +14,7 @@ import pytest
 import torch
 from families import FAMILIES, make_tokenizer
 from hypothesis import settings
+from processes import launch_two
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.logging import warning_once
 
@@ -32,6 +34,14 @@ def _one_thread() -> None:
 def family(request: pytest.FixtureRequest) -> str:
     """A model family: every test that asks for it runs on all of them."""
     return request.param
+
+
+@pytest.fixture(scope="module")
+def left_by_two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that two processes left, which ran the test's file as a script."""
+    folder = tmp_path_factory.mktemp("ddp")
+    launch_two(str(request.path), folder)
+    return folder
 
 
 @pytest.fixture

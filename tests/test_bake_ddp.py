@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model, train_like
 from peft import LoraConfig
-from processes import end_together, launch_two
+from processes import end_together
 from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDBakeConfig, ULDBakeTrainer, ULDForCausalLM, build_assistant
@@ -72,22 +72,14 @@ def main(folder: Path) -> None:
     end_together()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left."""
-    path = tmp_path_factory.mktemp("ddp")
-    launch_two(__file__, path)
-    return path
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("student", STUDENTS)
-def test_two_processes_bake_what_one_bakes(folder: Path, student: str, tmp_path: Path) -> None:
+def test_two_processes_bake_what_one_bakes(left_by_two: Path, student: str, tmp_path: Path) -> None:
     alone = make_trainer(tmp_path / student, student, batch_size=4)
     alone.train()
-    assert torch.load(folder / f"{student}.losses") == pytest.approx(losses_of(alone), rel=1e-4)
+    assert torch.load(left_by_two / f"{student}.losses") == pytest.approx(losses_of(alone), rel=1e-4)
     expected = dict(alone.baked_model().named_parameters())
-    for name, parameter in AutoModelForCausalLM.from_pretrained(folder / student).named_parameters():
+    for name, parameter in AutoModelForCausalLM.from_pretrained(left_by_two / student).named_parameters():
         torch.testing.assert_close(parameter, expected[name], rtol=1e-3, atol=1e-5)
 
 

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.main import main as uld
-from uld_hf.cli.questions import check_apart, read_questions
-from uld_hf.cli.rows import has_questions
+from uld_hf.cli.questions import check_apart, has_questions, read_questions
 from uld_hf.cli.sweep import describe_choice
 from uld_hf.configuration_uld import SHARED_SETTINGS
 from uld_hf.evaluation.comparison import compare, kept_utility

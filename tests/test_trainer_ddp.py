@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model
-from processes import end_together, launch_two
+from processes import end_together
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from uld_hf import ULDConfig, ULDForCausalLM, ULDTrainer
@@ -110,14 +110,6 @@ def main(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left."""
-    path = tmp_path_factory.mktemp("ddp")
-    launch_two(__file__, path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The same training in one process, 8 rows at once."""
     trainer = make_trainer(tmp_path_factory.mktemp("alone"), 8, 1)
@@ -126,40 +118,40 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_processes_end_with_the_weights_of_one(folder: Path, alone: Run, layout: str):
-    run = Run.load(folder / f"{layout}-0")
+def test_two_processes_end_with_the_weights_of_one(left_by_two: Path, alone: Run, layout: str):
+    run = Run.load(left_by_two / f"{layout}-0")
     torch.testing.assert_close(run.weights, alone.weights, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_processes_end_with_the_same_weights(folder: Path, layout: str):
-    first, second = (Run.load(folder / f"{layout}-{rank}").weights for rank in (0, 1))
+def test_two_processes_end_with_the_same_weights(left_by_two: Path, layout: str):
+    first, second = (Run.load(left_by_two / f"{layout}-{rank}").weights for rank in (0, 1))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_processes_have_the_loss_of_one(folder: Path, alone: Run, layout: str):
-    losses = [entry["loss"] for entry in Run.load(folder / f"{layout}-0").logs]
+def test_two_processes_have_the_loss_of_one(left_by_two: Path, alone: Run, layout: str):
+    losses = [entry["loss"] for entry in Run.load(left_by_two / f"{layout}-0").logs]
     assert losses == pytest.approx([entry["loss"] for entry in alone.logs], rel=1e-5)
     assert len(losses) == NUM_STEPS
 
 
 @pytest.mark.parametrize("name", ["forget_loss", "forget_accuracy", "retain_kl", "num_tokens"])
-def test_two_processes_log_what_one_logs(folder: Path, alone: Run, name: str):
-    values = [entry[name] for entry in Run.load(folder / "4x1-0").logs]
+def test_two_processes_log_what_one_logs(left_by_two: Path, alone: Run, name: str):
+    values = [entry[name] for entry in Run.load(left_by_two / "4x1-0").logs]
     assert values == pytest.approx([entry[name] for entry in alone.logs], rel=1e-4, abs=1e-5)
 
 
-def test_resumed_processes_end_with_the_weights_of_one(folder: Path, alone: Run):
-    run = Run.load(folder / "resumed-0")
+def test_resumed_processes_end_with_the_weights_of_one(left_by_two: Path, alone: Run):
+    run = Run.load(left_by_two / "resumed-0")
     torch.testing.assert_close(run.weights, alone.weights, rtol=1e-3, atol=1e-5)
 
 
-def test_model_saved_by_two_processes_is_the_trained_one(folder: Path):
+def test_model_saved_by_two_processes_is_the_trained_one(left_by_two: Path):
     last = list(LAYOUTS)[-1]
-    model = ULDForCausalLM.from_pretrained(folder / last, target=tiny_model("llama"))
+    model = ULDForCausalLM.from_pretrained(left_by_two / last, target=tiny_model("llama"))
     saved = {name: value for name, value in model.assistant.named_parameters() if "lora_" in name}
-    torch.testing.assert_close(saved, Run.load(folder / f"{last}-0").weights, rtol=0, atol=0)
+    torch.testing.assert_close(saved, Run.load(left_by_two / f"{last}-0").weights, rtol=0, atol=0)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import make_tokenizer, tiny_model
-from processes import end_together, launch_two
+from processes import end_together
 from test_trainer_ddp import make_rows
 
 from uld_hf import UnlearnConfig, UnlearnTrainer
@@ -56,17 +56,9 @@ def main(folder: Path) -> None:
     end_together()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left."""
-    path = tmp_path_factory.mktemp("ddp")
-    launch_two(__file__, path)
-    return path
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_two_processes_end_with_the_weights_of_one(folder: Path, tmp_path: Path, method: str) -> None:
-    first, second = (torch.load(folder / f"{method}-{rank}.pt") for rank in (0, 1))
+def test_two_processes_end_with_the_weights_of_one(left_by_two: Path, tmp_path: Path, method: str) -> None:
+    first, second = (torch.load(left_by_two / f"{method}-{rank}.pt") for rank in (0, 1))
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     before = dict(tiny_model("llama").named_parameters())
     alone = train(tmp_path, method, 8, 1)

@@ -36,6 +36,20 @@ def read_rows(path: str) -> list[dict[str, Any]]:
     return read_json_lines(path) if os.path.isfile(path) else load_from_hub(path).to_list()
 
 
+def has_questions(path: str | None) -> bool:
+    """
+    Whether rows are questions and answers, and so are trained, and to be asked, in their template.
+
+    Args:
+        path (`str`, *optional*):
+            JSONL file, or a hub id.
+
+    Returns:
+        `bool`: Whether the first row has a `question`.
+    """
+    return path is not None and "question" in read_rows(path)[0]
+
+
 def read_documents(path: str) -> list[str]:
     """
     Read documents.

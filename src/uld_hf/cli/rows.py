@@ -6,8 +6,6 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..data.formatting import read_json_lines
-
 
 # How datasets reads the tables that are mistaken for JSONL most often: by the file's suffix.
 _READERS = {".csv": "from_csv", ".parquet": "from_parquet"}
@@ -33,20 +31,6 @@ def check_is_json_lines(path: str) -> None:
             f"{path} is not JSONL, which is what is read: one JSON object to a line. Convert it with:\n"
             f'  python -c "from datasets import Dataset; Dataset.{reader}({path!r}).to_json({converted!r})"'
         )
-
-
-def has_questions(source: str | None) -> bool:
-    """
-    Whether the rows of a file are questions and answers, and so were trained, and are to be asked, in their template.
-
-    Args:
-        source (`str`, *optional*):
-            A JSONL file, or a hub id, of which nothing is known.
-
-    Returns:
-        `bool`: Whether the first row has a `question`.
-    """
-    return source is not None and Path(source).is_file() and "question" in read_json_lines(source)[0]
 
 
 def check_columns(sets: Mapping[str, Dataset | None], text_field: str) -> None:

@@ -26,7 +26,7 @@ from . import output
 from .identity import check_tokenizer, hash_files, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
-from .questions import check_apart, read_questions, read_rows
+from .questions import check_apart, has_questions, read_questions, read_rows
 
 
 DESCRIPTION = """Try many settings of the subtraction, all from one pass of target and assistant, and choose one.
@@ -261,7 +261,7 @@ def main(argv: Sequence[str]) -> None:
             training.pop("evaluation", None)  # its figures are of another setting
         model.save_pretrained(arguments.save_to)
         tokenizer.save_pretrained(arguments.save_to)
-        as_questions = tokenizer.chat_template is not None or "question" in read_rows(arguments.forget_dataset)[0]
+        as_questions = tokenizer.chat_template is not None or has_questions(arguments.forget_dataset)
         asking = "--question" if as_questions and not forget[0].is_passage else "--prompt"
         output.note(
             f'Saved to {arguments.save_to}. Look at its answers:\n  uld generate {arguments.save_to} {asking} "..."'

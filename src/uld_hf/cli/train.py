@@ -19,12 +19,14 @@ from ..baselines.unlearn_trainer import UnlearnTrainer
 from ..data.formatting import question_answer_to_prompt_completion, read_json_lines
 from ..data.local import load_from_hub
 from ..training.checkpoints import find_last_checkpoint, resolve_checkpoint
+from ..training.forget_retain_trainer import holds_model
 from ..training.uld_config import ULDConfig, check_choice
 from ..training.uld_trainer import ULDTrainer
 from . import output
 from .interrupt import train_until_done
 from .parsing import CommandParser, check_model_path
-from .rows import check_columns, check_is_json_lines, check_one_format, has_questions
+from .questions import has_questions
+from .rows import check_columns, check_is_json_lines, check_one_format
 
 
 DESCRIPTION = """Train an assistant that makes a model forget, and save it; or, with --method, change the model itself.
@@ -233,8 +235,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.model_revision is not None:
         config.model_init_kwargs = {**(config.model_init_kwargs or {}), "revision": arguments.model_revision}
     check_model_path(arguments.model, arguments.model_revision)
-    saved = [os.path.join(config.output_dir, name) for name in ("config.json", "adapter_config.json")]
-    if any(map(os.path.exists, saved)) and config.resume_from_checkpoint is None:
+    if holds_model(config.output_dir) and config.resume_from_checkpoint is None:
         raise ValueError(f"{config.output_dir} holds a model already: give another --output_dir, or delete it.")
     unfinished = find_last_checkpoint(config.output_dir)
     begins_anew = unfinished and resolve_checkpoint(config.resume_from_checkpoint, config.output_dir) is None

@@ -47,6 +47,20 @@ def check_given(args: SFTConfig, sets: Mapping[str, Dataset | None]) -> None:
         check_dataset(rows, name, args.dataset_text_field)
 
 
+def holds_model(output_dir: str) -> bool:
+    """
+    Whether a training has saved its model, which another one would replace.
+
+    Args:
+        output_dir (`str`):
+            The folder.
+
+    Returns:
+        `bool`: Whether a configuration is there, a model's or an adapter's.
+    """
+    return any(Path(output_dir, name).exists() for name in ("config.json", "adapter_config.json"))
+
+
 def check_finite(terms: Mapping[str, float], step: int, learning_rate: float) -> None:
     """
     Stop at the first loss that is not a number.
@@ -201,10 +215,10 @@ class ForgetRetainTrainer(SFTTrainer):
                 anew.
         """
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
-        folder = Path(self.args.output_dir)
-        if checkpoint is None and any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+        if checkpoint is None and holds_model(self.args.output_dir):
             logger.warning(
-                f"{folder} holds a saved model, which save_model() will replace: another output_dir keeps it."
+                f"{self.args.output_dir} holds a saved model, which save_model() will replace: another output_dir "
+                "keeps it."
             )
         self._before_training(checkpoint)
         self._recent = deque(maxlen=_RECENT_BATCHES)
