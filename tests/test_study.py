@@ -403,6 +403,7 @@ def test_a_training_goes_on_from_a_whole_checkpoint_only(
     whole = FakeTrainer(tmp_path, 10)
     train_within(lambda: whole, deadline)
     assert whole.resumed == (str(checkpoint) if resumed else None)
+    assert not checkpoint.exists()
     # What was trained before counts only where it was gone on with.
     assert (read_cost(tmp_path)["seconds"] > 100) == resumed
     assert is_trained(tmp_path)
@@ -458,6 +459,29 @@ def test_settings_are_chosen_from_results_alone(small_study: Any, monkeypatch: p
     outcome = {"forget_probability": 0.1, "retain_probability": 0.97, "forget_quality": 0.5}
     trial = small_study.ledger.unit("trial.ga.0", lambda: {"setting": setting, "outcome": outcome})
     assert small_study.chosen("ga") == (0, trial)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("key", "keeps_rivals", "left"),
+    [
+        ("ga", True, {"ga_none.0", "ga_none.1", "npo_nll.0", "npo_nll.1", "uld.0"}),
+        ("ga", False, {"npo_nll.0", "npo_nll.1", "uld.0"}),
+        ("npo_gd", False, {"ga_none.0", "ga_none.1", "npo_nll.0", "uld.0"}),  # its weights are attacked later
+        ("uld_paper", False, {"ga_none.0", "ga_none.1", "npo_nll.0", "npo_nll.1", "uld.0"}),  # small, and shared
+    ],
+)
+def test_models_of_rivals_are_removed_when_they_have_been_measured(
+    small_study: Any, monkeypatch: pytest.MonkeyPatch, key: str, keeps_rivals: bool, left: set[str]
+) -> None:
+    small_study.preset = replace(small_study.preset, keeps_rivals=keeps_rivals, rival_trials=2)
+    monkeypatch.setattr(small_study, "chosen", lambda key: (0, {}))
+    trials = small_study.work / "trials"
+    for name in ("ga_none.0", "ga_none.1", "npo_nll.0", "npo_nll.1", "uld.0"):
+        (trials / name).mkdir(parents=True)
+    small_study.ledger.unit(f"final.{key}.forget25.s0", dict)  # done in an earlier run
+    small_study.final(key, "forget25", 0)
+    assert {folder.name for folder in trials.iterdir()} == left
 
 
 def test_a_pair_costs_the_assistant_that_it_begins_with_and_its_own_training(

@@ -124,6 +124,11 @@ class Method:
     ratios: tuple[float, ...] = (1.0,)
 
     @property
+    def changes_weights(self) -> bool:
+        """Whether what is trained is a model of the target's size, and no assistant."""
+        return not self.subtractions and not self.recipe.startswith("offset ")
+
+    @property
     def is_fixed(self) -> bool:
         """Whether there is one composition, and nothing to choose."""
         return len(self.subtractions) == len(self.ratios) == 1
@@ -296,6 +301,9 @@ METHODS: dict[str, Method] = {
     "undial_none": Method("UNDIAL, no retain term", "", "undial none"),
     "rmu": Method("RMU", "", "rmu activations"),
 }
+
+# Methods whose weights are attacked when they have forgotten.
+ROBUST_METHODS = ("bake", "bake_contrast", "npo_gd")
 
 # Settings to try, the likeliest first; a preset says how many.
 ULD_GRID = (

@@ -12,7 +12,7 @@ import numpy as np
 from authors import to_training
 from datasets import Dataset
 from measure import MAX_NEW_TOKENS
-from methods import METHODS, TEACHERS
+from methods import METHODS, ROBUST_METHODS, TEACHERS
 from study import Study
 from targets import load_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +23,6 @@ from uld_hf.evaluation.relearning import relearn
 from uld_hf.evaluation.tofu import generate_completions, rouge_l_recall
 
 
-ROBUST_METHODS = ("bake", "bake_contrast", "npo_gd")
 # Steps between two tests, and at most.
 ATTACKS = {"all forget rows": (4, 120), "5 % of them": (20, 120), "kept rows": (20, 120)}
 DRAWS = 100

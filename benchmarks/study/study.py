@@ -1,5 +1,6 @@
 """The study's units: targets, trials, final runs, ablations. Each is one JSON result, and is done once."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from measure import (
     retrained_reference,
     unseen_reference,
 )
-from methods import METHODS, TEACHERS, ULD_LINES, Job, costs, grid, train
+from methods import METHODS, ROBUST_METHODS, TEACHERS, ULD_LINES, Job, costs, grid, train
 from presets import Preset
 from targets import load_model, retrained_folder, study_tokenizer, target_folder
 from training import read_cost
@@ -242,7 +243,20 @@ class Study:
                 "answers": examples(evaluation),
             }
 
-        return self.ledger.unit(f"final.{key}.{split_name}.s{seed}", compute)
+        result = self.ledger.unit(f"final.{key}.{split_name}.s{seed}", compute)
+        if method.changes_weights and not self.preset.keeps_rivals:
+            self.discard(key, split_name, seed)
+        return result
+
+    def discard(self, key: str, split_name: str, seed: int) -> None:
+        """Remove the models of a final run and of its trials, but the one whose weights will be attacked."""
+        method = METHODS[key]
+        chosen, _ = self.chosen(method.tuned_as or key)
+        is_attacked = key in ROBUST_METHODS and split_name == self.preset.tune_on
+        for number in range(len(grid(method.recipe, self.preset))):
+            folder = self.work / self.run_folder(method.recipe, number, split_name, seed)
+            if folder.exists() and not (is_attacked and number == chosen):
+                shutil.rmtree(folder)
 
     def ablation(self, name: str, change: dict[str, Any], rows: dict[str, Any] | None = None) -> dict[str, Any]:
         """

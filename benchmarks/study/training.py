@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -128,6 +129,8 @@ def train_within(build_trainer: Callable[[], Trainer], deadline: Deadline, notes
     if not finished:
         raise OutOfTimeError(str(folder))
     (notes / "log.json").write_text(json.dumps(trainer.state.log_history))
+    for each in folder.glob("checkpoint-*"):
+        shutil.rmtree(each)  # three times the model's size, with the optimizer's state
     return cost
 
 
