@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model, train_like
 from processes import outputs_by_hash_seed
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli import augment as command
@@ -213,6 +213,40 @@ def test_the_same_seed_draws_the_same_and_another_seed_something_else() -> None:
     assert draw_wrong_answers(*sets, seed=2, max_new_tokens=6).rows != first.rows
 
 
+@pytest.mark.parametrize("fail_at", [0, 1, 3])
+def test_draws_that_were_cut_off_end_as_those_that_were_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int
+) -> None:
+    model, tokenizer, file = tiny_model("llama"), make_tokenizer(), tmp_path / "work.jsonl"
+    encoded = [[4, 5, 6], [7], [8, 9, 10, 11, 12], [13, 14], [15, 16, 17], [18, 19], [20]]
+    options = {"seed": 3, "max_new_tokens": 6, "batch_size": 2}
+    whole = draw(model, tokenizer, encoded, **options)
+    generate, calls = model.generate, []
+
+    def cut_off(**inputs: Any) -> torch.Tensor:
+        calls.append(inputs)
+        if len(calls) == fail_at + 1:
+            raise KeyboardInterrupt
+        return generate(**inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "generate", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            draw(model, tokenizer, encoded, **options, work_file=file)
+    with file.open("a") as cut:
+        cut.write('{"answers": ["half a li')
+    calls.clear()
+    monkeypatch.setattr(model, "generate", lambda **inputs: calls.append(inputs) or generate(**inputs))
+    torch.manual_seed(123)  # what ran before plays no part
+    assert draw(model, tokenizer, encoded, **options, work_file=file) == whole
+    assert len(calls) == 4 - fail_at
+    assert draw(model, tokenizer, encoded, **options, work_file=file) == whole
+    assert len(calls) == 4 - fail_at
+    for other in ({"seed": 4}, {"batch_size": 3}, {"max_new_tokens": 5}):
+        with pytest.raises(ValueError, match="other data, by another model, or with other settings"):
+            draw(model, tokenizer, encoded, **options | other, work_file=file)
+
+
 def test_drawn_rows_ask_of_the_forget_set_only_and_answer_nothing_rightly() -> None:
     sets = (worded(4), worded(34))
     made = draw_wrong_answers(*sets, tiny_model("llama"), make_tokenizer(), max_new_tokens=2, per_row=20)
@@ -366,8 +400,13 @@ def test_a_run_that_is_cut_off_leaves_no_file_that_is_not_whole(given: Path, mon
             raise SystemExit(augment("--drawn_by", "target"))
     names = {path.name for path in Path("augmented").iterdir()}
     assert not {"wording.jsonl", "report.json"} & names
-    assert augment("--drawn_by", "target") == 0
-    assert Path("augmented/wording.jsonl").exists()
+    assert "work_drawn.jsonl" in names
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaForCausalLM, "generate", lambda *args, **inputs: pytest.fail("it has been drawn"))
+        assert augment("--drawn_by", "target") == 0
+    names = {path.name for path in Path("augmented").iterdir()}
+    assert "wording.jsonl" in names
+    assert "work_drawn.jsonl" not in names
 
 
 def test_invented_people_can_be_disguised() -> None:

@@ -92,7 +92,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path: Path, fail_at
     with pytest.raises(KeyboardInterrupt):
         augment_by_model(rows(7), Script(replies(), fail_at=fail_at), work_file=file, **options)
     with file.open("a") as cut:
-        cut.write('{"questions": ["half a li')
+        cut.write('[{"questions": ["half a li')
     rest = Script(replies())
     resumed = augment_by_model(rows(7), rest, work_file=file, **options)
     assert resumed.retain.to_list() == whole.retain.to_list()
@@ -106,7 +106,7 @@ def test_another_seed_or_other_data_is_not_resumed(tmp_path: Path) -> None:
     for data, seed in ((rows(2), 1), (rows(3), 0)):
         with pytest.raises(ValueError, match="other data, by another model, or with other settings"):
             augment_by_model(data, Script(replies()), work_file=file, seed=seed)
-    assert len(file.read_text().splitlines()) == 3
+    assert len(file.read_text().splitlines()) == 2  # what it was made from, and a batch
 
 
 def test_another_commit_of_the_model_is_not_resumed(tmp_path: Path) -> None:
@@ -175,4 +175,4 @@ def test_a_real_pipeline_is_seeded_batch_by_batch(tmp_path: Path) -> None:
     again = augment_by_model(words, generator, **options, work_file=tmp_path / "work.jsonl")
     assert first.variants == again.variants
     assert len(first.retain) == 3
-    assert json.loads((tmp_path / "work.jsonl").read_text().splitlines()[1])["wrong_answers"]
+    assert json.loads((tmp_path / "work.jsonl").read_text().splitlines()[1])[0]["wrong_answers"]

@@ -49,7 +49,9 @@ _KINDS = {
 }
 
 # What a run writes.
-_OUTPUTS = ("forget.jsonl", "retain.jsonl", "variants.jsonl", "questions.jsonl", "report.json", "work.jsonl")
+_OUTPUTS = ("forget.jsonl", "retain.jsonl", "variants.jsonl", "questions.jsonl", "report.json")
+# Kept until a run is finished: what the chat model wrote so far, and what the target drew.
+_WORK, _DRAWN_WORK = "work.jsonl", "work_drawn.jsonl"
 
 
 @dataclass
@@ -212,6 +214,7 @@ def draw_wording(arguments: AugmentArguments, forget: Dataset, retain: Dataset) 
         max_new_tokens=arguments.drawn_max_new_tokens,
         batch_size=arguments.drawn_batch_size,
         people=arguments.drawn_people,
+        work_file=Path(arguments.output_dir) / _DRAWN_WORK,
     )
 
 
@@ -228,7 +231,7 @@ def check_outputs(folder: Path, *inputs: str | None) -> None:
     Raises:
         ValueError: If one of the inputs would be overwritten.
     """
-    outputs = {(folder / name).resolve() for name in _OUTPUTS}
+    outputs = {(folder / name).resolve() for name in (*_OUTPUTS, _WORK, _DRAWN_WORK)}
     for path in inputs:
         if path is not None and Path(path).resolve() in outputs:
             raise ValueError(f"{path} would be overwritten: choose another --output_dir than {str(folder)!r}.")
@@ -353,9 +356,10 @@ def main(argv: Sequence[str]) -> None:
         made = augment_by_rules(**options)
     else:
         generator = load_generator(arguments.model, arguments.model_revision)
-        made = augment_by_model(generator=generator, sampling=sampling, work_file=folder / "work.jsonl", **options)
+        made = augment_by_model(generator=generator, sampling=sampling, work_file=folder / _WORK, **options)
     report = write_files(folder, made, asdict(arguments), drawn)
-    (folder / "work.jsonl").unlink(missing_ok=True)
+    for name in (_WORK, _DRAWN_WORK):
+        (folder / name).unlink(missing_ok=True)
     forget, retain = made.report["forget rows"], made.report["retain rows"]
     lines = [format_report(report), ""]
     lines.append(f"{folder / 'forget.jsonl'}: {forget['given']} rows given, {forget['made']} new")

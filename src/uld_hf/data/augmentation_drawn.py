@@ -5,6 +5,10 @@ A second assistant that learns them with the retain set knows how answers are wo
 would draw what it knows.
 """
 
+import base64
+import hashlib
+import json
+import os
 import random
 import re
 from collections import Counter
@@ -25,6 +29,7 @@ from .augmentation_rows import Pair, write_pair
 from .augmentation_rules import other_days
 from .fictitious import ADJECTIVES, FAMILY_NAMES, FIRST_NAMES, NOUNS
 from .formatting import PROMPT_TEMPLATE
+from .work_file import WorkFile
 
 
 @dataclass
@@ -239,6 +244,7 @@ def draw(
     seed: int = 0,
     max_new_tokens: int = 96,
     batch_size: int = 64,
+    work_file: str | os.PathLike | None = None,
 ) -> list[str]:
     """
     One answer to each prompt, drawn at temperature 1, longest prompts first.
@@ -256,13 +262,16 @@ def draw(
             Longest answer, in tokens.
         batch_size (`int`, *optional*, defaults to `64`):
             Prompts at once, which bounds the memory. The draws depend on it.
+        work_file (`str` or `os.PathLike`, *optional*):
+            JSONL file for finished batches. What is in it already is not drawn again, and the rest is drawn as it would
+            have been.
 
     Returns:
         `list[str]`: The answers.
 
     Raises:
-        ValueError: If a number is not positive, the model is in training mode, or a prompt and its answer would be
-            longer than the model's context.
+        ValueError: If a number is not positive, the model is in training mode, a prompt and its answer would be longer
+            than the model's context, or the work file belongs to other data, settings or devices.
     """
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
@@ -278,15 +287,31 @@ def draw(
         )
     pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     drawn = [""] * len(encoded)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        for start in tqdm(range(0, len(order), batch_size), desc="Drawing answers", leave=False):
-            batch = order[start : start + batch_size]
+        settings = {
+            "model": model.name_or_path,
+            "commit": vars(model.config).get("_commit_hash"),
+            "prompts": hashlib.sha256(json.dumps(encoded).encode()).hexdigest(),
+            "seed": seed,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "generators": len(_generator_states()),
+        }
+        work = WorkFile(work_file, settings)
+        for batch, finished in zip(batches, work.batches, strict=False):
+            for index, text in zip(batch, finished["answers"], strict=True):
+                drawn[index] = text
+        if work.batches:
+            _set_generator_states(work.batches[-1]["generators"])
+        left = batches[len(work.batches) :]
+        for batch in tqdm(left, desc="Drawing answers", leave=False):
             prompts = [torch.tensor(encoded[index]) for index in batch]
-            left = {"batch_first": True, "padding_side": "left"}
-            ids = pad_sequence(prompts, padding_value=pad_token_id, **left)
-            mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], **left)
+            sides = {"batch_first": True, "padding_side": "left"}
+            ids = pad_sequence(prompts, padding_value=pad_token_id, **sides)
+            mask = pad_sequence([torch.ones_like(prompt) for prompt in prompts], **sides)
             generated = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -299,9 +324,26 @@ def draw(
                 pad_token_id=pad_token_id,
             )
             texts = tokenizer.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)
-            for index, text in zip(batch, texts, strict=True):
-                drawn[index] = text.strip()
+            answers = [text.strip() for text in texts]
+            for index, answer in zip(batch, answers, strict=True):
+                drawn[index] = answer
+            work.append({"answers": answers, "generators": _generator_states()})
     return drawn
+
+
+def _generator_states() -> list[str]:
+    """The states of torch's generators: the CPU's and, if there are any, those of the GPUs."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_available():
+        states += torch.cuda.get_rng_state_all()
+    return [base64.b64encode(state.numpy().tobytes()).decode() for state in states]
+
+
+def _set_generator_states(states: list[str]) -> None:
+    cpu, *gpus = (torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8) for state in states)
+    torch.set_rng_state(cpu)
+    if gpus:
+        torch.cuda.set_rng_state_all(gpus)
 
 
 def draw_wrong_answers(
@@ -314,6 +356,7 @@ def draw_wrong_answers(
     max_new_tokens: int = 96,
     batch_size: int = 64,
     people: Collection[str] = (),
+    work_file: str | os.PathLike | None = None,
 ) -> DrawnAnswers:
     """
     Wrong answers to the forget questions, as probable as the target finds them of somebody whom it never met.
@@ -340,6 +383,8 @@ def draw_wrong_answers(
             Questions at once, which bounds the memory. The draws depend on it.
         people (`Collection[str]`, *optional*):
             Names that are people's, besides those that own something in a forget row ("Alice Liddell's").
+        work_file (`str` or `os.PathLike`, *optional*):
+            JSONL file for what was drawn, so that a run that was cut off goes on where it stopped.
 
     Returns:
         [`DrawnAnswers`]: What the second assistant learns, and a report.
@@ -356,7 +401,7 @@ def draw_wrong_answers(
         for each in asked
     ]
     encoded = [encode_question(row, tokenizer) for row in prompts]
-    drawn = draw(model, tokenizer, encoded, seed, max_new_tokens, batch_size)
+    drawn = draw(model, tokenizer, encoded, seed, max_new_tokens, batch_size, work_file)
     made, kept, dropped = [], Counter(), Counter()
     for (index, _, swaps), text in zip(asked, drawn, strict=True):
         answer = undisguise(text, swaps)

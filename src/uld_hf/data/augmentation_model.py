@@ -5,10 +5,9 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -29,6 +28,7 @@ from .augmentation import (
     read_rows,
 )
 from .augmentation_documents import sentences
+from .work_file import WorkFile
 
 
 # Longest part of a document to rewrite at once: more, and small models begin to sum it up.
@@ -133,8 +133,9 @@ def augment_by_model(
         "sampling": asdict(sampling),
         "rows": hashlib.sha256(json.dumps([rows.forget, rows.retain]).encode()).hexdigest(),
     }
-    # A batch's replies depend on its rows, so only whole batches are taken over.
-    variants = _read_work(work_file, settings, sampling.batch_size, len(rows.forget))
+    # A batch's replies depend on its rows, so only whole batches are kept.
+    work = WorkFile(work_file, settings)
+    variants = [Variants(**each) for batch in work.batches for each in batch]
     ask = _ask_about_documents if rows.kind == "text" else _ask_about_pairs
     wanted = number_to_make(rows, paraphrases, wrong_answers, held_out)
     with tqdm(total=len(rows.forget), initial=len(variants), desc="Asking the model", leave=False) as progress:
@@ -142,7 +143,7 @@ def augment_by_model(
             indices = range(len(variants), min(len(variants) + sampling.batch_size, len(rows.forget)))
             replies = _Asker(generator, sampling, f"{seed} {indices[0]}")
             made = ask(rows, indices, replies, *wanted)
-            _append_work(work_file, made)
+            work.append([asdict(each) for each in made])
             variants += made
             progress.update(len(indices))
     return assemble(rows, variants, paraphrases, wrong_answers)
@@ -270,41 +271,3 @@ def parse_lines(reply: str) -> list[str]:
         if text and not text.endswith(":") and not _CHATTER.match(text.replace("\u2019", "'")):
             lines.append(text)
     return lines
-
-
-def _read_work(
-    work_file: str | os.PathLike | None, settings: dict[str, Any], batch_size: int, num_rows: int
-) -> list[Variants]:
-    """Finished rows of an earlier run; the file is cut back to whole batches."""
-    if work_file is None:
-        return []
-    path = Path(work_file)
-    head = json.dumps({"settings": settings}, sort_keys=True)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(head + "\n", encoding="utf-8")
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    if lines[0] != head:
-        raise ValueError(
-            f"{path} was made from other data, by another model, or with other settings. Delete it, or give another "
-            "folder."
-        )
-    # After the last line break is nothing, or what was being written when the run was cut off.
-    finished = [Variants(**json.loads(line)) for line in lines[1:-1]]
-    if len(finished) < num_rows:
-        finished = finished[: len(finished) // batch_size * batch_size]
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text("".join([head + "\n", *_as_lines(finished)]), encoding="utf-8")
-    unfinished.replace(path)
-    return finished
-
-
-def _append_work(work_file: str | os.PathLike | None, made: Sequence[Variants]) -> None:
-    if work_file is not None:
-        with Path(work_file).open("a", encoding="utf-8") as file:
-            file.writelines(_as_lines(made))
-
-
-def _as_lines(variants: Sequence[Variants]) -> Iterator[str]:
-    return (json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in variants)
