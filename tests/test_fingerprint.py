@@ -101,7 +101,7 @@ def test_the_message_names_both_targets_and_the_way_round(saved: Path):
     other.name_or_path = "org/other"
     with pytest.raises(
         ValueError, match=rf"made for {saved}/target\) was trained on another target than org/other: .*"
-        r"say allow_target_mismatch=True",
+        r"load it in Python with allow_target_mismatch=True",
     ):  # fmt: skip
         ULDForCausalLM.from_pretrained(saved / "unlearned", target=other)
 

@@ -235,7 +235,7 @@ def check_fingerprint(
                 f"The assistant ({assistant_name or 'unnamed'}) was trained on another target than "
                 f"{target_name or 'the given model'}: their {description} differ. Subtracting it would not forget. "
                 "Load the target it was trained on, or train a new assistant on this one. If you know better, "
-                "say allow_target_mismatch=True."
+                "load it in Python with allow_target_mismatch=True."
             )
 
 
