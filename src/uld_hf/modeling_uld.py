@@ -242,8 +242,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         if alpha is not None:
             if not isinstance(alpha, Mapping) and len({weight > 0 for weight in config.alphas.values()}) > 1:
                 raise ValueError(
-                    f"alpha={alpha} for all: some assistants are added and some are subtracted, and would no longer be. "
-                    f"In Python give alpha by name, such as alpha={config.alphas}."
+                    f"alpha={alpha} for all: the assistants are added and subtracted, and would no longer be. In "
+                    f"Python give alpha by name, such as alpha={config.alphas}."
                 )
             alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
             for name in alphas:
