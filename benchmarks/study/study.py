@@ -97,7 +97,7 @@ class Study:
                 raise ValueError(
                     f"{folder} is another model than the one that the results in {self.ledger.folder} are of: its "
                     f"{differ[0]} is {found[differ[0]]}, not {result['figures'][differ[0]]}. Keep --work and --output "
-                    "together, or give another --output."
+                    "together, or give another --output; on another kind of CPU the same training ends elsewhere."
                 )
         return made[0], made[1]
 
