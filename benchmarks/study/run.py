@@ -32,10 +32,19 @@ import uld_hf
 PARTS = ("methods", "rephrased", "robustness", "ablations", "books")
 
 
+def describe_cpu() -> str:
+    """The processor and the vector instructions that torch uses of it."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    values = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    return f"{values.get('model name')}, model {values.get('model')}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def describe_machine() -> dict[str, object]:
     """Where and with what the results were made."""
     return {
         "platform": platform.platform(),
+        # Trainings end elsewhere on another kind.
+        "cpu": describe_cpu(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
