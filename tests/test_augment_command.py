@@ -97,6 +97,19 @@ def test_sweeps_and_evaluations_take_the_questions(
         assert len({len(text) - len(text.lstrip()) for text in texts}) == 1  # the same space before all
 
 
+def test_what_a_chat_model_has_not_finished_stays_when_rules_make_the_files(
+    data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "augmented"
+    folder.mkdir()
+    for name in ("work.jsonl", "work_drawn.jsonl"):
+        (folder / name).write_text("hours of work")
+    assert augment(data, folder) == 0
+    assert (folder / "report.json").exists()
+    assert {path.read_text() for path in folder.glob("work*.jsonl")} == {"hours of work"}
+    assert len(list(folder.glob("work*.jsonl"))) == 2
+
+
 def test_a_chat_model_writes_them(data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"

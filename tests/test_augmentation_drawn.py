@@ -235,6 +235,8 @@ def test_draws_that_were_cut_off_end_as_those_that_were_not(
             draw(model, tokenizer, encoded, **options, work_file=file)
     with file.open("a") as cut:
         cut.write('{"answers": ["half a li')
+    with file.open("ab") as cut:
+        cut.write("é".encode()[:1])
     calls.clear()
     monkeypatch.setattr(model, "generate", lambda **inputs: calls.append(inputs) or generate(**inputs))
     torch.manual_seed(123)  # what ran before plays no part
@@ -242,9 +244,19 @@ def test_draws_that_were_cut_off_end_as_those_that_were_not(
     assert len(calls) == 4 - fail_at
     assert draw(model, tokenizer, encoded, **options, work_file=file) == whole
     assert len(calls) == 4 - fail_at
-    for other in ({"seed": 4}, {"batch_size": 3}, {"max_new_tokens": 5}):
+
+
+def test_draws_of_other_questions_settings_or_weights_are_not_gone_on_with(tmp_path: Path) -> None:
+    model, tokenizer, file = tiny_model("llama"), make_tokenizer(), tmp_path / "work.jsonl"
+    arguments = {"model": model, "tokenizer": tokenizer, "encoded": [[4, 5], [7]], "max_new_tokens": 3}
+    draw(**arguments, work_file=file)
+    for other in ({"seed": 4}, {"batch_size": 3}, {"max_new_tokens": 5}, {"encoded": [[4, 6], [7]]}):
         with pytest.raises(ValueError, match="other data, by another model, or with other settings"):
-            draw(model, tokenizer, encoded, **options | other, work_file=file)
+            draw(**arguments | other, work_file=file)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2)  # the folder was trained into again
+    with pytest.raises(ValueError, match="other data, by another model, or with other settings"):
+        draw(**arguments, work_file=file)
 
 
 def test_drawn_rows_ask_of_the_forget_set_only_and_answer_nothing_rightly() -> None:
@@ -305,8 +317,11 @@ def test_a_model_in_training_mode_is_refused() -> None:
 
 def test_if_nothing_passes_the_checks_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(augmentation_drawn, "draw", script(lambda turn, prompt: "in Oxford" if turn < 2 else ""))
-    with pytest.raises(ValueError, match=r"None of the 4 answers .*: 2 \(is empty\), 2 \(states all"):
-        draw_wrong_answers(Dataset.from_list(FORGET), Dataset.from_list(RETAIN), None, make_tokenizer(), per_row=2)
+    sets = (Dataset.from_list(FORGET), Dataset.from_list(RETAIN), None, make_tokenizer())
+    with pytest.raises(ValueError, match=r"None of the 4 answers .*: 2 \(is empty\), 2 \(states all.* each\.$"):
+        draw_wrong_answers(*sets, per_row=2)
+    with pytest.raises(ValueError, match=r"draw more answers to each\. Delete kept\.jsonl first"):
+        draw_wrong_answers(*sets, per_row=2, work_file="kept.jsonl")
 
 
 @pytest.fixture

@@ -463,25 +463,60 @@ def test_settings_are_chosen_from_results_alone(small_study: Any, monkeypatch: p
 
 @needs_shared
 @pytest.mark.parametrize(
-    ("key", "keeps_rivals", "left"),
+    ("key", "keeps_models", "removed"),
     [
-        ("ga", True, {"ga_none.0", "ga_none.1", "npo_nll.0", "npo_nll.1", "uld.0"}),
-        ("ga", False, {"npo_nll.0", "npo_nll.1", "uld.0"}),
-        ("npo_gd", False, {"ga_none.0", "ga_none.1", "npo_nll.0", "uld.0"}),  # its weights are attacked later
-        ("uld_paper", False, {"ga_none.0", "ga_none.1", "npo_nll.0", "npo_nll.1", "uld.0"}),  # small, and shared
+        ("ga", True, set()),
+        ("ga", False, {"ga_none.0", "ga_none.1"}),
+        ("npo_gd", False, {"npo_nll.1"}),  # the chosen one's weights are attacked later
+        ("bake_contrast", False, {"bake_contrast.1"}),
+        ("uld_paper", False, set()),  # small, and shared
     ],
 )
-def test_models_of_rivals_are_removed_when_they_have_been_measured(
-    small_study: Any, monkeypatch: pytest.MonkeyPatch, key: str, keeps_rivals: bool, left: set[str]
+def test_models_that_change_weights_are_removed_when_they_have_been_measured(
+    small_study: Any, monkeypatch: pytest.MonkeyPatch, key: str, keeps_models: bool, removed: set[str]
 ) -> None:
-    small_study.preset = replace(small_study.preset, keeps_rivals=keeps_rivals, rival_trials=2)
-    monkeypatch.setattr(small_study, "chosen", lambda key: (0, {}))
+    small_study.preset = replace(small_study.preset, keeps_models=keeps_models, trials=2, rival_trials=2)
+    chosen = {"npo_gd": 0, "bake": 0}
+    monkeypatch.setattr(small_study, "chosen", lambda key: (chosen[key], {}))  # of no other anything is asked
     trials = small_study.work / "trials"
-    for name in ("ga_none.0", "ga_none.1", "npo_nll.0", "npo_nll.1", "uld.0"):
+    names = {f"{recipe}.{number}" for recipe in ("ga_none", "npo_nll", "bake_contrast", "uld") for number in (0, 1)}
+    for name in names:
         (trials / name).mkdir(parents=True)
     small_study.ledger.unit(f"final.{key}.forget25.s0", dict)  # done in an earlier run
     small_study.final(key, "forget25", 0)
-    assert {folder.name for folder in trials.iterdir()} == left
+    assert names - {folder.name for folder in trials.iterdir()} == removed
+
+
+@needs_shared
+def test_a_model_whose_weights_are_not_attacked_is_removed_with_its_seed_and_split(
+    small_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_study.preset = replace(small_study.preset, keeps_models=False, tune_on="another")
+    finals = small_study.work / "finals"
+    for name in ("npo_nll.0.forget25.s0", "npo_nll.0.forget25.s1", "npo_nll.0.other.s0"):
+        (finals / name).mkdir(parents=True)
+    small_study.ledger.unit("final.npo_gd.forget25.s0", dict)
+    small_study.final("npo_gd", "forget25", 0)
+    assert {folder.name for folder in finals.iterdir()} == {"npo_nll.0.forget25.s1", "npo_nll.0.other.s0"}
+
+
+def test_every_kind_of_machine_is_noted_once(
+    study_path: None, ledger: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import run
+
+    results = ledger.Ledger(tmp_path, ledger.Deadline(1))
+    run.note_machine(results)
+    monkeypatch.setattr("sys.argv", ["run.py", "--minutes", "5"])
+    run.note_machine(results)
+    assert list(results.results()) == ["machine"]
+    monkeypatch.setattr(run, "describe_cpu", lambda: "another")
+    run.note_machine(results)
+    run.note_machine(results)
+    assert {name: result["cpu"] for name, result in results.results().items()} == {
+        "machine": results.read("machine")["cpu"],
+        "machine.1": "another",
+    }
 
 
 def test_a_pair_costs_the_assistant_that_it_begins_with_and_its_own_training(

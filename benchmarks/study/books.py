@@ -1,5 +1,6 @@
 """The paper's other scenario: forget one book, keep another. Oz and Alice, learned from scratch."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,8 @@ def run_books(preset: Preset, folder: Path, work: Path, ledger: Ledger) -> None:
                 continue
             found[f"rate {rate:g}"] = measured(model)
             spent += costs(recipe, task)
+            if not preset.keeps_models:
+                shutil.rmtree(task.folder)
         return {"figures": found, "costs": spent}
 
     ledger.unit("books.uld", assistant)

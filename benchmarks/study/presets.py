@@ -62,7 +62,7 @@ class Preset:
             Characters of each book.
         book_epochs (`int`):
             Passes of the target over the books.
-        keeps_rivals (`bool`):
+        keeps_models (`bool`):
             Whether models of methods that change the weights are kept when they have been measured: each is as large as
             the target.
     """
@@ -91,7 +91,7 @@ class Preset:
     seeds: tuple[int, ...]
     book_characters: int
     book_epochs: int
-    keeps_rivals: bool
+    keeps_models: bool
 
 
 # TOFU's proportions with a tenth of its authors: 10 % and 20 % of them are forgotten.
@@ -120,7 +120,7 @@ SLICE = Preset(
     seeds=(0, 1, 2),
     book_characters=20000,
     book_epochs=250,
-    keeps_rivals=True,
+    keeps_models=True,
 )
 
 PRESETS = {
@@ -152,7 +152,7 @@ PRESETS = {
             seeds=(0,),
             book_characters=3000,
             book_epochs=1,
-            keeps_rivals=True,
+            keeps_models=False,
         ),
         SLICE,
         # The same authors, finetuned into a model that has read others: it knows how such answers are worded.
@@ -190,7 +190,7 @@ PRESETS = {
             seeds=(0,),
             book_characters=20000,
             book_epochs=250,
-            keeps_rivals=True,
+            keeps_models=True,
         ),
         # For one H200; about 400 million parameters. Never run so far: the epochs and the rate are guesses.
         Preset(
@@ -218,7 +218,7 @@ PRESETS = {
             seeds=(0, 1, 2),
             book_characters=140000,
             book_epochs=30,
-            keeps_rivals=False,
+            keeps_models=False,
         ),
     )
 }

@@ -4,7 +4,8 @@
 
 Does what is not done yet, for --minutes at most, and writes tables and plots of what there is. Run it again, until it
 says that all is done: a training that was cut off goes on from its checkpoint. Results are JSON files in --output, one
-for each unit; delete one to do it again. Models are kept in --work.
+for each unit; delete one to do it again. Models are kept in --work, but in `full` those of methods that change weights
+are removed when they have been measured.
 """
 
 import argparse
@@ -36,7 +37,8 @@ def describe_cpu() -> str:
     """The processor and the vector instructions that torch uses of it."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     values = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
-    return f"{values.get('model name')}, model {values.get('model')}, {torch.backends.cpu.get_cpu_capability()}"
+    name, capability = values.get("model name", platform.machine()), torch.backends.cpu.get_cpu_capability()
+    return f"{name}, model {values.get('model')}, {capability}"
 
 
 def describe_machine() -> dict[str, object]:
@@ -55,6 +57,14 @@ def describe_machine() -> dict[str, object]:
         "uld_hf": uld_hf.__version__,
         "command": " ".join(sys.argv),
     }
+
+
+def note_machine(ledger: Ledger) -> None:
+    """Keep where results are made, once for every kind of machine."""
+    here = describe_machine()
+    known = [result for name, result in ledger.results().items() if name.startswith("machine")]
+    if all(here | {"command": each["command"]} != each for each in known):
+        ledger.unit(f"machine.{len(known)}" if known else "machine", lambda: here)
 
 
 def run_methods(study: Study, methods: list[str], seeds: list[int]) -> None:
@@ -95,7 +105,7 @@ def main() -> int:
     ledger = Ledger(output, Deadline(args.minutes))
     finished = True
     try:
-        ledger.unit("machine", describe_machine)
+        note_machine(ledger)
         study = Study(preset, args.tofu, work, ledger)
         if "methods" in args.parts:
             run_methods(study, args.methods, args.seeds or list(preset.seeds))

@@ -244,18 +244,18 @@ class Study:
             }
 
         result = self.ledger.unit(f"final.{key}.{split_name}.s{seed}", compute)
-        if method.changes_weights and not self.preset.keeps_rivals:
+        if method.changes_weights and not self.preset.keeps_models:
             self.discard(key, split_name, seed)
         return result
 
     def discard(self, key: str, split_name: str, seed: int) -> None:
         """Remove the models of a final run and of its trials, but the one whose weights will be attacked."""
-        method = METHODS[key]
-        chosen, _ = self.chosen(method.tuned_as or key)
-        is_attacked = key in ROBUST_METHODS and split_name == self.preset.tune_on
+        method, kept = METHODS[key], None
+        if key in ROBUST_METHODS and split_name == self.preset.tune_on:
+            kept, _ = self.chosen(method.tuned_as or key)
         for number in range(len(grid(method.recipe, self.preset))):
             folder = self.work / self.run_folder(method.recipe, number, split_name, seed)
-            if folder.exists() and not (is_attacked and number == chosen):
+            if folder.exists() and number != kept:
                 shutil.rmtree(folder)
 
     def ablation(self, name: str, change: dict[str, Any], rows: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -30,11 +30,13 @@ DESCRIPTION = """Make what ULD trains with besides a forget set: paraphrases, to
       --output_dir forget-alice
 
 Without --model the texts are made by rules: other forms of the question, and values swapped among the forget rows. With
-it a chat model writes them, which takes longer and is better; a run that was cut off goes on where it stopped. Either
-way every text is checked. The two files written hold the given rows, and after them the new ones. Read some of them.
+it a chat model writes them, which takes longer and is better. Either way every text is checked. The two files written
+hold the given rows, and after them the new ones. Read some of them.
 
 With --drawn_by the target also draws wrong answers itself, to the same questions about somebody whom it never met. They
 and the given retain rows are wording.jsonl, for the second assistant of a replacement (docs/contrast.md).
+
+What a model writes or draws is kept batch by batch: the same command goes on where a run was cut off.
 
 With --held_out 5 more is made of each row and joins neither set: questions.jsonl has the forget rows with a paraphrased
 and five wrong answers, as `uld sweep` and `uld eval` take them. Make the like of what the target was never told.
@@ -358,8 +360,11 @@ def main(argv: Sequence[str]) -> None:
         generator = load_generator(arguments.model, arguments.model_revision)
         made = augment_by_model(generator=generator, sampling=sampling, work_file=folder / _WORK, **options)
     report = write_files(folder, made, asdict(arguments), drawn)
-    for name in (_WORK, _DRAWN_WORK):
-        (folder / name).unlink(missing_ok=True)
+    # What another kind of run has not finished stays.
+    if arguments.model is not None:
+        (folder / _WORK).unlink(missing_ok=True)
+    if drawn is not None:
+        (folder / _DRAWN_WORK).unlink(missing_ok=True)
     forget, retain = made.report["forget rows"], made.report["retain rows"]
     lines = [format_report(report), ""]
     lines.append(f"{folder / 'forget.jsonl'}: {forget['given']} rows given, {forget['made']} new")

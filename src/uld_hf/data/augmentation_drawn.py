@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..context import context_length
+from ..hub import fingerprint_target
 from .augmentation import Checks, Rows, read_rows
 from .augmentation_entities import find_entities
 from .augmentation_rows import Pair, write_pair
@@ -264,7 +265,7 @@ def draw(
             Prompts at once, which bounds the memory. The draws depend on it.
         work_file (`str` or `os.PathLike`, *optional*):
             JSONL file for finished batches. What is in it already is not drawn again, and the rest is drawn as it would
-            have been.
+            have been. On accelerators other than CUDA's nothing is kept.
 
     Returns:
         `list[str]`: The answers.
@@ -288,26 +289,17 @@ def draw(
     pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    work = _drawn_so_far(work_file, model, encoded, seed, max_new_tokens, batch_size)
+    number = len(work.batches)
     drawn = [""] * len(encoded)
+    for batch, finished in zip(batches[:number], work.batches, strict=True):
+        for index, text in zip(batch, finished["answers"], strict=True):
+            drawn[index] = text
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        settings = {
-            "model": model.name_or_path,
-            "commit": vars(model.config).get("_commit_hash"),
-            "prompts": hashlib.sha256(json.dumps(encoded).encode()).hexdigest(),
-            "seed": seed,
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-            "generators": len(_generator_states()),
-        }
-        work = WorkFile(work_file, settings)
-        for batch, finished in zip(batches, work.batches, strict=False):
-            for index, text in zip(batch, finished["answers"], strict=True):
-                drawn[index] = text
         if work.batches:
             _set_generator_states(work.batches[-1]["generators"])
-        left = batches[len(work.batches) :]
-        for batch in tqdm(left, desc="Drawing answers", leave=False):
+        for batch in tqdm(batches[number:], desc="Drawing answers", leave=False):
             prompts = [torch.tensor(encoded[index]) for index in batch]
             sides = {"batch_first": True, "padding_side": "left"}
             ids = pad_sequence(prompts, padding_value=pad_token_id, **sides)
@@ -329,6 +321,33 @@ def draw(
                 drawn[index] = answer
             work.append({"answers": answers, "generators": _generator_states()})
     return drawn
+
+
+def _drawn_so_far(
+    work_file: str | os.PathLike | None,
+    model: PreTrainedModel,
+    encoded: list[list[int]],
+    seed: int,
+    max_new_tokens: int,
+    batch_size: int,
+) -> WorkFile:
+    if work_file is None or model.device.type not in ("cpu", "cuda"):  # whose generators' states are kept
+        return WorkFile(None, {})
+    # By its values: a folder may be trained into again.
+    num_layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    return WorkFile(
+        work_file,
+        {
+            "model": model.name_or_path,
+            "weights": fingerprint_target(model, num_layers),
+            "prompts": hashlib.sha256(json.dumps(encoded).encode()).hexdigest(),
+            "seed": seed,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "device": str(model.device),
+            "gpus": torch.cuda.device_count(),
+        },
+    )
 
 
 def _generator_states() -> list[str]:
@@ -413,9 +432,10 @@ def draw_wrong_answers(
             dropped[reason] += 1
     if not made:
         reasons = ", ".join(f"{count} ({reason})" for reason, count in sorted(dropped.items()))
+        kept_in = "" if work_file is None else f" Delete {work_file} first: they are kept there."
         raise ValueError(
             f"None of the {len(drawn)} answers that the target drew is a wrong one: {reasons}. See that it is the "
-            "model that was trained on these questions, in this format, and draw more answers to each."
+            f"model that was trained on these questions, in this format, and draw more answers to each.{kept_in}"
         )
     num_asked = len({each.index for each in asked})
     report = {

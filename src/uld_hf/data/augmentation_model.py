@@ -101,7 +101,7 @@ def augment_by_model(
         sampling ([`Sampling`], *optional*):
             How the model is asked.
         work_file (`str` or `os.PathLike`, *optional*):
-            JSONL file for finished rows. What is in it already is not made again.
+            JSONL file for finished batches. What is in it already is not made again.
         held_out (`int`, *optional*, defaults to `0`):
             Wrong answers beyond these, and a paraphrase of the answer beyond those, that join neither set: an
             evaluation asks with them, see `questions` of the result. Documents have none.

@@ -32,8 +32,8 @@ class WorkFile:
         head = json.dumps({"made from": settings}, sort_keys=True)
         lines = [head]
         if self.path.exists():
-            # After the last line break is nothing, or what was being written when the run was cut off.
-            lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]
+            # After the last line break is nothing, or what was being written when the run was cut off: half a letter.
+            lines = [line.decode() for line in self.path.read_bytes().split(b"\n")[:-1]]
             if lines[:1] != [head]:
                 raise ValueError(
                     f"{self.path} was made from other data, by another model, or with other settings. Delete it, or "
