@@ -27,7 +27,7 @@ PREFIX_TOKENS, CONTINUATION_TOKENS = 32, 48
 MOST_PASSAGES = 60
 BASELINES = ("ga kl", "npo nll")
 # Of the baselines: without a retrained model's word for it there is no telling which is best, so all go into the table.
-LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 COMPOSITIONS = {
     "the paper's formula": {"relative_top": 0.01, "center": False},
     "clamped (ours)": {"relative_top": 0.0, "clamp": True},
