@@ -47,7 +47,7 @@ def test_rows_without_padding_are_what_they_are_one_by_one(family: str, lengths:
     model = any_model(family, num_layers=4)
     with torch.no_grad(), attention_by_row(model):
         actual = model.base_model(**flat_inputs(lengths), use_cache=False).last_hidden_state[0]
-    # In float32, as some experts have no other: CPUs' kernels differ by 1.5e-5, rows that see one another by 3 and more.
+    # In float32, as some experts have no other: kernels of CPUs differ by 1.5e-5, rows that see one another by 3.
     torch.testing.assert_close(actual, one_by_one(model, lengths), rtol=1e-4, atol=1e-4)
 
 
