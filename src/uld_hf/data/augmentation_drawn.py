@@ -290,16 +290,11 @@ def draw(
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     work = _drawn_so_far(work_file, model, encoded, seed, max_new_tokens, batch_size)
-    number = len(work.batches)
-    drawn = [""] * len(encoded)
-    for batch, finished in zip(batches[:number], work.batches, strict=True):
-        for index, text in zip(batch, finished["answers"], strict=True):
-            drawn[index] = text
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if work.batches:
             _set_generator_states(work.batches[-1]["generators"])
-        for batch in tqdm(batches[number:], desc="Drawing answers", leave=False):
+        for batch in tqdm(batches[len(work.batches) :], desc="Drawing answers", leave=False):
             prompts = [torch.tensor(encoded[index]) for index in batch]
             sides = {"batch_first": True, "padding_side": "left"}
             ids = pad_sequence(prompts, padding_value=pad_token_id, **sides)
@@ -316,10 +311,11 @@ def draw(
                 pad_token_id=pad_token_id,
             )
             texts = tokenizer.batch_decode(generated[:, ids.shape[1] :], skip_special_tokens=True)
-            answers = [text.strip() for text in texts]
-            for index, answer in zip(batch, answers, strict=True):
-                drawn[index] = answer
-            work.append({"answers": answers, "generators": _generator_states()})
+            work.append({"answers": [text.strip() for text in texts], "generators": _generator_states()})
+    drawn = [""] * len(encoded)
+    for batch, finished in zip(batches, work.batches, strict=True):
+        for index, answer in zip(batch, finished["answers"], strict=True):
+            drawn[index] = answer
     return drawn
 
 

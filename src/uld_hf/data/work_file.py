@@ -18,7 +18,7 @@ class WorkFile:
 
     Attributes:
         batches (`list`):
-            The batches that an earlier run has finished.
+            The batches that are finished, of an earlier run and of this one.
 
     Raises:
         ValueError: If the file is of other settings.
@@ -53,6 +53,7 @@ class WorkFile:
             batch (`Any`):
                 What was made, as JSON takes it.
         """
+        self.batches.append(batch)
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(batch, ensure_ascii=False) + "\n")
