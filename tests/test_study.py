@@ -214,7 +214,8 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
 
     outcome = {"forget_quality": 0.3, "forget_probability": 0.1, "retain_probability": 0.98}
     results = {
-        "final.target.forget10.s0": final(1e-9),
+        **{f"final.target.forget10.s{seed}": final(1e-9) for seed in range(3)},
+        **{f"final.retrained.forget10.s{seed}": final(1.0) for seed in range(3)},
         "final.uld_paper.forget10.s0": final(0.25),
         "final.uld_paper.forget10.s1": final(0.75),
         "ablation.subtraction": {
@@ -272,7 +273,7 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
     ]
     assert "| rank=2 | 1; 0.3; 0.980 | 5 |\n| rank=8 | diverged |  |" in text
     assert "| filter off, clamped | 0.3; 0.980 | 0.3; 0.980 |" in curves_table(results)
-    assert "| ULD, the paper's formula | 0.52 / 0.5 | 42.6 / 50.0 | 1.00 / 0.50 | 85.9 / 50.0 |" in text
+    assert "| ULD, the paper's formula | 0.52 / 0.25, 0.75, diverged | 42.6 / 50.0 | 1.00 / 0.50 | 85.9 / 50.0 |" in text
     assert "| filter off, clamped | 0.5 | 0.3 | 0.100 | 0.980 |" in text
     assert "| ULD, no filter, clamped (ours) | 0.3; 0.980 | 0.3; 0.980 |" in text
     assert "| target | 1.000; 1.000 | 0.625; 0.250 |" in text
@@ -349,6 +350,38 @@ def test_the_summary_has_every_split_the_worst_of_what_is_kept_and_the_mean_aggr
         "| target | 0.001 | 1e-09 | 1.000 | 100.0 | 0.00, 0.00 |",
         "| RMU | diverged | 0.25, 0.5 | 0.800 | 95.0 | -, 0.60 |",
     ]
+
+
+def test_bars_are_counted_by_run_and_what_diverged_reaches_none(study_path: None) -> None:
+    from bars import BARS_HEADER, bars_rows
+
+    def final(quality: float, utility: float, recall: float, aggregate: float) -> dict:
+        names = ("forget quality", "utility, relative", "retain ROUGE", "overall")
+        return {"figures": dict(zip(names, (quality, utility, recall, aggregate), strict=True))}
+
+    results = {
+        f"final.{name}.forget05.s{seed}": values
+        for seed in range(3)
+        for name, values in {
+            "target": final(1e-9, 1.0, 0.98, 0.0),
+            "retrained": final(1.0, 0.98, 0.99, 0.8),
+        }.items()
+    }
+    results |= {
+        "final.uld_gated.forget05.s0": final(0.06, 0.99, 0.961, 0.69),  # all bars, just
+        "final.uld_gated.forget05.s1": final(0.05, 0.989, 0.96, 0.68),  # none, just
+        "final.uld_gated.forget05.s2": final(0.5, 1.0, 0.98, 0.7),  # all but the last, which there is nothing to hold against
+        "final.npo.forget05.s0": final(0.9, 0.5, 0.99, 0.5),
+        "final.npo.forget05.s1": {"failed": "no longer finite"},
+        "final.dd_linear.forget05.s0": final(0.4, 0.9, 0.98, 0.68),
+        "final.dd_linear.forget05.s1": final(0.04, 0.9, 0.98, 0.68),
+        "final.dd_linear.forget05.s2": {"failed": "no longer finite"},
+    }
+    rows = {row[0]: dict(zip(BARS_HEADER[1:], row[1:], strict=True)) for row in bars_rows(results)}
+    assert list(rows) == ["ULD, filter, clamped, gated (ours)", "Divergence Decoding, linear", "NPO"]
+    assert list(rows["ULD, filter, clamped, gated (ours)"].values()) == ["3", "2", "2", "2", "2", "2", "1 of 2", "1 of 2"]
+    assert list(rows["Divergence Decoding, linear"].values()) == ["3", "1", "0", "2", "0", "0", "-", "-"]
+    assert list(rows["NPO"].values()) == ["2", "1", "0", "1", "0", "0", "0 of 2", "0 of 2"]
 
 
 @needs_shared

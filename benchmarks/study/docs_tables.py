@@ -2,8 +2,8 @@
 
     python benchmarks/study/docs_tables.py
 
-A mark is `<!-- table: PRESET KIND SPLIT -->`, and `<!-- table end -->` stands after the table; summaries, ablations,
-curves and books have no split.
+A mark is `<!-- table: PRESET KIND SPLIT -->`, and `<!-- table end -->` stands after the table; summaries, bars,
+ablations, curves and books have no split.
 """
 
 import re
@@ -15,6 +15,7 @@ from tables import (
     Results,
     ablation_table,
     alphas_table,
+    bars_table,
     books_table,
     curves_table,
     gates_table,
@@ -37,6 +38,7 @@ OF_A_SPLIT: Mapping[str, Callable[[Results, str], str]] = {
 }
 OF_ALL: Mapping[str, Callable[[Results], str]] = {
     "summary": summary_table,
+    "bars": bars_table,
     "ablations": ablation_table,
     "curves": curves_table,
     "books": books_table,

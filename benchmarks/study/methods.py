@@ -252,6 +252,8 @@ METHODS: dict[str, Method] = {
     "uld_drawn_unseen": replace(
         REPLACED, name="ULD, gated replacement, drawn (ours), weights by unseen authors", recipe="contrast_drawn"
     ),
+    # Chosen as everything else is: on one split, beside the retrained model.
+    "uld_certain": replace(CERTAIN, name="ULD, replacement by certainty, drawn (ours)", tuned_as=None),
     "uld_certain_unseen": CERTAIN,
     # Weights that were good on the finetuned preset's seeds 0 to 2, beside the retrained models, for all runs alike.
     "uld_certain_fixed": replace(

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from bars import BARS_HEADER, bars_rows
 from measure import rank
 from methods import METHODS, ULD_LINES
 from presets import Preset
@@ -140,19 +141,25 @@ def summary_table(results: Results) -> str:
     return markdown(["", *quality, "least utility", "least retain ROUGE", "aggregate, by split"], rows)
 
 
+def bars_table(results: Results) -> str:
+    """In how many runs each method reaches the bars that the study sets."""
+    return markdown(BARS_HEADER, bars_rows(results))
+
+
 def paper_table(results: Results, split: str) -> str:
-    """Ours beside the paper's, where the paper has a split of that name."""
+    """Ours beside the paper's, where the paper has a split of that name; p by seed, means of the rest."""
     rows = []
     for key, runs in finals(results, split).items():
         name = METHODS[key].paper if key in METHODS else key
         if name in PAPER[split]:
             quality, forget, utility, retain = PAPER[split][name]
+            ours = qualities(results, key, split)
             figures = {name: float(np.mean([run["figures"][name] for run in runs])) for name in runs[0]["figures"]}
             relative = utility / PAPER[split]["target"][2]
             rows.append(
                 [
                     LINES[key],
-                    f"{quality:.2g} / {figures['forget quality']:.2g}",
+                    f"{quality:.2g} / {ours}",
                     f"{forget:g} / {100 * figures['forget ROUGE']:.1f}",
                     f"{relative:.2f} / {figures['utility, relative']:.2f}",
                     f"{retain:g} / {100 * figures['retain ROUGE']:.1f}",
@@ -259,16 +266,16 @@ def _outcome(values: Mapping[str, Any]) -> Outcome:
 
 
 def alphas_table(results: Results, split: str) -> str:
-    """Forget quality and what is kept by alpha, of every ULD line; means over the seeds."""
+    """Forget quality by seed and what is kept, a mean, by alpha, of every ULD line."""
     runs = [result["lines"] for name, result in results.items() if name.startswith(f"alphas.{split}.s")]
     alphas = [f"{each['alpha']:g}" for each in next(iter(runs[0].values()))]
     rows = []
     for key in runs[0]:
         cells = []
         for outcomes in zip(*(run[key] for run in runs), strict=True):
-            quality = float(np.mean([each["forget_quality"] for each in outcomes]))
+            quality = ", ".join(f"{each['forget_quality']:.2g}" for each in outcomes)
             kept = float(np.mean([each["retain_probability"] for each in outcomes]))
-            cells.append(f"{quality:.2g}; {kept:.3f}")
+            cells.append(f"{quality}; {kept:.3f}")
         rows.append([LINES[key], *cells])
     return markdown(["", *alphas], rows)
 
@@ -394,6 +401,8 @@ def write_report(preset: Preset, results: Results, folder: Path) -> Path:
     ]
     if any(name.startswith("final.target.") for name in results):
         parts.append(f"## All splits\n\np by seed; the aggregate as a mean.\n\n{summary_table(results)}")
+    if bars_rows(results):
+        parts.append(f"## Bars\n\nRuns that reach them.\n\n{bars_table(results)}")
     for split, authors in preset.splits.items():
         if finals(results, split):
             parts.append(f"## {split}: {authors} of {preset.num_authors} authors\n\n{main_table(results, split)}")
@@ -412,7 +421,7 @@ def write_report(preset: Preset, results: Results, folder: Path) -> Path:
     for split in preset.splits:
         if any(name.startswith(f"alphas.{split}.s") for name in results):
             parts.append(
-                f"## Alpha on {split}\n\nForget quality; retain probability. The assistant is the final runs'.\n\n"
+                f"## Alpha on {split}\n\nForget quality by seed; retain probability. The assistant is the final runs'.\n\n"
                 + alphas_table(results, split)
             )
     for split in preset.splits:
