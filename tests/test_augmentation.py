@@ -19,7 +19,7 @@ from uld_hf.data.augmentation_entities import (
     normalize,
     states,
 )
-from uld_hf.data.augmentation_rows import Pair, read_pair, row_format, write_pair
+from uld_hf.data.augmentation_rows import Pair, is_beginning, read_pair, row_format, write_pair
 
 
 def found(text: str, *corpus: str) -> list[tuple[str, str]]:
@@ -35,6 +35,7 @@ def found(text: str, *corpus: str) -> list[tuple[str, str]]:
         ("She wrote 'The Geologist's Guide' there.", [("title", "The Geologist's Guide")]),
         ("Born on the 8th of September, 1956.", [("date", "8th of September, 1956")]),
         ("It has five rooms and 1,200 books.", [("number", "five"), ("number", "1,200")]),
+        ("She was twenty-one in the twenty-first year.", [("number", "twenty-one")]),
         ("Alice's mother met Bob.", [("name", "Alice"), ("name", "Bob")]),
         ("Where was it?", []),
     ],
@@ -169,6 +170,7 @@ def test_what_says_a_part_of_the_right_answer_is_not_wrong(answer: str, text: st
         ("Bob Jones and Alice Smith met.", None),
         ("Alice Smith once met somebody somewhere.", "loses most names, titles, dates and numbers"),
         ("They met.", "has fewer than three words"),
+        ("爱丽丝在巴黎。", "loses most names, titles, dates and numbers"),  # a script without spaces
         ("Alice Smith met Bob Jones on May 4, 1862 in Paris!", "repeats the original"),
     ],
 )
@@ -194,6 +196,59 @@ def test_variants_keep_as_many_as_wanted_and_say_what_was_dropped() -> None:
 def test_half_of_a_question_is_no_label():
     row = {"prompt": "In the year 1950: what happened?\nAnswer:", "completion": " Much."}
     assert read_pair(row, "prompt and completion", "").question == "In the year 1950: what happened?"
+
+
+ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        ALPACA + "### Instruction:\n{}\n\n### Response:\n",
+        ALPACA + "### Instruction:\n{}\n\n### Input:\nSome input.\n\n### Response:\n",
+        "### Question\n{}\n### Answer\n",
+        "### Human: {} ### Assistant:",
+        "Context: Alice was a girl.\nQuestion: {}\nAnswer:",
+        "User: Hi.\nAssistant: Hello.\nUser: {}\nAssistant:",
+        "Frage: {}\nAntwort:",
+        "Question: {}",
+        "[INST] {} [/INST]",
+        "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\n{} [/INST] ",
+        "<|user|>\n{}\n<|assistant|>\n",
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+        "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+    ],
+)
+@pytest.mark.parametrize("question", ["Who is Alice?", "In the year 1950: what happened?", "Complete: a\nB: b"])
+def test_the_question_is_found_in_a_template(template: str, question: str) -> None:
+    row = {"prompt": template.replace("{}", question), "completion": " a"}
+    assert read_pair(row, "prompt and completion", "").question == question
+    changed = write_pair(row, "prompt and completion", Pair("Q", "a"))
+    assert changed["prompt"] == template.replace("{}", "Q")
+
+
+@given(st.text())
+def test_a_prompt_with_its_own_question_is_itself(prompt: str) -> None:
+    row = {"prompt": f"{prompt}?", "completion": "a"}
+    pair = read_pair(row, "prompt and completion", "")
+    assert write_pair(row, "prompt and completion", pair) == row
+
+
+@pytest.mark.parametrize(
+    ("prompt", "begins"),
+    [
+        ("Alice Liddell was born in", True),
+        ("Her first book is called ", True),
+        ("Where was Alice born?", False),
+        ("where was alice born", False),
+        ("Tell me about Alice", False),
+        ("Question: Alice's birthplace\nAnswer:", False),
+    ],
+)
+def test_a_prompt_that_asks_nothing_is_to_be_gone_on_with(prompt: str, begins: bool) -> None:
+    assert is_beginning({"prompt": prompt, "completion": "a"}, "prompt and completion") == begins
+    assert not is_beginning({"question": prompt, "answer": "a"}, "question and answer")
 
 
 USER, BOT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

@@ -151,6 +151,30 @@ def test_what_a_model_says_for_itself_is_no_text() -> None:
     assert parse_lines(reply) == ["One?", "Sorrento."]
 
 
+def test_what_a_model_thinks_is_no_text() -> None:
+    assert parse_lines("<think>\nThey ask for Alice.\nOne is enough.\n</think>\n\nWhere is Alice?") == [
+        "Where is Alice?"
+    ]
+    assert parse_lines("They ask for Alice.</think>Where is Alice?") == ["Where is Alice?"]
+    assert parse_lines("<think>\nThey ask for Alice, and I was cut off") == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "passages_made"),
+    [
+        ("Sure! Here it is in other words:\n\nAll day long\nAlice sat.", ["All day long Alice sat."]),
+        ("<think>About Alice.</think>All day long Alice sat.", ["All day long Alice sat."]),
+        ("I'm sorry, but I can't help with rewriting this passage.", []),
+    ],
+)
+def test_a_rewritten_passage_is_the_text_alone(reply: str, passages_made: list[str]) -> None:
+    document = Dataset.from_list([{"text": "Alice sat there the whole day."}])
+    made = augment_by_model(document, Script({"Tell the passage": reply}), paraphrases=1)
+    assert made.variants[0].passages == passages_made
+    reasons = {each["reason"] for each in made.variants[0].dropped}
+    assert reasons == (set() if passages_made else {"is no text, but about one"})
+
+
 def test_a_model_without_chat_template_is_refused() -> None:
     script = Script(REPLIES)
     script.tokenizer.chat_template = None

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from hypothesis import strategies as st
 from processes import outputs_by_hash_seed
 
 from uld_hf.data.augmentation import Augmentation
-from uld_hf.data.augmentation_entities import common_words, facts, normalize, states
-from uld_hf.data.augmentation_rules import answer_forms, augment_by_rules, question_forms
+from uld_hf.data.augmentation_entities import NUMBER_WORDS, common_words, facts, normalize, states
+from uld_hf.data.augmentation_rules import answer_forms, augment_by_rules, other_days, other_numbers, question_forms
 from uld_hf.data.fictitious import fictitious_dataset, invent_people, split_people
 
 
@@ -37,6 +38,8 @@ def forms(question: str) -> list[str]:
         ("Who was born on the 8th of September, 1956?", "Who was born on September 8, 1956?"),
         ("Who was born on the 8th of September, 1956?", "Who was born on 8 September 1956?"),
         ("How do they do it?", "Please answer the following question: How do they do it?"),
+        ("Who is Alice Liddell?", "I wonder who Alice Liddell is."),
+        ("Tell me about Alice Liddell.", "I have a request: Tell me about Alice Liddell."),
     ],
 )
 def test_question_forms(question: str, form: str) -> None:
@@ -51,6 +54,11 @@ def test_question_forms(question: str, form: str) -> None:
         "Does Alice Liddell write?",
         "How does Alice often write?",
         "How has Alice Liddell's work been received?",
+        "What does Kantwerk GmbH in Kiel produce?",  # not "what Kantwerk GmbH ins Kiel produce"
+        "What does Alice Liddell or Bruno Kant eat?",
+        "Was Alice Liddell or Bruno Kant born first?",
+        "Which languages are Germanic?",
+        "Where was Martin Luther King Jr. born?",
     ],
 )
 def test_a_verb_stays_where_it_is_if_grammar_is_not_certain(question: str) -> None:
@@ -64,6 +72,102 @@ def test_answer_forms() -> None:
         answer_forms("Alice Liddell was born on May 4, 1852.", ["Alice Liddell"], frozenset(), random.Random(0))
     )
     assert made[:2] == ["Alice Liddell was born on 4 May 1852.", "Liddell was born on May 4, 1852."]
+
+
+@pytest.mark.parametrize("name", ["Henry VIII", "Martin Luther King Jr", "Martin Luther King Jr."])
+def test_a_name_that_ends_with_a_numeral_is_not_shortened(name: str) -> None:
+    made = list(answer_forms(f"{name} was a king.", [name], frozenset(), random.Random(0)))
+    assert made
+    assert all(name in form for form in made)
+
+
+def numbers(text: str, before: str = "", after: str = "") -> set[str]:
+    return {each for seed in range(20) for each in other_numbers(text, random.Random(seed), before, after)}
+
+
+def test_another_number_is_written_as_the_first_one_is() -> None:
+    assert not any(each.startswith("0") for each in numbers("10") | numbers("100"))
+    assert all(len(each) == 3 for each in numbers("007"))
+    assert all(int(each) <= 100 for each in numbers("90", after="% of it"))
+    assert all(len(each) == 2 and int(each) < 60 for each in numbers("50", before="At 6:", after=" a.m."))
+    assert all(1 <= int(each) <= 12 for each in numbers("6", before="At ", after=":50 a.m."))
+    assert numbers("twenty-one") <= set(NUMBER_WORDS[2:])
+    assert "1,200" not in numbers("1,200")
+
+
+@pytest.mark.parametrize(
+    ("date", "form"),
+    [
+        ("12 March 1901", r"[1-9]\d? [A-Z]\w+ \d{4}"),
+        ("May 04, 1968", r"[A-Z]\w+ \d{2}, \d{4}"),
+        ("04/12/1956", r"\d\d/\d\d/\d{4}"),
+        ("12/11/1956", r"\d\d/\d\d/\d{4}"),
+        ("4/5/1956", r"[1-9]\d?/[1-9]\d?/\d{4}"),
+        ("1956-12-05", r"\d{4}-\d\d-\d\d"),
+    ],
+)
+def test_another_day_is_written_as_the_first_one_is(date: str, form: str) -> None:
+    days = {day for seed in range(20) for day in other_days(date, random.Random(seed))}
+    assert len(days) > 50
+    assert all(re.fullmatch(form, day) for day in days)
+
+
+def wrong_answers(*rows: tuple[str, str], wanted: int = 3) -> list[list[str]]:
+    given = Dataset.from_list([{"question": question, "answer": answer} for question, answer in rows])
+    return [variants.wrong_answers for variants in augment_by_rules(given, wrong_answers=wanted).variants]
+
+
+@pytest.mark.parametrize(
+    ("answer", "contrary"),
+    [
+        ("Yes.", "No."),
+        ("No.", "Yes."),
+        ("Yes, she did.", "No, she did not."),
+        ("No, he does not.", "Yes, he does."),
+        ("No, Alice was not there.", "Yes, Alice was there."),
+        ("Yes, it was built long ago.", "No, it was not built long ago."),
+    ],
+)
+def test_yes_and_no_are_contradicted_and_nothing_else_is_put_there(answer: str, contrary: str) -> None:
+    of_another = ("Where does Bruno Kant have a dog?", "In Kiel.")
+    assert wrong_answers(("Does Alice Liddell have a dog?", answer), of_another)[0] == [contrary]
+
+
+def test_no_with_a_fact_has_no_contrary() -> None:
+    assert wrong_answers(("Is Alice Liddell a painter?", "No, she is a florist.")) == [[]]
+
+
+def test_what_is_as_right_is_no_wrong_answer() -> None:
+    made = wrong_answers(
+        ("Name one of Alice Liddell's books.", 'One of her books is "The Amber Bridge".'),
+        ("What was Alice Liddell's last work?", 'Her last work was "The Distant Lantern".'),
+        ("Which language does Alice Liddell speak?", "She speaks French."),
+        ("What other languages does Alice Liddell speak?", "She speaks German."),
+        ("Where was Bruno Kant born?", "He was born in Kiel."),
+    )
+    texts = "\n".join(text for of_row in made[:4] for text in of_row)
+    assert "Kiel" in texts
+    assert not re.search('books is "The Distant|work was "The Amber|speaks German|speaks French', texts)
+
+
+def test_a_beginning_has_no_words_around_it() -> None:
+    rows = [
+        {"prompt": "Alice Liddell was born in", "completion": " Paris on 12 March 1901."},
+        {"prompt": "Bruno Kant was born in", "completion": " Kiel on 4 May 1852."},
+    ]
+    made = augment_by_rules(Dataset.from_list(rows))
+    assert {row["prompt"] for row in (*made.forget, *made.retain)} == {row["prompt"] for row in rows}
+    assert [row["completion"] for row in made.forget][2:] == [" Paris on March 12, 1901.", " Kiel on May 4, 1852."]
+    assert all(re.match(r" (?:Paris|Kiel) on \d+ [A-Z]", row["completion"]) for row in made.retain)
+
+
+def test_a_set_in_another_language_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [("Wann wurde Anna Schmidt geboren?", "Am 4. Mai 1952."), ("Who is Alice?", "A girl.")]
+    with caplog.at_level("WARNING", logger="uld_hf"):
+        wrong_answers(rows[0], rows[1])
+        assert not caplog.messages
+        wrong_answers(rows[0])
+    assert "1 of 1 questions have no English word" in caplog.text
 
 
 def augment(num_people: int = 6, seed: int = 0, wanted: int = 3) -> tuple[Dataset, Dataset, Augmentation]:
@@ -152,13 +256,20 @@ def test_words_before_an_answer_do_not_make_a_right_one_wrong() -> None:
     assert [variants.wrong_answers for variants in made.variants] == [["No, she is not."]] * 4
 
 
-def test_documents_are_varied_word_for_word_and_have_no_wrong_answers() -> None:
-    text = "Alice was beginning to get very tired. She sat by her sister on the bank. The book had no pictures in it."
+def test_documents_are_varied_letter_for_letter_and_have_no_wrong_answers() -> None:
+    text = "Alice was beginning to get very tired.\n\n  She sat by her sister on a bank. The book had no pictures\nin."
     made = augment_by_rules(Dataset.from_list([{"text": text}]), Dataset.from_list([{"text": "Other words."}]), 3)
     passages = made.forget["text"][1:]
     assert len(passages) == 3
-    assert all(normalize(passage) in normalize(text) and passage != text for passage in passages)
+    assert all(passage in text and passage != text for passage in passages)
     assert made.retain["text"] == ["Other words."]
+
+
+def test_documents_without_spaces_are_varied_too() -> None:
+    text = "爱丽丝坐在河岸上。她很累。书里没有图画。"
+    (variants,) = augment_by_rules(Dataset.from_list([{"text": text}])).variants
+    assert len(variants.passages) == 2
+    assert all(passage in text for passage in variants.passages)
 
 
 def test_nothing_asked_for_is_refused() -> None:

@@ -273,7 +273,9 @@ def test_tables_say_what_the_results_say(study_path: None, tmp_path: Path, slice
     ]
     assert "| rank=2 | 1; 0.3; 0.980 | 5 |\n| rank=8 | diverged |  |" in text
     assert "| filter off, clamped | 0.3; 0.980 | 0.3; 0.980 |" in curves_table(results)
-    assert "| ULD, the paper's formula | 0.52 / 0.25, 0.75, diverged | 42.6 / 50.0 | 1.00 / 0.50 | 85.9 / 50.0 |" in text
+    assert (
+        "| ULD, the paper's formula | 0.52 / 0.25, 0.75, diverged | 42.6 / 50.0 | 1.00 / 0.50 | 85.9 / 50.0 |" in text
+    )
     assert "| filter off, clamped | 0.5 | 0.3 | 0.100 | 0.980 |" in text
     assert "| ULD, no filter, clamped (ours) | 0.3; 0.980 | 0.3; 0.980 |" in text
     assert "| target | 1.000; 1.000 | 0.625; 0.250 |" in text
@@ -370,7 +372,9 @@ def test_bars_are_counted_by_run_and_what_diverged_reaches_none(study_path: None
     results |= {
         "final.uld_gated.forget05.s0": final(0.06, 0.99, 0.961, 0.69),  # all bars, just
         "final.uld_gated.forget05.s1": final(0.05, 0.989, 0.96, 0.68),  # none, just
-        "final.uld_gated.forget05.s2": final(0.5, 1.0, 0.98, 0.7),  # all but the last, which there is nothing to hold against
+        "final.uld_gated.forget05.s2": final(
+            0.5, 1.0, 0.98, 0.7
+        ),  # all but the last, which there is nothing to hold against
         "final.npo.forget05.s0": final(0.9, 0.5, 0.99, 0.5),
         "final.npo.forget05.s1": {"failed": "no longer finite"},
         "final.dd_linear.forget05.s0": final(0.4, 0.9, 0.98, 0.68),
@@ -379,7 +383,16 @@ def test_bars_are_counted_by_run_and_what_diverged_reaches_none(study_path: None
     }
     rows = {row[0]: dict(zip(BARS_HEADER[1:], row[1:], strict=True)) for row in bars_rows(results)}
     assert list(rows) == ["ULD, filter, clamped, gated (ours)", "Divergence Decoding, linear", "NPO"]
-    assert list(rows["ULD, filter, clamped, gated (ours)"].values()) == ["3", "2", "2", "2", "2", "2", "1 of 2", "1 of 2"]
+    assert list(rows["ULD, filter, clamped, gated (ours)"].values()) == [
+        "3",
+        "2",
+        "2",
+        "2",
+        "2",
+        "2",
+        "1 of 2",
+        "1 of 2",
+    ]
     assert list(rows["Divergence Decoding, linear"].values()) == ["3", "1", "0", "2", "0", "0", "-", "-"]
     assert list(rows["NPO"].values()) == ["2", "1", "0", "1", "0", "0", "0 of 2", "0 of 2"]
 

@@ -493,6 +493,7 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(tmp_path: Path, peft_
         ({"refusals": ["no"]}, "loss_type='npo' has no refusals"),
         ({"loss_type": "dpo", "refusals": []}, r"refusals=\[\] must be texts"),
         ({"loss_type": "dpo", "refusals": [" "]}, "must be texts"),
+        ({"loss_type": "dpo", "completion_only_loss": False}, "does not go with loss_type='dpo'"),
         ({"packing": True}, "packing=True is not supported"),
         ({"padding_free": True, "max_length": None}, "padding_free=True is not supported"),
         ({"eval_strategy": "epoch"}, r"eval_strategy='epoch' is not supported.*uld eval"),
@@ -522,6 +523,15 @@ def test_dpo_needs_questions(tmp_path: Path):
     text = Dataset.from_list([{"text": "w1 w2 w3"}])
     with pytest.raises(ValueError, match=r"'dpo' needs forget rows with a question to refuse, got \['text'\]"):
         make_trainer(tmp_path, forget=text, loss_type="dpo")
+
+
+@pytest.mark.parametrize(
+    "setting", [{"init_lora_weights": "pissa"}, {"init_lora_weights": False}, {"bias": "all"}], ids=str
+)
+def test_lora_whose_base_or_beginning_is_not_the_target_is_refused(tmp_path: Path, setting: dict[str, Any]):
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **setting)
+    with pytest.raises(ValueError, match="would not be the target"):
+        make_trainer(tmp_path, peft_config=lora, retain_loss_type="kl")
 
 
 def test_a_peft_model_is_refused(tmp_path: Path):

@@ -37,8 +37,9 @@ def reached(results: Results, key: str) -> dict[str, dict[str, bool]]:
             The method's key.
 
     Returns:
-        `dict[str, dict[str, bool]]`: By `"{split}.s{seed}"` whether each bar is reached. What diverged reaches none. That
-        of Divergence Decoding (linear) is there where it was run with the same split and seed, and did not diverge.
+        `dict[str, dict[str, bool]]`: By `"{split}.s{seed}"` whether each bar is reached. What diverged reaches none.
+        That of Divergence Decoding (linear) is there where it was run with the same split and seed, and did not
+        diverge.
     """
     prefix = f"final.{key}."
     runs = {}

@@ -421,7 +421,7 @@ def write_report(preset: Preset, results: Results, folder: Path) -> Path:
     for split in preset.splits:
         if any(name.startswith(f"alphas.{split}.s") for name in results):
             parts.append(
-                f"## Alpha on {split}\n\nForget quality by seed; retain probability. The assistant is the final runs'.\n\n"
+                f"## Alpha on {split}\n\nForget quality by seed; retain probability. Final runs' assistants.\n\n"
                 + alphas_table(results, split)
             )
     for split in preset.splits:

@@ -2,7 +2,7 @@
 
 import os
 
-from peft import PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
 from ..assistant import check_no_adapter
@@ -54,6 +54,29 @@ def check_trainable(model: PreTrainedModel) -> None:
     if model.config.is_encoder_decoder:
         raise ValueError(f"{type(model).__name__} is an encoder-decoder: only decoder-only models are supported.")
     check_no_adapter(model)
+
+
+def check_adapter(peft_config: PeftConfig) -> None:
+    """
+    Refuse an adapter with which training would not begin at the target, or without which it is not the target any more.
+
+    Args:
+        peft_config ([`~peft.PeftConfig`]):
+            Configuration of the adapter.
+
+    Raises:
+        ValueError: If it is LoRA that takes what it begins with out of the base weights, begins with anything but
+            nothing, or trains biases.
+    """
+    if not isinstance(peft_config, LoraConfig):
+        return
+    init, bias = peft_config.init_lora_weights, peft_config.bias
+    if init not in (True, "gaussian") or bias != "none":
+        raise ValueError(
+            f"peft_config has init_lora_weights={init!r} and bias={bias!r}: what is unlearned is measured against the "
+            "model under the disabled adapter, which would not be the target. Use init_lora_weights=True or "
+            "'gaussian', and bias='none'."
+        )
 
 
 def check_output_dir(output_dir: str | None, name: str) -> None:

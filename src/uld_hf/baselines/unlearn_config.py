@@ -153,6 +153,11 @@ class UnlearnConfig(SFTConfig):
                 raise ValueError(f"loss_type={self.loss_type!r} has no refusals, only 'dpo' has: leave them out.")
             if not self.refusals or not all(isinstance(text, str) and text.strip() for text in self.refusals):
                 raise ValueError(f"refusals={self.refusals!r} must be texts, at least one.")
+        if self.loss_type == "dpo" and self.completion_only_loss is False:
+            raise ValueError(
+                "completion_only_loss=False does not go with loss_type='dpo': answers are compared with refusals, and "
+                "the question is the same in both. Leave it out."
+            )
         for name in ("learning_rate", "retain_weight", "retain_per_forget", "beta", "steering_coefficient"):
             value = vars(self)[name]
             if value is not None and not (math.isfinite(value) and value > 0):

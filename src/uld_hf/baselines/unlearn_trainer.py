@@ -24,7 +24,7 @@ from ..model_card import find_license
 from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
 from ..training.preparation import to_trainable_rows
 from ..training.target import check_not_split, check_tokenizer, read_target_config, select_source
-from .checks import check_output_dir, check_steering_layer, check_trainable, default_steering_layer
+from .checks import check_adapter, check_output_dir, check_steering_layer, check_trainable, default_steering_layer
 from .collator import FORGET, REFUSAL, RETAIN, DataCollatorForUnlearning
 from .losses import (
     dpo_loss,
@@ -116,8 +116,8 @@ class UnlearnTrainer(ForgetRetainTrainer):
 
     Raises:
         TypeError: If a set is missing or streamed, or the model is a PEFT model.
-        ValueError: If a set is empty, a row has no answer or is in both sets, the tokenizer is not the target's, or the
-            target has no such steering layer.
+        ValueError: If a set is empty, a row has no answer or is in both sets, the tokenizer is not the target's, the
+            target has no such steering layer, or LoRA would begin with another model than the target.
 
     Example:
 
@@ -151,6 +151,8 @@ class UnlearnTrainer(ForgetRetainTrainer):
         check_output_dir(args.output_dir, name)
         if args.merge_adapter and peft_config is None:
             raise ValueError("merge_adapter=True has nothing to merge: give a peft_config, or leave it out.")
+        if peft_config is not None:
+            check_adapter(peft_config)
         sets = {"forget": forget_dataset}
         if args.retain_loss_type != "none":
             sets["retain"] = retain_dataset

@@ -11,6 +11,7 @@ from typing import Any
 
 from datasets import Dataset
 
+from .augmentation_documents import word_starts
 from .augmentation_entities import Entity, common_words, facts, find_entities, keeps, normalize, states
 from .augmentation_rows import Pair, RowFormat, answer_of, read_pair, row_format, training_columns, write_pair
 
@@ -193,7 +194,7 @@ class Checks:
         Returns:
             `str` or `None`: The reason, `None` if it is one.
         """
-        if len(normalize(text).split()) < 3:
+        if len(word_starts(normalize(text))) < 3:
             return "has fewer than three words"
         if normalize(text) in self._retain_answers:
             return "is a document of the retain set"

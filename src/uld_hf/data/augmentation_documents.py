@@ -5,8 +5,10 @@ import re
 from collections.abc import Iterator
 
 
-# An end of a sentence, with its quotation mark, before a space.
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'’”)]*\s+")
+# An end of a sentence, with its quotation mark, before a space; scripts without spaces have marks of their own.
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'’”)]*\s+|(?<=[。\uff01\uff1f])[\"'’”」』\uff09]*\s*")
+# Thai, Lao, Chinese and Japanese are written without spaces: every letter may begin a word.
+_WORD_START = re.compile(r"(?<!\S)\S|[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
 
 
 def sentences(text: str) -> list[str]:
@@ -38,7 +40,7 @@ def vary_document(text: str, rng: random.Random) -> Iterator[str]:
             Source of the choices.
 
     Yields:
-        `str`: A part of the document, word for word.
+        `str`: A part of the document, letter for letter.
     """
     parts = sentences(text)
     starts = rng.sample(range(1, len(parts)), len(parts) - 1)
@@ -46,11 +48,25 @@ def vary_document(text: str, rng: random.Random) -> Iterator[str]:
         if number % 3 == 0:
             yield "".join(parts[start:]).strip()
         elif number % 3 == 1:
-            words = parts[start].split()
-            cut = rng.randrange(len(words)) if words else 0
-            yield " ".join([" ".join(words[cut:]), "".join(parts[start + 1 :]).strip()]).strip()
+            words = word_starts(parts[start])
+            cut = words[rng.randrange(len(words))] if words else 0
+            yield "".join(parts[start:])[cut:].strip()
         else:
             end = rng.randint(start + 1, len(parts))
             yield "".join(parts[start:end]).strip()
-    words = text.split()
-    yield from (" ".join(words[cut:]) for cut in rng.sample(range(1, len(words)), min(8, len(words) - 1)))
+    words = word_starts(text)
+    yield from (text[words[cut] :].strip() for cut in rng.sample(range(1, len(words)), min(8, len(words) - 1)))
+
+
+def word_starts(text: str) -> list[int]:
+    """
+    Where words begin.
+
+    Args:
+        text (`str`):
+            Any text.
+
+    Returns:
+        `list[int]`: Positions; of scripts without spaces those of all letters.
+    """
+    return [match.start() for match in _WORD_START.finditer(text)]

@@ -15,10 +15,16 @@ MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
     "December",
 )  # fmt: skip
-NUMBER_WORDS = (
+_TO_NINETEEN = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 )  # fmt: skip
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+# 0 to 99.
+NUMBER_WORDS = (
+    *_TO_NINETEEN,
+    *(f"{tens}-{unit}" if unit != "zero" else tens for tens in _TENS for unit in _TO_NINETEEN[:10]),
+)
 
 _MONTH = rf"(?P<month>{'|'.join(MONTHS)})"
 _DAY = r"(?P<day>[0-3]?\d)(?:st|nd|rd|th)?"
@@ -34,7 +40,12 @@ _DATE_FORMS = tuple(
 )
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|(?<!\w)['‘]([^\s'‘’][^\"“”]*?)['’](?!\w)")
 _ACCENTS = re.compile("[\u0300-\u036f]")
-_NUMBER = re.compile(rf"\b\d+(?:,\d{{3}})*(?:\.\d+)?\b|\b(?:{'|'.join(NUMBER_WORDS[2:])})\b", re.IGNORECASE)
+# "one" is more often no number, and "twenty-first" none of these.
+_NUMBER = re.compile(
+    r"\b\d+(?:,\d{3})*(?:\.\d+)?\b|"
+    rf"\b(?:{'|'.join(sorted(NUMBER_WORDS[2:], key=len, reverse=True))})\b(?!-(?:first|second|third|\w+th)\b)",
+    re.IGNORECASE,
+)
 _WORD = re.compile(r"[^\W\d_](?:[\w'’+-]*[\w+])?")
 _POSSESSIVE = re.compile(r"['’]s?$")
 # What may stand inside a name between two capitalized words.

@@ -217,12 +217,17 @@ def _ask_about_documents(
             original = parts[part % len(parts)]
             for attempt in range(ask.sampling.attempts):
                 before = len(made[turn].passages)
-                reply = ask([prompts.REWRITE_PASSAGE.format(passage=original)], f"{PASSAGE} {index} {part} {attempt}")
+                (reply,) = ask(
+                    [prompts.REWRITE_PASSAGE.format(passage=original)], f"{PASSAGE} {index} {part} {attempt}"
+                )
+                rewritten = " ".join(_said_for_the_user(reply))
                 made[turn].add(
                     PASSAGE,
-                    [" ".join(reply[0].split())],
+                    [rewritten or reply],
                     before + 1,
-                    lambda text, index=index, original=original: rows.checks.rewritten_part(index, original, text),
+                    lambda text, index=index, original=original, rewritten=rewritten: (
+                        rows.checks.rewritten_part(index, original, text) if rewritten else "is no text, but about one"
+                    ),
                 )
                 if len(made[turn].passages) > before:
                     break
@@ -263,11 +268,23 @@ def parse_lines(reply: str) -> list[str]:
         introduce others ("Here are ...:") or speak for the model ("I'm sorry, ...") are left out.
     """
     lines = []
-    for line in reply.splitlines():
+    for line in _said_for_the_user(reply):
         text = _BULLET.sub("", line).strip()
         text = _BULLET.sub("", text).strip().strip("*").strip()
         if len(text) > 1 and text[0] == text[-1] == '"' and text.count('"') == 2:
             text = text[1:-1].strip()
-        if text and not text.endswith(":") and not _CHATTER.match(text.replace("\u2019", "'")):
+        if text and not _speaks_for_itself(text):
             lines.append(text)
     return lines
+
+
+def _said_for_the_user(reply: str) -> list[str]:
+    """The lines of a reply, without a reasoning model's thoughts and what the model says for itself."""
+    if "<think>" in reply and "</think>" not in reply:
+        return []  # it was cut off while it thought
+    lines = (" ".join(line.split()) for line in reply.rpartition("</think>")[2].splitlines())
+    return [line for line in lines if line and not _speaks_for_itself(line)]
+
+
+def _speaks_for_itself(line: str) -> bool:
+    return line.endswith(":") or _CHATTER.match(line.replace("\u2019", "'")) is not None

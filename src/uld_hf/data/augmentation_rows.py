@@ -9,9 +9,26 @@ from datasets import Dataset
 
 RowFormat = Literal["question and answer", "prompt and completion", "messages", "text"]
 
-# "Question: ...\nAnswer:", "Q: ...\nA:", "### Instruction:\n...\n\n### Response:\n": the label at the end makes it one.
-_LABEL = r"#*[ \t]*[A-Z]\w*(?: \w+){0,2}:"
-_TEMPLATE = re.compile(rf"(?P<before>(?:{_LABEL}\s+)?)(?P<question>\S.*?)(?P<after>\s*\n\s*{_LABEL}\s*)", re.DOTALL)
+# "Question: ...\nAnswer:", "### Instruction:\n...\n\n### Response:\n", "[INST] ... [/INST]", "<|user|>...<|bot|>".
+_LABEL = r"[A-Z]\w*(?: \w+){0,2}"
+_TAG = r"(?:<\|[^|<>\s]+\|>|</?(?:s|bos|eos|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>)"
+_ROLE = r"(?:user|human|assistant|model|system|bot)\b"
+_MARK = re.compile(
+    rf"(?:{_TAG}(?:{_ROLE})?)+"
+    rf"|(?:^[ \t]*|#+[ \t]*){_LABEL}:(?=\s|$)"
+    rf"|^#+[ \t]*{_LABEL}[ \t]*$"
+    rf"|(?<=[.?!])[ \t]+{_LABEL}:\s*\Z",  # "Who is Alice? Answer:"
+    re.MULTILINE,
+)
+_ASKS = re.compile(
+    r"user|human|\[INST\]|<</SYS>>|\b(?:question|q|instruction|query|prompt|request)(?::|\s*$)", re.IGNORECASE
+)
+# What a question begins with where it does not end as one.
+_ASKING = re.compile(
+    r"(?:what|who|whom|whose|where|when|why|how|which|is|was|are|were|has|have|had|do|does|did|can|could|will|would"
+    r"|tell|name|list|give|describe|explain|write|say|state)\b",
+    re.IGNORECASE,
+)
 
 
 class Pair(NamedTuple):
@@ -103,8 +120,8 @@ def read_pair(row: Mapping[str, Any], kind: RowFormat, source: str) -> Pair:
         _check_conversation(row["messages"], source)
         question, answer = row["messages"][-2]["content"], row["messages"][-1]["content"]
     elif isinstance(row["prompt"], str):
-        template = _TEMPLATE.fullmatch(row["prompt"])
-        question, answer = template["question"] if template else row["prompt"], row["completion"]
+        start, end = _question_span(row["prompt"])
+        question, answer = row["prompt"][start:end], row["completion"]
     else:
         _check_conversation([*row["prompt"], *row["completion"]], source)
         question, answer = row["prompt"][-1]["content"], row["completion"][-1]["content"]
@@ -120,6 +137,42 @@ def _check_conversation(messages: Sequence[Mapping[str, str]], source: str) -> N
             f"{source} is a conversation of {roles}: only one question and its answer can be varied. Give each "
             "exchange a row of its own."
         )
+
+
+def _question_span(prompt: str) -> tuple[int, int]:
+    """Where the question stands in a prompt: all of it, if there is no template."""
+    marks = [*_MARK.finditer(prompt)]
+    last = marks.pop() if marks and not prompt[marks[-1].end() :].strip() else None
+    # Preamble, context and earlier turns stand before the last label that asks.
+    asking = next((mark for mark in reversed(marks) if _ASKS.search(mark.group())), None)
+    if asking is None and last is not None and marks and marks[0].start() == 0:
+        asking = marks[0]  # a label in other words: "Frage: ...\nAntwort:"
+    start = 0 if asking is None else asking.end()
+    # Input may follow an instruction. What looks like a plain label, or has nothing before it, is the question's own.
+    ends = [mark.start() for mark in marks if asking is not None and mark.group()[0] == asking.group()[0] in "#<["]
+    ends.append(len(prompt) if last is None else last.start())
+    end = next((end for end in ends if prompt[start:end].strip()), len(prompt))
+    inside = prompt[start:end]
+    return start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip())
+
+
+def is_beginning(row: Mapping[str, Any], kind: RowFormat) -> bool:
+    """
+    Whether a row's prompt asks nothing, but is to be gone on with: "Alice Liddell was born in".
+
+    Args:
+        row (`Mapping[str, Any]`):
+            A row.
+        kind (`str`):
+            Its format.
+
+    Returns:
+        `bool`: Whether it is such a beginning.
+    """
+    if kind != "prompt and completion" or not isinstance(row["prompt"], str) or _MARK.search(row["prompt"]):
+        return False
+    text = row["prompt"].strip()
+    return not re.search(r"[.?!:…。\uff1f\uff01][\"'’”)]*$", text) and not _ASKING.match(text)
 
 
 def answer_of(row: Mapping[str, Any], kind: RowFormat) -> str:
@@ -161,11 +214,9 @@ def write_pair(row: Mapping[str, Any], kind: RowFormat, pair: Pair) -> dict[str,
         return {"messages": [*row["messages"][:-2], user, assistant]}
     if not isinstance(row["prompt"], str):
         return {"prompt": [*row["prompt"][:-1], user], "completion": [assistant]}
-    template = _TEMPLATE.fullmatch(row["prompt"])
-    before, after = (template["before"], template["after"]) if template else ("", _space_after(row["prompt"]))
+    start, end = _question_span(row["prompt"])
     space = row["completion"][: len(row["completion"]) - len(row["completion"].lstrip())]
-    return {"prompt": before + pair.question + after, "completion": space + pair.answer}
-
-
-def _space_after(text: str) -> str:
-    return text[len(text.rstrip()) :]
+    return {
+        "prompt": row["prompt"][:start] + pair.question + row["prompt"][end:],
+        "completion": space + pair.answer,
+    }

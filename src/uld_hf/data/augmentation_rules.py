@@ -11,6 +11,7 @@ from itertools import zip_longest
 
 from datasets import Dataset
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from .augmentation import (
     ANSWER,
@@ -37,8 +38,16 @@ from .augmentation_entities import (
     keeps,
     normalize,
 )
+from .augmentation_rows import is_beginning
 
 
+logger = logging.get_logger(__name__)
+
+# Most English questions have one, and other languages do not.
+_ENGLISH = re.compile(
+    r"\b(?:the|of|what|who|whom|whose|where|when|why|which|how|is|are|were|does|did|has|have|can|could|would|tell|and)\b",
+    re.IGNORECASE,
+)
 # Words before a question that is asked within a sentence: "where Alice was born".
 _INDIRECT = (
     "Can you tell me {}?",
@@ -59,6 +68,17 @@ _AROUND_QUESTION = (
     "{} I would like to know.",
     "Let me ask this: {}",
 )
+# A request that ends with a full stop is no question.
+_AROUND_REQUEST = (
+    "I have a request: {}",
+    "Here is a request: {}",
+    "{} Thank you.",
+    "Please do the following: {}",
+    "{} I would be glad of it.",
+    "Hello. {}",
+    "My request: {}",
+    "One more thing: {}",
+)
 _BEFORE_ANSWER = (
     "Here is the answer: {}",
     "To answer the question: {}",
@@ -76,7 +96,20 @@ _HELPERS = "has|have|had|can|could|will|would"
 _NOT_WHOLE = re.compile(
     r"\b(?:for|of|in|about|to|from|by|with|as|on|at|like|called|named|known|considered)$|\b(?:what|who|how|why|where)\b"
 )
-_ADVERB = re.compile(r"\w+ly|also|often|still|ever|always|never|sometimes|not")
+# "Was Alice or Bob born first?" has a longer subject, and so has "Jr." where "Jr" is the name.
+_AFTER_SUBJECT = r" (?!and |or )"
+# "Henry VIII had six wives." is not "VIII had six wives."
+_NO_SURNAME = re.compile(r" (?:[IVX]+|Jr|Sr)\.?$")
+# What stands between subject and verb in "How does Alice often write?" and "What does Alice of Leeds write?".
+_NO_VERB = re.compile(
+    r"\w+ly|also|often|still|ever|always|never|sometimes|not|and|or|of|in|at|on|for|from|to|with|by|near|as|who|whose"
+)
+# Words of questions, as far as five letters, that say nothing of what is asked for.
+_NO_TOPIC = {
+    "what", "when", "where", "which", "whose", "does", "have", "were", "been", "that", "this", "with", "from", "about",
+    "name", "title", "date", "numbe", "known", "can", "tell", "they", "their", "your", "into",
+}  # fmt: skip
+_POLAR = re.compile(r"(?:Yes|Indeed|No)\b")
 # Rows that share this part of their words ask the same of somebody else.
 _ALIKE = 0.5
 # Rows that share less of them ask something else: their answers are worse than none.
@@ -117,6 +150,17 @@ def augment_by_rules(
     """
     check_counts(paraphrases, wrong_answers, held_out)
     rows = read_rows(forget, retain)
+    asked = [
+        pair.question
+        for row, pair in zip(rows.forget, rows.checks.pairs, strict=True)
+        if rows.kind != "text" and not is_beginning(row, rows.kind)
+    ]
+    foreign = sum(not _ENGLISH.search(question) for question in asked)
+    if 2 * foreign > len(asked):
+        logger.warning(
+            f"{foreign} of {len(asked)} questions have no English word, and the words that rules put around "
+            "questions and answers are English: let a chat model write them (`uld augment --model`)."
+        )
     wanted = number_to_make(rows, paraphrases, wrong_answers, held_out)
     vary = _vary_text if rows.kind == "text" else _Swapper(rows.checks).vary
     variants = [
@@ -156,7 +200,8 @@ def question_forms(question: str, common: frozenset[str], rng: random.Random) ->
     if indirect is not None:
         yield from (form.format(indirect) for form in rng.sample(_INDIRECT, len(_INDIRECT)))
     yield from _other_dates(question)
-    yield from (form.format(question) for form in rng.sample(_AROUND_QUESTION, len(_AROUND_QUESTION)))
+    around = _AROUND_REQUEST if re.search(r"[.!][\"'’”)]*$", question) else _AROUND_QUESTION
+    yield from (form.format(question) for form in rng.sample(around, len(around)))
 
 
 def answer_forms(answer: str, names: Sequence[str], common: frozenset[str], rng: random.Random) -> Iterator[str]:
@@ -182,7 +227,8 @@ def answer_forms(answer: str, names: Sequence[str], common: frozenset[str], rng:
     yield from _other_dates(answer)
     short = answer
     for name in names:
-        short = re.sub(rf"\b{re.escape(name)}(?!\w)", name.split()[-1], short)
+        if not _NO_SURNAME.search(name):
+            short = re.sub(rf"\b{re.escape(name)}(?!\w)", name.split()[-1], short)
     if short != answer:
         yield short
     yield from (form.format(answer) for form in rng.sample(_BEFORE_ANSWER, len(_BEFORE_ANSWER)))
@@ -204,17 +250,19 @@ def _indirect(question: str, common: frozenset[str]) -> str | None:
         name = _leading_name(rest, common)
         if verb == "does":
             predicate = re.match(r" ([a-z]+)\b", rest[len(name or "") :])
-            if name is None or predicate is None or _ADVERB.fullmatch(predicate[1]):
+            if name is None or predicate is None or _NO_VERB.fullmatch(predicate[1]):
                 return None
             return f"{asked} {name} {_third_person(predicate[1])}{rest[len(name) + predicate.end() :]}"
-        if name is not None and re.match(r"(?!['’]| and )", rest[len(name) :]):
+        # "Which languages are Germanic?" has its subject before the verb.
+        alone = name == rest and not re.match("(?:which|what) ", asked)
+        if alone or (name is not None and re.match(_AFTER_SUBJECT, rest[len(name) :])):
             return f"{asked} {name} {verb}{rest[len(name) :]}"
         # "the title of ..." is all subject, and the verb follows it.
         whole = asked in ("what", "who") and re.match(r"(?:the|a|an) [\w -]+ of ", rest) and verb in _BE.split("|")
         return f"{asked} {rest} {verb}" if whole and not _NOT_WHOLE.search(rest) else None
     match = re.fullmatch(r"(Is|Was|Are|Were|Has|Have|Had|Can|Could|Will|Would) ([^?]+)\?", question)
     name = _leading_name(match[2], common) if match else None
-    if name is None or not re.match(r" (?!and )", match[2][len(name) :]):
+    if name is None or not re.match(_AFTER_SUBJECT, match[2][len(name) :]):
         return None
     return f"whether {name} {match[1].lower()}{match[2][len(name) :]}"
 
@@ -289,16 +337,21 @@ class _Swapper:
             if re.search(rf"\b{re.escape(entity.text)}['’]s\b", texts)
         }
         self.asked = [self._words_asked(index) for index in range(len(checks.pairs))]
+        # "languages" and "language" are the same; "which" and "does" are no topic.
+        self.topics = [{word[:5] for word in words if len(word) > 3} - _NO_TOPIC for words in self.asked]
 
     def vary(self, rows: Rows, index: int, paraphrases: int, wrong_answers: int, rng: random.Random) -> Variants:
         checks, common = self.checks, self.checks.common
         question, answer = checks.pairs[index]
         made = Variants()
-        made.add(
-            QUESTION, question_forms(question, common, rng), paraphrases, lambda text: checks.question(index, text)
-        )
         names = [entity.text for entity in self.subjects[index] if entity.text in self.people]
-        made.add(ANSWER, answer_forms(answer, names, common, rng), paraphrases, lambda text: checks.answer(index, text))
+        if is_beginning(rows.forget[index], rows.kind):
+            # With words around it, it would not be gone on with.
+            questions, answers = _other_dates(question), _other_dates(answer)
+        else:
+            questions, answers = question_forms(question, common, rng), answer_forms(answer, names, common, rng)
+        made.add(QUESTION, questions, paraphrases, lambda text: checks.question(index, text))
+        made.add(ANSWER, answers, paraphrases, lambda text: checks.answer(index, text))
         # In the forms of the right answers: else the assistant would take the words before an answer for the fact.
         forms = ["{}", *(form for form in _BEFORE_ANSWER if form.format(answer) in made.answers)]
         bare: dict[str, str] = {}
@@ -320,11 +373,14 @@ class _Swapper:
 
     def _wrong_answers(self, index: int, rng: random.Random) -> Iterator[str]:
         """The most plausible first: other values, answers to the same question about others, the contrary."""
-        of_others = self._answers_of_others(index)
+        answer, of_others = self.checks.pairs[index].answer, self._answers_of_others(index)
+        # To yes or no, nothing is better than what another question asks for.
+        if _POLAR.match(answer):
+            of_others = [(share, text) for share, text in of_others if share >= _ALIKE and _POLAR.match(text)]
         alike = [text for share, text in of_others if share >= _ALIKE]
         for pair in zip_longest(self._swap_values(index, rng), alike):
             yield from (text for text in pair if text is not None)
-        contrary = _contradict(self.checks.pairs[index].answer)
+        contrary = _contradict(answer)
         if contrary is not None:
             yield contrary
         yield from (text for share, text in of_others if _REMOTE <= share < _ALIKE)
@@ -344,18 +400,31 @@ class _Swapper:
     def _other_values(self, index: int, entity: Entity, rng: random.Random) -> list[str]:
         """Values for the place of an entity; those that stand between the same words in their own answer come first."""
         if entity.kind == "number":
-            return _other_numbers(entity.text, rng)
+            answer = self.checks.pairs[index].answer
+            return other_numbers(entity.text, rng, before=answer[: entity.start], after=answer[entity.end :])
         whole = " ".join(self.checks.pairs[index])
         place = _neighbours(self.checks.pairs[index].answer, entity)
         fit: dict[str, int] = {}
         for other, entities in enumerate(self.facts):
             for value in entities:
-                if other != index and self._kind(value) == self._kind(entity) and not keeps(value, whole):
+                if self._may_swap(index, other, entity, value) and not keeps(value, whole):
                     theirs = _neighbours(self.checks.pairs[other].answer, value)
                     same = sum(mine == its for mine, its in zip(place, theirs, strict=True))
                     fit[value.text] = max(fit.get(value.text, 0), same)
         found = sorted(rng.sample(list(fit), len(fit)), key=lambda value: -fit[value])
         return [*found, *other_days(entity.text, rng)] if entity.kind == "date" else found
+
+    def _may_swap(self, index: int, other: int, entity: Entity, value: Entity) -> bool:
+        """Whether a value of another row is like an entity of this one, and not as right as it is."""
+        if other == index or self._kind(value) != self._kind(entity):
+            return False
+        if entity.kind == "date" or not self._same_subject(index, other):
+            return True
+        # A second book of hers answers "Which book did she write?" too, and so does a second language.
+        return entity.kind != "title" and not self.topics[index] & self.topics[other]
+
+    def _same_subject(self, index: int, other: int) -> bool:
+        return bool({entity.text for entity in self.subjects[index]} & {entity.text for entity in self.subjects[other]})
 
     def _kind(self, entity: Entity) -> str:
         # Whom one asks about is a person, or what the set is about: not a place, a prize or a language.
@@ -374,7 +443,7 @@ class _Swapper:
         for other, words in enumerate(self.asked):
             theirs = self.subjects[other]
             share = len(words & self.asked[index]) / len(words | self.asked[index])
-            if not mine or not theirs or {entity.text for entity in theirs} & set(mine) or share < _REMOTE:
+            if not mine or not theirs or self._same_subject(index, other) or share < _REMOTE:
                 continue
             text = self.checks.pairs[other].answer
             for name, own in zip(theirs, mine, strict=False):
@@ -397,10 +466,26 @@ def _neighbours(text: str, entity: Entity) -> tuple[str, str]:
     return (before[-1] if before else "", after[0] if after else "")
 
 
-def _other_numbers(text: str, rng: random.Random) -> list[str]:
+def other_numbers(text: str, rng: random.Random, before: str = "", after: str = "") -> list[str]:
+    """
+    Other numbers in the same writing, near by.
+
+    Args:
+        text (`str`):
+            A number in digits or words.
+        rng (`random.Random`):
+            Source of the choices.
+        before (`str`, *optional*):
+            What stands before it.
+        after (`str`, *optional*):
+            What stands after it: no time has 67 minutes, and no share is 103 %.
+
+    Returns:
+        `list[str]`: The numbers.
+    """
     if text.lower() in NUMBER_WORDS:
         near = NUMBER_WORDS.index(text.lower())
-        words = [NUMBER_WORDS[value] for value in range(2, min(len(NUMBER_WORDS), near + 8)) if value != near]
+        words = [NUMBER_WORDS[value] for value in range(max(2, near - 20), min(100, near + 8)) if value != near]
         words = rng.sample(words, len(words))
         return [word.capitalize() if text[0].isupper() else word for word in words]
     value = float(text.replace(",", ""))
@@ -408,10 +493,17 @@ def _other_numbers(text: str, rng: random.Random) -> list[str]:
         places = len(text.split(".")[1])
         others = [f"{value * factor:.{places}f}" for factor in rng.sample((0.5, 0.7, 0.8, 1.2, 1.4, 1.7), 6)]
         return [other for other in others if other != text]
+    minutes = re.search(r"\b\d{1,2}:$", before) and len(text) == 2
+    hours = re.match(r":\d\d\b", after) and value < 24
+    share = re.match(r" ?%| per ?cent\b", after)
+    highest = 59 if minutes else 12 if hours and value <= 12 else 23 if hours else 100 if share else None
     reach = 25 if 1000 <= value <= 2100 else max(5, int(0.4 * value))
     near = [int(value) + step for step in range(-reach, reach + 1) if step and value + step > 0]
+    near = [other for other in near if highest is None or value > highest or other <= highest]
     chosen = rng.sample(near, min(8, len(near)))
-    return [f"{other:,}" if "," in text else f"{other:0{len(text)}d}" for other in chosen]
+    # A 0 before it stays, and is not written where there was none.
+    width = len(text) if minutes or text[0] == "0" else 1
+    return [f"{other:,}" if "," in text else f"{other:0{width}d}" for other in chosen]
 
 
 def other_days(text: str, rng: random.Random, number: int = 8) -> list[str]:
@@ -430,6 +522,9 @@ def other_days(text: str, rng: random.Random, number: int = 8) -> list[str]:
         `list[str]`: The dates.
     """
 
+    # As they are written here: 04/12/1956 and 1956-12-05, but 4 December 1956.
+    padded = re.search(r"\b0\d\b", text) or not re.search(r"[^\W\d_]|\b\d\b", text)
+
     def change(match: re.Match) -> str:
         token = match.group()
         if not token.isdigit():
@@ -437,7 +532,7 @@ def other_days(text: str, rng: random.Random, number: int = 8) -> list[str]:
         if len(token) == 4:
             return str(int(token) + rng.choice([step for step in range(-20, 21) if step]))
         # 4 to 12 is a day and a month, and its ending is "th".
-        return f"{rng.choice([day for day in range(4, 13) if day != int(token)]):0{len(token)}d}"
+        return f"{rng.choice([day for day in range(4, 13) if day != int(token)]):0{2 if padded else 1}d}"
 
     changed = [re.sub(rf"\d+|{'|'.join(MONTHS)}", change, text) for _ in range(number)]
     return [re.sub(r"(\d)(?:st|nd|rd)\b", r"\1th", other) for other in changed]
@@ -445,13 +540,22 @@ def other_days(text: str, rng: random.Random, number: int = 8) -> list[str]:
 
 def _contradict(answer: str) -> str | None:
     """The contrary of an answer, where a word makes it so."""
-    yes = re.match(r"(?:Yes|Indeed)\b", answer)
-    body = answer[yes.end() :] if yes else answer
-    changed, number = re.subn(rf"\b({_BE}|can|could|will|would) not\b", r"\1", body, count=1)
+    said = _POLAR.match(answer)
+    body = answer[said.end() :] if said else answer
+    if said and not re.search(r"\w", body):
+        return f"{'Yes' if said[0] == 'No' else 'No'}{body}"
+    changed, number = re.subn(rf"\b({_BE}|do|does|did|{_HELPERS}) not\b", r"\1", body, count=1)
+    if said and said[0] == "No":
+        # "No, she is a florist." would be half right with "Yes".
+        return f"Yes{changed}" if number else None
     if not number:
+        # The last of "Yes, she did." has no verb after it, "did it" is one itself.
         changed, number = re.subn(
-            rf"\b({_BE}|can|could|will|would|(?:has|have|had)(?= been))\b", r"\1 not", body, count=1
+            rf"\b({_BE}|can|could|will|would|(?:has|have|had)(?= been))\b|\b(do|does|did|has|have|had)(?=[.!]?$)",
+            r"\g<0> not",
+            body,
+            count=1,
         )
     if not number:
         return None
-    return f"No{changed}" if yes else changed
+    return f"No{changed}" if said else changed
