@@ -197,6 +197,18 @@ def test_every_rival_has_as_many_trials_as_uld_or_more(study_path: None, slice_p
             assert len({json.dumps(each) for each in settings}) == len(settings)
 
 
+def test_what_trains_on_other_rows_has_a_folder_of_its_own(study_path: None) -> None:
+    from methods import METHODS, folder_name
+
+    rows: dict[str, set[str]] = {}
+    for method in METHODS.values():
+        kind = "rules" if method.recipe == "uld_rules" else "released" if method.augmented else "none"
+        rows.setdefault(folder_name(method.recipe, method.augmented), set()).add(kind)
+    assert all(len(kinds) == 1 for kinds in rows.values())
+    assert rows["npo_nll"] == rows["uld_plain"] == {"none"}
+    assert rows["npo_nll_augmented"] == rows["divergence_augmented"] == {"released"}
+
+
 def test_fixed_weights_are_among_those_that_are_chosen_from(study_path: None) -> None:
     from methods import METHODS
 

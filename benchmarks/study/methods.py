@@ -224,6 +224,39 @@ CERTAIN = replace(
     ratios=(0.9, 1.0, 1.1, 1.2, 1.3),
 )
 DIVERGENCE = Method("Divergence Decoding, linear", "", "divergence", _subtractions(relative_top=0.0, center=False))
+RIVALS: dict[str, Method] = {
+    "dd_linear": DIVERGENCE,
+    # With what our lines of two assistants choose from, and by their rule.
+    "dd_linear_unseen": replace(
+        DIVERGENCE,
+        name=f"{DIVERGENCE.name}, weights by unseen authors",
+        tuned_as="dd_linear",
+        ratios=CONTRAST.ratios,
+    ),
+    "dd_rank": Method(
+        "Divergence Decoding, rank",
+        "",
+        "divergence",
+        tuple(Subtraction(1.0, relative_top=0.0, center=False, remove_top_k=top) for top in (1, 2, 5, 10, 20, 50, 100)),
+    ),
+    "offset_ga_kl": Method("Offset, GA + KL", "Offset-GA+KL", "offset ga kl"),
+    "offset_npo_kl": Method("Offset, NPO + KL", "Offset-NPO+KL", "offset npo kl"),
+    "offset_dpo_kl": Method("Offset, DPO + KL", "Offset-DPO+KL", "offset dpo kl"),
+    "ga": Method("GA", "GA", "ga none"),
+    "ga_gd": Method("GA + GD (gradient difference)", "GA+GD", "ga nll"),
+    "ga_kl": Method("GA + KL", "GA+KL", "ga kl"),
+    "npo": Method("NPO", "NPO", "npo none"),
+    "npo_gd": Method("NPO + GD", "NPO+GD", "npo nll"),
+    "npo_kl": Method("NPO + KL", "NPO+KL", "npo kl"),
+    "dpo": Method("DPO", "DPO", "dpo none"),
+    "dpo_gd": Method("DPO + GD", "DPO+GD", "dpo nll"),
+    "dpo_kl": Method("DPO + KL", "DPO+KL", "dpo kl"),
+    "simnpo": Method("SimNPO", "", "simnpo nll"),
+    "undial": Method("UNDIAL", "", "undial nll"),
+    # As OpenUnlearning configures it.
+    "undial_none": Method("UNDIAL, no retain term", "", "undial none"),
+    "rmu": Method("RMU", "", "rmu activations"),
+}
 METHODS: dict[str, Method] = {
     **ULD_LINES,
     "uld_contrast": CONTRAST,
@@ -269,39 +302,18 @@ METHODS: dict[str, Method] = {
         _subtractions(relative_top=0.0, clamp=True),
         augmented=True,
     ),
+    # What do paraphrases and wrong answers do for ULD?
+    "uld_plain": Method(
+        "ULD, filter, clamped, gated (ours), on rivals' rows", "", "uld_plain", ULD_LINES["uld_gated"].subtractions
+    ),
     "bake": Method("ULD, gated, baked (ours)", "", "bake", augmented=True),
     "bake_contrast": Method("ULD, gated contrast, baked (ours)", "", "bake_contrast", augmented=True, tuned_as="bake"),
-    "dd_linear": DIVERGENCE,
-    # With what our lines of two assistants choose from, and by their rule.
-    "dd_linear_unseen": replace(
-        DIVERGENCE,
-        name=f"{DIVERGENCE.name}, weights by unseen authors",
-        tuned_as="dd_linear",
-        ratios=CONTRAST.ratios,
-    ),
-    "dd_rank": Method(
-        "Divergence Decoding, rank",
-        "",
-        "divergence",
-        tuple(Subtraction(1.0, relative_top=0.0, center=False, remove_top_k=top) for top in (1, 2, 5, 10, 20, 50, 100)),
-    ),
-    "offset_ga_kl": Method("Offset, GA + KL", "Offset-GA+KL", "offset ga kl"),
-    "offset_npo_kl": Method("Offset, NPO + KL", "Offset-NPO+KL", "offset npo kl"),
-    "offset_dpo_kl": Method("Offset, DPO + KL", "Offset-DPO+KL", "offset dpo kl"),
-    "ga": Method("GA", "GA", "ga none"),
-    "ga_gd": Method("GA + GD (gradient difference)", "GA+GD", "ga nll"),
-    "ga_kl": Method("GA + KL", "GA+KL", "ga kl"),
-    "npo": Method("NPO", "NPO", "npo none"),
-    "npo_gd": Method("NPO + GD", "NPO+GD", "npo nll"),
-    "npo_kl": Method("NPO + KL", "NPO+KL", "npo kl"),
-    "dpo": Method("DPO", "DPO", "dpo none"),
-    "dpo_gd": Method("DPO + GD", "DPO+GD", "dpo nll"),
-    "dpo_kl": Method("DPO + KL", "DPO+KL", "dpo kl"),
-    "simnpo": Method("SimNPO", "", "simnpo nll"),
-    "undial": Method("UNDIAL", "", "undial nll"),
-    # As OpenUnlearning configures it.
-    "undial_none": Method("UNDIAL, no retain term", "", "undial none"),
-    "rmu": Method("RMU", "", "rmu activations"),
+    **RIVALS,
+    # And what do they for rivals, whose papers do not have them?
+    **{
+        f"{key}_augmented": replace(RIVALS[key], name=f"{RIVALS[key].name}, on ULD's rows", paper="", augmented=True)
+        for key in ("dd_linear", "npo_gd", "ga_gd")
+    },
 }
 
 # Methods whose weights are attacked when they have forgotten.
@@ -318,7 +330,7 @@ ULD_GRID = (
     {"learning_rate": 1e-3, "retain_weight": 3.0, "retain_per_forget": 2.0},
     {"learning_rate": 5e-3, "retain_weight": 6.5, "retain_per_forget": 4.0},
 )
-OURS = ("uld", "uld_rules", "contrast", "contrast_drawn", "bake", "bake_contrast")
+OURS = ("uld", "uld_rules", "uld_plain", "contrast", "contrast_drawn", "bake", "bake_contrast")
 # The teachers of baked models, by recipe: with weights that need no retrained model.
 TEACHERS = {"bake": "uld_gated_unseen", "bake_contrast": "uld_contrast_unseen"}
 # It is no rival: its epochs are its own. A divergence alone leaves the forgotten too likely; some settings learn the
@@ -411,6 +423,22 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
     return settings[: preset.trials if recipe in OURS else preset.rival_trials]
 
 
+def folder_name(recipe: str, augmented: bool) -> str:
+    """
+    Where trainings of a recipe are.
+
+    Args:
+        recipe (`str`):
+            One of [`RECIPES`], or one that names its losses.
+        augmented (`bool`):
+            Whether it trains on paraphrases and wrong answers too: a rival that does has a folder of its own.
+
+    Returns:
+        `str`: The folder's name.
+    """
+    return recipe.replace(" ", "_") + ("_augmented" if augmented and recipe not in OURS else "")
+
+
 def train_assistant(job: Job, setting: dict[str, Any]) -> ULDForCausalLM:
     """ULD: the assistant learns the forget set and is uniform on the retain set."""
     setting = dict(setting)
@@ -499,6 +527,7 @@ PAIRS = {"contrast": train_contrast, "contrast_drawn": train_drawn}
 RECIPES: dict[str, Callable[[Job, dict[str, Any]], PreTrainedModel]] = {
     "uld": train_assistant,
     "uld_rules": train_assistant,
+    "uld_plain": train_assistant,
     **PAIRS,
     **dict.fromkeys(TEACHERS, train_baked),
     "divergence": train_auxiliaries,

@@ -12,7 +12,7 @@ import numpy as np
 from authors import to_training
 from datasets import Dataset
 from measure import MAX_NEW_TOKENS
-from methods import METHODS, ROBUST_METHODS, TEACHERS
+from methods import METHODS, ROBUST_METHODS, TEACHERS, folder_name
 from study import Study
 from targets import load_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -131,9 +131,10 @@ def run_robustness(study: Study, methods: list[str], seeds: list[int]) -> None:
             study.final(key, split_name, seed)
             recipe = METHODS[key].recipe
             number, _ = study.chosen(METHODS[key].tuned_as or key)
-            place = study.work / study.run_folder(recipe, number, split_name, seed)
+            name = folder_name(recipe, METHODS[key].augmented)
+            place = study.work / study.run_folder(name, number, split_name, seed)
             folders[key] = place / "model" if recipe in TEACHERS else place
-        for name, folder in folders.items():
-            unit, of = f"robustness.{name}.{split_name}.s{seed}", (name, folder, split_name, seed)
+        for model, folder in folders.items():
+            unit, of = f"robustness.{model}.{split_name}.s{seed}", (model, folder, split_name, seed)
             study.ledger.unit(unit, lambda of=of: measure_robustness(study, *of))
             study.parts.remove(f"{unit}.")

@@ -18,7 +18,7 @@ from measure import (
     retrained_reference,
     unseen_reference,
 )
-from methods import METHODS, ROBUST_METHODS, TEACHERS, ULD_LINES, Job, costs, grid, train
+from methods import METHODS, ROBUST_METHODS, TEACHERS, ULD_LINES, Job, costs, folder_name, grid, train
 from presets import Preset
 from targets import load_model, retrained_folder, study_tokenizer, target_folder
 from training import read_cost
@@ -127,7 +127,7 @@ class Study:
             tokenizer=self.tokenizer,
             forget=forget,
             retain=retain,
-            folder=self.work / (folder or self.run_folder(recipe, number, split.name, seed)),
+            folder=self.work / (folder or self.run_folder(folder_name(recipe, augmented), number, split.name, seed)),
             assistant=self.work / self.run_folder("uld", number, split.name, seed),
             seed=seed,
             preset=self.preset,
@@ -206,12 +206,11 @@ class Study:
         number = max(range(len(results)), key=lambda index: rank(Outcome(**results[index]["outcome"]), target))
         return number, results[number]
 
-    def run_folder(self, recipe: str, number: int, split_name: str, seed: int) -> str:
+    def run_folder(self, name: str, number: int, split_name: str, seed: int) -> str:
         """Folder of a final run: the trial itself, where settings were chosen on this split with this seed."""
-        recipe = recipe.replace(" ", "_")
         if split_name == self.preset.tune_on and seed == self.preset.seeds[0]:
-            return f"trials/{recipe}.{number}"
-        return f"finals/{recipe}.{number}.{split_name}.s{seed}"
+            return f"trials/{name}.{number}"
+        return f"finals/{name}.{number}.{split_name}.s{seed}"
 
     def final(self, key: str, split_name: str, seed: int) -> dict[str, Any]:
         """A method with its best setting, on a split."""
@@ -254,7 +253,8 @@ class Study:
         if key in ROBUST_METHODS and split_name == self.preset.tune_on:
             kept, _ = self.chosen(method.tuned_as or key)
         for number in range(len(grid(method.recipe, self.preset))):
-            folder = self.work / self.run_folder(method.recipe, number, split_name, seed)
+            name = folder_name(method.recipe, method.augmented)
+            folder = self.work / self.run_folder(name, number, split_name, seed)
             if folder.exists() and number != kept:
                 shutil.rmtree(folder)
 
