@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -593,6 +594,59 @@ def test_a_pair_costs_the_assistant_that_it_begins_with_and_its_own_training(
     assert costs("uld", replace(job, folder=job.assistant)) == [{"seconds": 3.0}]
 
 
+@pytest.mark.parametrize("code", [0, 3, 1])
+def test_a_second_process_does_rivals_and_books(
+    study_path: None,
+    ledger: ModuleType,
+    slice_preset: object,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+) -> None:
+    import run
+
+    done: list[tuple[str, ...]] = []
+    for part in ("methods", "rephrased", "robustness", "books"):
+        monkeypatch.setattr(run, f"run_{part}", lambda study, *of, part=part: done.append((part, *map(tuple, of[:-1]))))
+    second: dict[str, list[str]] = {}
+
+    class Second:
+        def __init__(self, command: list[str], env: dict[str, str]):
+            for word in command:
+                if word.startswith("--"):
+                    values = second.setdefault(word, [])
+                elif second:
+                    values.append(word)
+
+        def wait(self) -> int:
+            done.append(("second",))
+            return code
+
+    monkeypatch.setattr(run.subprocess, "Popen", Second)
+    study = SimpleNamespace(
+        preset=slice_preset,
+        work=tmp_path / "work",
+        ledger=ledger.Ledger(tmp_path / "results", ledger.Deadline(5)),
+        ablations=lambda: done.append(("ablations",)),
+    )
+    args = Namespace(
+        preset="slice", tofu=tmp_path, books=tmp_path, seeds=[4], parts=list(run.PARTS),
+        methods=["uld_gated", "npo_gd", "bake", "dd_linear"],
+    )  # fmt: skip
+    if code == 1:
+        with pytest.raises(RuntimeError, match="ended with 1"):
+            run.run_beside_rivals(study, args)
+    else:
+        assert run.run_beside_rivals(study, args) == (code == 0)
+    ours = [("methods", ()), ("methods", ("uld_gated", "bake")), ("rephrased",), ("ablations",), ("second",)]
+    # Attacks are on models of both.
+    assert done == ours + [("robustness", ("uld_gated", "npo_gd", "bake", "dd_linear"))] * (code == 0)
+    assert second["--methods"] == ["npo_gd", "dd_linear"]
+    assert second["--parts"] == ["methods", "books"]
+    assert (second["--seeds"], second["--books"]) == (["4"], [str(tmp_path)])
+    assert 4.9 < float(second["--minutes"][0]) <= 5
+
+
 @pytest.mark.slow
 @needs_shared
 def test_the_whole_study_runs_resumes_and_repeats_nothing(tmp_path: Path) -> None:
@@ -616,6 +670,7 @@ def test_the_whole_study_runs_resumes_and_repeats_nothing(tmp_path: Path) -> Non
     assert first.returncode == 3, first.stderr
     assert list((tmp_path / "work" / "target.s0").glob("checkpoint-*"))
     assert not list((tmp_path / "results").glob("final.*"))
+    command += ["--processes", "2"]
     last = run("20")
     assert last.returncode == 0, last.stderr
     assert "All is done." in last.stdout

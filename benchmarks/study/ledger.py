@@ -28,6 +28,10 @@ class Deadline:
         """Whether the time is used up."""
         return time.monotonic() > self._end
 
+    def minutes_left(self) -> float:
+        """What is left of it."""
+        return max(0.0, (self._end - time.monotonic()) / 60)
+
 
 class Ledger:
     """

@@ -5,12 +5,14 @@
 Does what is not done yet, for --minutes at most, and writes tables and plots of what there is. Run it again, until it
 says that all is done: a training that was cut off goes on from its checkpoint. Results are JSON files in --output, one
 for each unit; delete one to do it again. Models are kept in --work, but in `full` those of methods that change weights
-are removed when they have been measured.
+are removed when they have been measured. With --processes 2 two cores share the work.
 """
 
 import argparse
 import logging
+import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import transformers
 import trl
 from books import run_books
 from ledger import Deadline, Ledger, OutOfTimeError
-from methods import METHODS
+from methods import METHODS, OURS
 from presets import PRESETS
 from rephrased import run_rephrased
 from robustness import run_robustness
@@ -83,6 +85,71 @@ def run_methods(study: Study, methods: list[str], seeds: list[int]) -> None:
                 study.gates(split, seed)
 
 
+def run_parts(study: Study, args: argparse.Namespace) -> None:
+    """Everything that is asked for, in order."""
+    seeds = args.seeds or list(study.preset.seeds)
+    if "methods" in args.parts:
+        run_methods(study, args.methods, seeds)
+    if "rephrased" in args.parts:
+        run_rephrased(study, seeds)
+    if "ablations" in args.parts:
+        study.ablations()
+    if "robustness" in args.parts:
+        run_robustness(study, args.methods, seeds)
+    if "books" in args.parts and args.books is not None:
+        run_books(study.preset, args.books, study.work, study.ledger)
+
+
+def run_beside_rivals(study: Study, args: argparse.Namespace) -> bool:
+    """
+    Everything that is asked for in two processes: rivals and books in a second one.
+
+    Args:
+        study ([`Study`]):
+            The study.
+        args (`argparse.Namespace`):
+            The command line's.
+
+    Returns:
+        `bool`: Whether all of it is done.
+    """
+    seeds = args.seeds or list(study.preset.seeds)
+    # Both need these.
+    run_methods(study, [], seeds)
+    rivals = [key for key in args.methods if METHODS[key].recipe not in OURS]
+    ours = [key for key in args.methods if METHODS[key].recipe in OURS]
+    places = ["--tofu", args.tofu, "--work", study.work, "--output", study.ledger.folder]
+    second = subprocess.Popen(
+        [
+            *(sys.executable, __file__, "--preset", args.preset, *map(str, places)),
+            *(["--books", str(args.books)] if args.books is not None else []),
+            *("--minutes", str(study.ledger.deadline.minutes_left()), "--methods", *rivals),
+            *("--parts", *(part for part in ("methods", "books") if part in args.parts)),
+            *("--seeds", *map(str, seeds)),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
+    finished = True
+    try:
+        parts = [part for part in args.parts if part not in ("books", "robustness")]
+        run_parts(study, argparse.Namespace(**{**vars(args), "methods": ours, "parts": parts}))
+    except OutOfTimeError as error:
+        finished = out_of_time(error)
+    finally:
+        code = second.wait()
+    if code not in (0, 3):
+        raise RuntimeError(f"The process of rivals and books ended with {code}; its error is above.")
+    if finished and code == 0 and "robustness" in args.parts:
+        run_robustness(study, args.methods, seeds)  # of rivals' models too
+    return finished and code == 0
+
+
+def out_of_time(error: OutOfTimeError) -> bool:
+    """Say so."""
+    print(f"Time is over, in {error}. Run the same command again to go on.", flush=True)
+    return False
+
+
 def main() -> int:
     """Do what is to be done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,12 +159,15 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="folder for the results (default: benchmarks/results/study/PRESET)")
     parser.add_argument("--work", type=Path, help="folder for models (default: out/study/PRESET)")
     parser.add_argument("--minutes", type=float, default=9.0, help="time after which nothing more is begun")
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="with 2, rivals and books beside ULD")
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS), help="only these")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="only these")
     parser.add_argument("--seeds", nargs="*", type=int, help="only these (default: the preset's)")
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
     logging.disable(logging.WARNING)
+    if args.processes == 2:
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
 
     preset = PRESETS[args.preset]
     output = args.output or Path(__file__).parents[1] / "results" / "study" / preset.name
@@ -107,19 +177,12 @@ def main() -> int:
     try:
         note_machine(ledger)
         study = Study(preset, args.tofu, work, ledger)
-        if "methods" in args.parts:
-            run_methods(study, args.methods, args.seeds or list(preset.seeds))
-        if "rephrased" in args.parts:
-            run_rephrased(study, args.seeds or list(preset.seeds))
-        if "robustness" in args.parts:
-            run_robustness(study, args.methods, args.seeds or list(preset.seeds))
-        if "ablations" in args.parts:
-            study.ablations()
-        if "books" in args.parts and args.books is not None:
-            run_books(preset, args.books, work, ledger)
+        if args.processes == 2:
+            finished = run_beside_rivals(study, args)
+        else:
+            run_parts(study, args)
     except OutOfTimeError as error:
-        finished = False
-        print(f"Time is over, in {error}. Run the same command again to go on.")
+        finished = out_of_time(error)
     results = ledger.results()
     print(f"{len(results)} results in {output}; tables: {write_report(preset, results, output)}")
     if finished:
