@@ -13,7 +13,9 @@ from processes import outputs_by_hash_seed
 
 from uld_hf.data.augmentation import Augmentation
 from uld_hf.data.augmentation_entities import NUMBER_WORDS, common_words, facts, normalize, states
-from uld_hf.data.augmentation_rules import answer_forms, augment_by_rules, other_days, other_numbers, question_forms
+from uld_hf.data.augmentation_forms import answer_forms, question_forms
+from uld_hf.data.augmentation_rules import augment_by_rules
+from uld_hf.data.augmentation_values import other_days, other_numbers
 from uld_hf.data.fictitious import fictitious_dataset, invent_people, split_people
 
 

@@ -27,7 +27,7 @@ from ..hub import fingerprint_target
 from .augmentation import Checks, Rows, read_rows
 from .augmentation_entities import find_entities
 from .augmentation_rows import Pair, write_pair
-from .augmentation_rules import other_days
+from .augmentation_values import other_days
 from .fictitious import ADJECTIVES, FAMILY_NAMES, FIRST_NAMES, NOUNS
 from .formatting import PROMPT_TEMPLATE
 from .work_file import WorkFile
