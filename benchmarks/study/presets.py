@@ -16,6 +16,8 @@ class Preset:
             Its name, and that of its results' folder.
         num_authors (`int`):
             Authors that the target learns, of TOFU's 200.
+        methods (`tuple[str, ...]`):
+            Lines of the tables that are run where none are named; if there are none here, all.
         splits (`dict[str, int]`):
             Authors to forget, by name of the split; always TOFU's last ones.
         tune_on (`str`):
@@ -69,6 +71,7 @@ class Preset:
 
     name: str
     num_authors: int
+    methods: tuple[str, ...]
     splits: dict[str, int]
     tune_on: str
     hidden_size: int
@@ -98,6 +101,12 @@ class Preset:
 SLICE = Preset(
     name="slice",
     num_authors=20,
+    # What two cores can do in two hours: the paper's formula, ours with one assistant, all rivals.
+    methods=(
+        *("uld_paper", "uld_released", "uld_centered", "uld_clamped", "uld_clamped_filter", "uld_gated", "uld_rules"),
+        *("dd_linear", "dd_rank", "offset_ga_kl", "offset_npo_kl", "offset_dpo_kl", "ga", "ga_gd", "ga_kl"),
+        *("npo", "npo_gd", "npo_kl", "dpo", "dpo_gd", "dpo_kl", "simnpo", "undial", "rmu"),
+    ),
     splits={"forget10": 2, "forget20": 4},
     tune_on="forget10",
     hidden_size=128,
@@ -130,6 +139,7 @@ PRESETS = {
         Preset(
             name="small",
             num_authors=4,
+            methods=(),
             splits={"forget25": 1},
             tune_on="forget25",
             hidden_size=64,  # bitsandbytes quantizes blocks of 64 to 4 bits
@@ -159,6 +169,7 @@ PRESETS = {
         replace(
             SLICE,
             name="finetuned",
+            methods=(),
             splits={"forget05": 1, **SLICE.splits},
             pretraining_epochs=6,
             target_epochs=12,
@@ -168,6 +179,7 @@ PRESETS = {
         Preset(
             name="whole",
             num_authors=200,
+            methods=(),
             splits={"forget01": 2, "forget05": 10, "forget10": 20},
             tune_on="forget05",
             hidden_size=256,
@@ -196,6 +208,7 @@ PRESETS = {
         Preset(
             name="full",
             num_authors=200,
+            methods=(),
             splits={"forget01": 2, "forget05": 10, "forget10": 20},
             tune_on="forget05",
             hidden_size=1024,

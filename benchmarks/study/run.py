@@ -87,22 +87,21 @@ def run_methods(study: Study, methods: list[str], seeds: list[int]) -> None:
 
 def run_parts(study: Study, args: argparse.Namespace) -> None:
     """Everything that is asked for, in order."""
-    seeds = args.seeds or list(study.preset.seeds)
     if "methods" in args.parts:
-        run_methods(study, args.methods, seeds)
+        run_methods(study, args.methods, args.seeds)
     if "rephrased" in args.parts:
-        run_rephrased(study, seeds)
+        run_rephrased(study, args.seeds)
     if "ablations" in args.parts:
         study.ablations()
     if "robustness" in args.parts:
-        run_robustness(study, args.methods, seeds)
+        run_robustness(study, args.methods, args.seeds)
     if "books" in args.parts and args.books is not None:
         run_books(study.preset, args.books, study.work, study.ledger)
 
 
 def run_beside_rivals(study: Study, args: argparse.Namespace) -> bool:
     """
-    Everything that is asked for in two processes: rivals and books in a second one.
+    Everything that is asked for in two processes: rivals in a second one.
 
     Args:
         study ([`Study`]):
@@ -113,34 +112,31 @@ def run_beside_rivals(study: Study, args: argparse.Namespace) -> bool:
     Returns:
         `bool`: Whether all of it is done.
     """
-    seeds = args.seeds or list(study.preset.seeds)
     # Both need these.
-    run_methods(study, [], seeds)
+    run_methods(study, [], args.seeds)
     rivals = [key for key in args.methods if METHODS[key].recipe not in OURS]
     ours = [key for key in args.methods if METHODS[key].recipe in OURS]
     places = ["--tofu", args.tofu, "--work", study.work, "--output", study.ledger.folder]
     second = subprocess.Popen(
         [
             *(sys.executable, __file__, "--preset", args.preset, *map(str, places)),
-            *(["--books", str(args.books)] if args.books is not None else []),
             *("--minutes", str(study.ledger.deadline.minutes_left()), "--methods", *rivals),
-            *("--parts", *(part for part in ("methods", "books") if part in args.parts)),
-            *("--seeds", *map(str, seeds)),
+            *("--parts", *(part for part in args.parts if part == "methods"), "--seeds", *map(str, args.seeds)),
         ],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
     finished = True
     try:
-        parts = [part for part in args.parts if part not in ("books", "robustness")]
+        parts = [part for part in args.parts if part != "robustness"]
         run_parts(study, argparse.Namespace(**{**vars(args), "methods": ours, "parts": parts}))
     except OutOfTimeError as error:
         finished = out_of_time(error)
     finally:
         code = second.wait()
     if code not in (0, 3):
-        raise RuntimeError(f"The process of rivals and books ended with {code}; its error is above.")
+        raise RuntimeError(f"The process of rivals ended with {code}; its error is above.")
     if finished and code == 0 and "robustness" in args.parts:
-        run_robustness(study, args.methods, seeds)  # of rivals' models too
+        run_robustness(study, args.methods, args.seeds)  # of rivals' models too
     return finished and code == 0
 
 
@@ -159,8 +155,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="folder for the results (default: benchmarks/results/study/PRESET)")
     parser.add_argument("--work", type=Path, help="folder for models (default: out/study/PRESET)")
     parser.add_argument("--minutes", type=float, default=9.0, help="time after which nothing more is begun")
-    parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="with 2, rivals and books beside ULD")
-    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=list(METHODS), help="only these")
+    parser.add_argument("--processes", type=int, choices=(1, 2), default=1, help="with 2, rivals beside all else")
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), help="only these (default: the preset's)")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="only these")
     parser.add_argument("--seeds", nargs="*", type=int, help="only these (default: the preset's)")
     args = parser.parse_args()
@@ -170,6 +166,8 @@ def main() -> int:
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
 
     preset = PRESETS[args.preset]
+    args.methods = list(preset.methods or METHODS) if args.methods is None else args.methods
+    args.seeds = list(preset.seeds) if args.seeds is None else args.seeds
     output = args.output or Path(__file__).parents[1] / "results" / "study" / preset.name
     work = args.work or Path("out/study") / preset.name
     ledger = Ledger(output, Deadline(args.minutes))
