@@ -191,6 +191,7 @@ def test_every_rival_has_as_many_trials_as_uld_or_more(study_path: None, slice_p
 
     for preset in PRESETS.values():
         assert preset.rival_trials >= preset.trials
+        assert set(preset.methods) <= set(METHODS)
         for method in METHODS.values():
             settings = grid(method.recipe, preset)
             tried = 13 if method.recipe.startswith("simnpo ") else 10
