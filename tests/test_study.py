@@ -186,7 +186,8 @@ def test_settings_that_forget_and_keep_come_first_by_how_well_they_forget(study_
 
 
 def test_every_rival_has_as_many_trials_as_uld_or_more(study_path: None, slice_preset: object) -> None:
-    from methods import METHODS, OURS, grid
+    from grids import grid
+    from methods import METHODS, OURS
     from presets import PRESETS
 
     for preset in PRESETS.values():
@@ -200,7 +201,8 @@ def test_every_rival_has_as_many_trials_as_uld_or_more(study_path: None, slice_p
 
 
 def test_what_trains_on_other_rows_has_a_folder_of_its_own(study_path: None) -> None:
-    from methods import METHODS, folder_name
+    from methods import METHODS
+    from recipes import folder_name
 
     rows: dict[str, set[str]] = {}
     for method in METHODS.values():
@@ -513,7 +515,7 @@ def test_settings_are_chosen_from_results_alone(small_study: Any, monkeypatch: p
     for name in ("target", "retrained"):
         small_study.ledger.unit(f"final.{name}.forget25.s0", lambda: {"figures": figures})
     monkeypatch.setattr(small_study, "references", lambda split, seed: pytest.fail("nothing is to be trained again"))
-    from study import grid
+    from grids import grid
 
     setting = grid("ga none", small_study.preset)[0]
     outcome = {"forget_probability": 0.1, "retain_probability": 0.97, "forget_quality": 0.5}
@@ -582,7 +584,7 @@ def test_every_kind_of_machine_is_noted_once(
 def test_a_pair_costs_the_assistant_that_it_begins_with_and_its_own_training(
     study_path: None, slice_preset: object, tmp_path: Path
 ) -> None:
-    from methods import Job, costs
+    from recipes import Job, costs
 
     for folder, seconds in (("uld", 3.0), ("contrast/retain", 4.0)):
         (tmp_path / folder).mkdir(parents=True)

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from ledger import Ledger
-from methods import Job, costs, train
 from presets import Preset
+from recipes import Job, costs, train
 from targets import book_tokenizer, learn, load_model
 from training import read_cost
 from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,7 +12,8 @@ import numpy as np
 from authors import to_training
 from datasets import Dataset
 from measure import MAX_NEW_TOKENS
-from methods import METHODS, ROBUST_METHODS, TEACHERS, folder_name
+from methods import METHODS, ROBUST_METHODS, TEACHERS
+from recipes import folder_name
 from study import Study
 from targets import load_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase

@@ -8,6 +8,7 @@ from typing import Any
 
 from authors import Split, load_split, training_rows
 from drawn import retain_and_drawn
+from grids import grid
 from ledger import Ledger
 from measure import (
     best_subtraction,
@@ -18,8 +19,9 @@ from measure import (
     retrained_reference,
     unseen_reference,
 )
-from methods import METHODS, ROBUST_METHODS, TEACHERS, ULD_LINES, Job, costs, folder_name, grid, train
+from methods import METHODS, ROBUST_METHODS, TEACHERS, ULD_LINES
 from presets import Preset
+from recipes import Job, costs, folder_name, train
 from targets import load_model, retrained_folder, study_tokenizer, target_folder
 from training import read_cost
 
