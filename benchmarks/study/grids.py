@@ -17,8 +17,8 @@ ULD_GRID = (
     {"learning_rate": 1e-3, "retain_weight": 3.0, "retain_per_forget": 2.0},
     {"learning_rate": 5e-3, "retain_weight": 6.5, "retain_per_forget": 4.0},
 )
-# Baking is no rival: its epochs are its own. A divergence alone leaves the forgotten too likely; some settings learn the
-# likelihood of given text beside it.
+# Baking is no rival: its epochs are its own. A divergence alone leaves the forgotten too likely; some settings learn
+# the likelihood of given text beside it.
 BAKE_GRID = (
     {"learning_rate": 1e-3, "likelihood_weight": 0.0},
     {"learning_rate": 2e-3, "num_train_epochs": 12, "likelihood_weight": 0.2, "retain_weight": 3.0},
