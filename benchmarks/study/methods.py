@@ -230,7 +230,7 @@ METHODS: dict[str, Method] = {
     # And what do they for rivals, whose papers do not have them?
     **{
         f"{key}_augmented": replace(RIVALS[key], name=f"{RIVALS[key].name}, on ULD's rows", paper="", augmented=True)
-        for key in ("dd_linear", "npo_gd", "ga_gd")
+        for key in ("dd_linear", "npo_gd")
     },
 }
 
