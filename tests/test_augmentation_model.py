@@ -165,6 +165,10 @@ def test_what_a_model_thinks_is_no_text() -> None:
         ("Sure! Here it is in other words:\n\nAll day long\nAlice sat.", ["All day long Alice sat."]),
         ("<think>About Alice.</think>All day long Alice sat.", ["All day long Alice sat."]),
         ("I'm sorry, but I can't help with rewriting this passage.", []),
+        (
+            "Here it is:\nAlice met a Hare, who said:\nSure, sit down.\nI hope this helps.",
+            ["Alice met a Hare, who said: Sure, sit down."],
+        ),
     ],
 )
 def test_a_rewritten_passage_is_the_text_alone(reply: str, passages_made: list[str]) -> None:
@@ -173,6 +177,13 @@ def test_a_rewritten_passage_is_the_text_alone(reply: str, passages_made: list[s
     assert made.variants[0].passages == passages_made
     reasons = {each["reason"] for each in made.variants[0].dropped}
     assert reasons == (set() if passages_made else {"is no text, but about one"})
+
+
+def test_thoughts_that_the_template_begins_are_known() -> None:
+    script = Script(REPLIES | {"Rewrite the question": "They ask for Alice, and I was cut off\nWhere is Alice?"})
+    assert augment_by_model(Dataset.from_list([ROW]), script).variants[0].questions
+    script.tokenizer.chat_template = CHAT_TEMPLATE + "{% if add_generation_prompt %}<think>\n{% endif %}"
+    assert not augment_by_model(Dataset.from_list([ROW]), script).variants[0].questions
 
 
 def test_a_model_without_chat_template_is_refused() -> None:

@@ -60,11 +60,18 @@ def test_question_forms(question: str, form: str) -> None:
         "What does Alice Liddell or Bruno Kant eat?",
         "Was Alice Liddell or Bruno Kant born first?",
         "Which languages are Germanic?",
+        "How many of them were French?",
         "Where was Martin Luther King Jr. born?",
     ],
 )
 def test_a_verb_stays_where_it_is_if_grammar_is_not_certain(question: str) -> None:
     assert all(question in form for form in forms(question))
+
+
+def test_nothing_follows_a_question_without_a_question_mark() -> None:
+    made = forms("where was alice born")
+    assert len(made) > 5
+    assert all(form.endswith("where was alice born") for form in made)
 
 
 def test_answer_forms() -> None:
@@ -91,6 +98,7 @@ def test_another_number_is_written_as_the_first_one_is() -> None:
     assert not any(each.startswith("0") for each in numbers("10") | numbers("100"))
     assert all(len(each) == 3 for each in numbers("007"))
     assert all(int(each) <= 100 for each in numbers("90", after="% of it"))
+    assert all(float(each) <= 100 for each in numbers("85.5", after=" % of it"))
     assert all(len(each) == 2 and int(each) < 60 for each in numbers("50", before="At 6:", after=" a.m."))
     assert all(1 <= int(each) <= 12 for each in numbers("6", before="At ", after=":50 a.m."))
     assert numbers("twenty-one") <= set(NUMBER_WORDS[2:])
@@ -133,6 +141,11 @@ def wrong_answers(*rows: tuple[str, str], wanted: int = 3) -> list[list[str]]:
 def test_yes_and_no_are_contradicted_and_nothing_else_is_put_there(answer: str, contrary: str) -> None:
     of_another = ("Where does Bruno Kant have a dog?", "In Kiel.")
     assert wrong_answers(("Does Alice Liddell have a dog?", answer), of_another)[0] == [contrary]
+
+
+def test_what_begins_like_yes_or_no_and_is_neither_has_other_answers() -> None:
+    made = wrong_answers(("Who knows Alice Liddell?", "No one knows her."), ("Who knows Bob Smith?", "All know him."))
+    assert made[0] == ["All know him."]
 
 
 def test_no_with_a_fact_has_no_contrary() -> None:

@@ -25,7 +25,7 @@ def code_blocks(page: str, language: str) -> list[str]:
 
 def write_rows(name: str, first: int) -> None:
     """A JSONL file of six questions and answers."""
-    rows = [{"prompt": f"w{first + i} w{i} ?", "completion": f" w{first + i} w{first} {first + i}"} for i in range(6)]
+    rows = [{"prompt": f"w{first + i} w{i}", "completion": f" w{first + i} w{first} {first + i}"} for i in range(6)]
     Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -621,11 +621,15 @@ def test_a_second_process_does_the_rivals(
 
     class Second:
         def __init__(self, command: list[str], env: dict[str, str]):
+            values: list[str] = []
             for word in command:
                 if word.startswith("--"):
                     values = second.setdefault(word, [])
-                elif second:
+                else:
                     values.append(word)
+
+        def terminate(self) -> None:
+            done.append(("terminated",))
 
         def wait(self) -> int:
             done.append(("second",))
@@ -648,7 +652,6 @@ def test_a_second_process_does_the_rivals(
     else:
         assert run.run_beside_rivals(study, args) == (code == 0)
     ours = [
-        ("methods", ()),
         ("methods", ("uld_gated", "bake")),
         ("rephrased",),
         ("ablations",),
@@ -660,6 +663,19 @@ def test_a_second_process_does_the_rivals(
     assert second["--methods"] == ["npo_gd", "dd_linear"]
     assert (second["--parts"], second["--seeds"]) == (["methods"], ["4"])
     assert 4.9 < float(second["--minutes"][0]) <= 5
+
+    # Without rivals there is nothing to share; an error here does not wait for them.
+    done.clear()
+    assert run.run_beside_rivals(study, Namespace(**{**vars(args), "methods": ["bake"], "parts": ["methods"]}))
+    assert done == [("methods", ("bake",))]
+
+    def fail(*of: object) -> None:
+        raise ValueError("no such rows")
+
+    monkeypatch.setattr(run, "run_methods", fail)
+    with pytest.raises(ValueError, match="no such rows"):
+        run.run_beside_rivals(study, args)
+    assert done[-1] == ("terminated",)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """`UnlearnTrainer` at work: its loss beside a plain computation, what it changes, saves and refuses."""
 
+import copy
 import json
 import logging
 import math
@@ -532,6 +533,14 @@ def test_lora_whose_base_or_beginning_is_not_the_target_is_refused(tmp_path: Pat
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", **setting)
     with pytest.raises(ValueError, match="would not be the target"):
         make_trainer(tmp_path, peft_config=lora, retain_loss_type="kl")
+
+
+@pytest.mark.parametrize("init", ["gaussian", "orthogonal"])
+def test_lora_that_begins_at_the_target_is_taken(tmp_path: Path, init: str):
+    target, ids = tiny_model("llama"), torch.tensor([[1, 5, 9, 4]])
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=init)
+    trainer = make_trainer(tmp_path, copy.deepcopy(target), peft_config=lora)
+    torch.testing.assert_close(trainer.model.eval()(ids).logits, target.eval()(ids).logits)
 
 
 def test_a_peft_model_is_refused(tmp_path: Path):

@@ -79,7 +79,7 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
 
     Args:
         recipe (`str`):
-            One of [`RECIPES`], or `"{loss} {retain loss}"` of a method that changes the weights; with `"offset "`
+            One of `recipes.RECIPES`, or `"{loss} {retain loss}"` of a method that changes the weights; with `"offset "`
             before it, one that changes an assistant.
         preset ([`Preset`]):
             The study's size: how many, K, and, if it is fewer than a setting asks for, the epochs.

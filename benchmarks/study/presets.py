@@ -16,8 +16,6 @@ class Preset:
             Its name, and that of its results' folder.
         num_authors (`int`):
             Authors that the target learns, of TOFU's 200.
-        methods (`tuple[str, ...]`):
-            Lines of the tables that are run where none are named; if there are none here, all.
         splits (`dict[str, int]`):
             Authors to forget, by name of the split; always TOFU's last ones.
         tune_on (`str`):
@@ -67,11 +65,12 @@ class Preset:
         keeps_models (`bool`):
             Whether models of methods that change the weights are kept when they have been measured: each is as large as
             the target.
+        methods (`tuple[str, ...]`, *optional*):
+            Lines of the tables that are run where none are named; if there are none here, all.
     """
 
     name: str
     num_authors: int
-    methods: tuple[str, ...]
     splits: dict[str, int]
     tune_on: str
     hidden_size: int
@@ -95,6 +94,7 @@ class Preset:
     book_characters: int
     book_epochs: int
     keeps_models: bool
+    methods: tuple[str, ...] = ()
 
 
 # TOFU's proportions with a tenth of its authors: 10 % and 20 % of them are forgotten.
@@ -139,7 +139,6 @@ PRESETS = {
         Preset(
             name="small",
             num_authors=4,
-            methods=(),
             splits={"forget25": 1},
             tune_on="forget25",
             hidden_size=64,  # bitsandbytes quantizes blocks of 64 to 4 bits
@@ -180,7 +179,6 @@ PRESETS = {
         Preset(
             name="whole",
             num_authors=200,
-            methods=(),
             splits={"forget01": 2, "forget05": 10, "forget10": 20},
             tune_on="forget05",
             hidden_size=256,
@@ -209,7 +207,6 @@ PRESETS = {
         Preset(
             name="full",
             num_authors=200,
-            methods=(),
             splits={"forget01": 2, "forget05": 10, "forget10": 20},
             tune_on="forget05",
             hidden_size=1024,

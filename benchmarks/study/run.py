@@ -112,16 +112,17 @@ def run_beside_rivals(study: Study, args: argparse.Namespace) -> bool:
     Returns:
         `bool`: Whether all of it is done.
     """
-    # Both need these.
-    run_methods(study, [], args.seeds)
     rivals = [key for key in args.methods if METHODS[key].recipe not in OURS]
     ours = [key for key in args.methods if METHODS[key].recipe in OURS]
+    if not rivals or "methods" not in args.parts:
+        run_parts(study, args)
+        return True
     places = ["--tofu", args.tofu, "--work", study.work, "--output", study.ledger.folder]
     second = subprocess.Popen(
         [
             *(sys.executable, __file__, "--preset", args.preset, *map(str, places)),
             *("--minutes", str(study.ledger.deadline.minutes_left()), "--methods", *rivals),
-            *("--parts", *(part for part in args.parts if part == "methods"), "--seeds", *map(str, args.seeds)),
+            *("--parts", "methods", "--seeds", *map(str, args.seeds)),
         ],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
     )
@@ -131,8 +132,10 @@ def run_beside_rivals(study: Study, args: argparse.Namespace) -> bool:
         run_parts(study, argparse.Namespace(**{**vars(args), "methods": ours, "parts": parts}))
     except OutOfTimeError as error:
         finished = out_of_time(error)
-    finally:
-        code = second.wait()
+    except BaseException:
+        second.terminate()
+        raise
+    code = second.wait()
     if code not in (0, 3):
         raise RuntimeError(f"The process of rivals ended with {code}; its error is above.")
     if finished and code == 0 and "robustness" in args.parts:

@@ -8,6 +8,7 @@ from typing import Any
 
 from authors import Split, load_split, training_rows
 from drawn import retain_and_drawn
+from filelock import FileLock
 from grids import grid
 from ledger import Ledger
 from measure import (
@@ -48,6 +49,9 @@ class Study:
 
     def __init__(self, preset: Preset, tofu: Path, work: Path, ledger: Ledger):
         self.preset, self.tofu, self.work, self.ledger = preset, tofu, work, ledger
+        # Two processes want the same targets and retrained models: one trains them, the other waits.
+        work.mkdir(parents=True, exist_ok=True)
+        self.lock = FileLock(work / "references.lock")
         self.tokenizer = study_tokenizer(preset, tofu, work / "tokenizer")
         # Parts of units that take longer than a run may.
         self.parts = Ledger(work / "parts", ledger.deadline)
@@ -61,11 +65,14 @@ class Study:
 
     def target(self, seed: int) -> Path:
         """Folder of the trained target."""
-        return target_folder(self.preset, self.tofu, self.work, self.tokenizer, seed, self.ledger.deadline)
+        with self.lock:
+            return target_folder(self.preset, self.tofu, self.work, self.tokenizer, seed, self.ledger.deadline)
 
     def retrained(self, split: str, seed: int) -> Path:
         """Folder of the retrained model."""
-        return retrained_folder(self.preset, self.tofu, self.work, self.tokenizer, split, seed, self.ledger.deadline)
+        place = (self.preset, self.tofu, self.work, self.tokenizer, split, seed, self.ledger.deadline)
+        with self.lock:
+            return retrained_folder(*place)
 
     def references(self, split: str, seed: int) -> tuple[Evaluation, Evaluation]:
         """
@@ -74,6 +81,10 @@ class Study:
         Raises:
             ValueError: If there are results of other models than these, or the target has not learned its rows.
         """
+        with self.lock:
+            return self._make_references(split, seed)
+
+    def _make_references(self, split: str, seed: int) -> tuple[Evaluation, Evaluation]:
         made = []
         for name, train_model in (("target", self.target), ("retrained", lambda seed: self.retrained(split, seed))):
             file = self.work / "evaluations" / f"{name}.{split}.s{seed}.json"

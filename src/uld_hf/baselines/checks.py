@@ -5,7 +5,7 @@ import os
 from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
-from ..assistant import check_no_adapter
+from ..assistant import INITS_THAT_KEEP_THE_BASE, check_no_adapter
 
 
 def default_steering_layer(num_layers: int) -> int:
@@ -58,7 +58,7 @@ def check_trainable(model: PreTrainedModel) -> None:
 
 def check_adapter(peft_config: PeftConfig) -> None:
     """
-    Refuse an adapter with which training would not begin at the target, or without which it is not the target any more.
+    Refuse LoRA with which training would not begin at the target, or without which it is not the target any more.
 
     Args:
         peft_config ([`~peft.PeftConfig`]):
@@ -71,11 +71,11 @@ def check_adapter(peft_config: PeftConfig) -> None:
     if not isinstance(peft_config, LoraConfig):
         return
     init, bias = peft_config.init_lora_weights, peft_config.bias
-    if init not in (True, "gaussian") or bias != "none":
+    if init is False or init not in INITS_THAT_KEEP_THE_BASE or bias != "none":
         raise ValueError(
             f"peft_config has init_lora_weights={init!r} and bias={bias!r}: what is unlearned is measured against the "
-            "model under the disabled adapter, which would not be the target. Use init_lora_weights=True or "
-            "'gaussian', and bias='none'."
+            "model under the disabled adapter, which would not be the target. Use init_lora_weights=True, "
+            "'gaussian' or 'orthogonal', and bias='none'."
         )
 
 

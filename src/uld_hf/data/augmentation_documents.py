@@ -2,6 +2,7 @@
 
 import random
 import re
+import unicodedata
 from collections.abc import Iterator
 
 
@@ -69,4 +70,6 @@ def word_starts(text: str) -> list[int]:
     Returns:
         `list[int]`: Positions; of scripts without spaces those of all letters.
     """
-    return [match.start() for match in _WORD_START.finditer(text)]
+    starts = [match.start() for match in _WORD_START.finditer(text)]
+    # A vowel mark belongs to the letter before it.
+    return [start for start in starts if not unicodedata.category(text[start]).startswith("M")]

@@ -40,10 +40,11 @@ _DATE_FORMS = tuple(
 )
 _QUOTED = re.compile(r"\"([^\"]+)\"|“([^”]+)”|(?<!\w)['‘]([^\s'‘’][^\"“”]*?)['’](?!\w)")
 _ACCENTS = re.compile("[\u0300-\u036f]")
-# "one" is more often no number, and "twenty-first" none of these.
+# "one" is more often no number, and "twenty-first" none of these; "six-month" and "ten-second" have one.
 _NUMBER = re.compile(
     r"\b\d+(?:,\d{3})*(?:\.\d+)?\b|"
-    rf"\b(?:{'|'.join(sorted(NUMBER_WORDS[2:], key=len, reverse=True))})\b(?!-(?:first|second|third|\w+th)\b)",
+    rf"\b(?:{'|'.join(sorted(NUMBER_WORDS[2:], key=len, reverse=True))})\b"
+    r"(?!(?<=ty)-(?:first|second|third|fourth|fifth|sixth|seventh|eighth|ninth)\b)",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[^\W\d_](?:[\w'’+-]*[\w+])?")

@@ -89,7 +89,10 @@ def question_forms(question: str, common: frozenset[str], rng: random.Random) ->
         yield from (form.format(indirect) for form in rng.sample(_INDIRECT, len(_INDIRECT)))
     yield from other_dates(question)
     around = _AROUND_REQUEST if re.search(r"[.!][\"'’”)]*$", question) else _AROUND_QUESTION
-    yield from (form.format(question) for form in rng.sample(around, len(around)))
+    forms = rng.sample(around, len(around))
+    # What goes on after it would join a question without a question mark.
+    is_closed = re.search(r"[.?!][\"'’”)]*$", question)
+    yield from (form.format(question) for form in forms if is_closed or form.endswith("{}"))
 
 
 def answer_forms(answer: str, names: Sequence[str], common: frozenset[str], rng: random.Random) -> Iterator[str]:
@@ -142,7 +145,7 @@ def _indirect(question: str, common: frozenset[str]) -> str | None:
                 return None
             return f"{asked} {name} {_third_person(predicate[1])}{rest[len(name) + predicate.end() :]}"
         # "Which languages are Germanic?" has its subject before the verb.
-        alone = name == rest and not re.match("(?:which|what) ", asked)
+        alone = name == rest and not re.match("(?:which|what|how many|how much) ", asked)
         if alone or (name is not None and re.match(_AFTER_SUBJECT, rest[len(name) :])):
             return f"{asked} {name} {verb}{rest[len(name) :]}"
         # "the title of ..." is all subject, and the verb follows it.

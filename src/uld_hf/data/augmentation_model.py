@@ -162,6 +162,11 @@ class _Asker:
 
     def __init__(self, generator: TextGenerationPipeline, sampling: Sampling, name: str):
         self.generator, self.sampling, self.name = generator, sampling, name
+        rendered = generator.tokenizer.apply_chat_template(
+            [{"role": "user", "content": ""}], tokenize=False, add_generation_prompt=True
+        )
+        # Some templates begin the thoughts, and the reply has no tag of its own then.
+        self.begun = "<think>" if rendered.rstrip().endswith("<think>") else ""
 
     def __call__(self, texts: Sequence[str], step: str) -> list[str]:
         set_seed(random.Random(f"{self.name} {step}").getrandbits(32))
@@ -174,7 +179,7 @@ class _Asker:
             max_new_tokens=self.sampling.max_new_tokens,
             return_full_text=False,
         )
-        return [output[0]["generated_text"] for output in outputs]
+        return [self.begun + output[0]["generated_text"] for output in outputs]
 
 
 def _ask_about_pairs(
@@ -220,7 +225,7 @@ def _ask_about_documents(
                 (reply,) = ask(
                     [prompts.REWRITE_PASSAGE.format(passage=original)], f"{PASSAGE} {index} {part} {attempt}"
                 )
-                rewritten = " ".join(_said_for_the_user(reply))
+                rewritten = _rewritten(reply)
                 made[turn].add(
                     PASSAGE,
                     [rewritten or reply],
@@ -268,23 +273,33 @@ def parse_lines(reply: str) -> list[str]:
         introduce others ("Here are ...:") or speak for the model ("I'm sorry, ...") are left out.
     """
     lines = []
-    for line in _said_for_the_user(reply):
-        text = _BULLET.sub("", line).strip()
+    for line in _lines_after_thoughts(reply):
+        text = _BULLET.sub("", line)
         text = _BULLET.sub("", text).strip().strip("*").strip()
         if len(text) > 1 and text[0] == text[-1] == '"' and text.count('"') == 2:
             text = text[1:-1].strip()
-        if text and not _speaks_for_itself(text):
+        if text and not text.endswith(":") and not _is_chatter(line) and not _is_chatter(text):
             lines.append(text)
     return lines
 
 
-def _said_for_the_user(reply: str) -> list[str]:
-    """The lines of a reply, without a reasoning model's thoughts and what the model says for itself."""
+def _rewritten(reply: str) -> str:
+    """The passage of a reply. The model speaks for itself before or after it: inside, "Sure" is somebody else's."""
+    lines = _lines_after_thoughts(reply)
+    if lines and (_is_chatter(lines[0]) or lines[0].endswith(":")):
+        del lines[0]
+    if len(lines) > 1 and _is_chatter(lines[-1]):
+        del lines[-1]
+    return " ".join(lines)
+
+
+def _lines_after_thoughts(reply: str) -> list[str]:
+    """The lines of a reply but for a reasoning model's thoughts; none, if it was cut off while it thought."""
     if "<think>" in reply and "</think>" not in reply:
-        return []  # it was cut off while it thought
+        return []
     lines = (" ".join(line.split()) for line in reply.rpartition("</think>")[2].splitlines())
-    return [line for line in lines if line and not _speaks_for_itself(line)]
+    return [line for line in lines if line]
 
 
-def _speaks_for_itself(line: str) -> bool:
-    return line.endswith(":") or _CHATTER.match(line.replace("\u2019", "'")) is not None
+def _is_chatter(line: str) -> bool:
+    return _CHATTER.match(line.replace("\u2019", "'")) is not None

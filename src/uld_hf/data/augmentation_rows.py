@@ -11,22 +11,28 @@ RowFormat = Literal["question and answer", "prompt and completion", "messages", 
 
 # "Question: ...\nAnswer:", "### Instruction:\n...\n\n### Response:\n", "[INST] ... [/INST]", "<|user|>...<|bot|>".
 _LABEL = r"[A-Z]\w*(?: \w+){0,2}"
-_TAG = r"(?:<\|[^|<>\s]+\|>|</?(?:s|bos|eos|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>)"
+_TAG = r"(?:<[|\uff5c][^|\uff5c<>\s]+[|\uff5c]>|</?(?:s|bos|eos|start_of_turn|end_of_turn)>|\[/?INST\]|<</?SYS>>)"
 _ROLE = r"(?:user|human|assistant|model|system|bot)\b"
 _MARK = re.compile(
     rf"(?:{_TAG}(?:{_ROLE})?)+"
     rf"|(?:^[ \t]*|#+[ \t]*){_LABEL}:(?=\s|$)"
+    rf"|^[ \t]*\*\*{_LABEL}(?::\*\*|\*\*:)"
     rf"|^#+[ \t]*{_LABEL}[ \t]*$"
-    rf"|(?<=[.?!])[ \t]+{_LABEL}:\s*\Z",  # "Who is Alice? Answer:"
+    # "You are kind. USER: Who is Alice? ASSISTANT:"
+    r"|(?<=[.?!])[ \t]+(?:USER|User|HUMAN|Human|Question|Q|Instruction):(?=\s)"
+    rf"|(?:(?<=[.?!])[ \t]+{_LABEL}|[ \t]+(?:ASSISTANT|Assistant|Answer|Response)):\s*\Z",
     re.MULTILINE,
 )
 _ASKS = re.compile(
     r"user|human|\[INST\]|<</SYS>>|\b(?:question|q|instruction|query|prompt|request)(?::|\s*$)", re.IGNORECASE
 )
-# What a question begins with where it does not end as one.
-_ASKING = re.compile(
-    r"(?:what|who|whom|whose|where|when|why|how|which|is|was|are|were|has|have|had|do|does|did|can|could|will|would"
-    r"|tell|name|list|give|describe|explain|write|say|state)\b",
+# What wants to be gone on with, and what asks all the same: "what city was Alice born in".
+_OPEN_END = re.compile(
+    r"\b(?:in|on|at|by|of|to|from|for|with|as|is|was|are|were|has|have|had|called|named|the|an?|and|his|her|its|their)$"
+)
+_ASKS_WITHOUT_MARK = re.compile(
+    r"(?:(?:in|on|at|by|of|to|from|for|with) )?(?:who|whom|where|when|why|(?:how|what|which|whose)(?: \w+){0,2}) "
+    r"(?:is|was|are|were|has|have|had|do|does|did|can|could|will|would)\b",
     re.IGNORECASE,
 )
 
@@ -172,7 +178,7 @@ def is_beginning(row: Mapping[str, Any], kind: RowFormat) -> bool:
     if kind != "prompt and completion" or not isinstance(row["prompt"], str) or _MARK.search(row["prompt"]):
         return False
     text = row["prompt"].strip()
-    return not re.search(r"[.?!:…。\uff1f\uff01][\"'’”)]*$", text) and not _ASKING.match(text)
+    return _OPEN_END.search(text) is not None and "?" not in text and not _ASKS_WITHOUT_MARK.match(text)
 
 
 def answer_of(row: Mapping[str, Any], kind: RowFormat) -> str:

@@ -46,7 +46,8 @@ _NO_TOPIC = {
     "what", "when", "where", "which", "whose", "does", "have", "were", "been", "that", "this", "with", "from", "about",
     "name", "title", "date", "numbe", "known", "tell", "they", "their", "your", "into",
 }  # fmt: skip
-_POLAR = re.compile(r"(?:Yes|Indeed|No)\b")
+# Not "No one", "No. 5" or "Yes Minister".
+_POLAR = re.compile(r"(?:Yes|Indeed|No)(?=[,;:!]|\.?$|\.\s+[A-Z]| [—–-] )")
 # Rows that share this part of their words ask the same of somebody else.
 _ALIKE = 0.5
 # Rows that share less of them ask something else: their answers are worse than none.
