@@ -270,7 +270,7 @@ def parse_lines(reply: str) -> list[str]:
 
     Returns:
         `list[str]`: The lines, without numbers, bullets and quotation marks around the whole of them; lines that
-        introduce others ("Here are ...:") or speak for the model ("I'm sorry, ...") are left out.
+        introduce others ("Here are ...:") or speak for the model ("I'm sorry, ..."), and its thoughts, are left out.
     """
     lines = []
     for line in _lines_after_thoughts(reply):
@@ -278,7 +278,7 @@ def parse_lines(reply: str) -> list[str]:
         text = _BULLET.sub("", text).strip().strip("*").strip()
         if len(text) > 1 and text[0] == text[-1] == '"' and text.count('"') == 2:
             text = text[1:-1].strip()
-        if text and not text.endswith(":") and not _is_chatter(line) and not _is_chatter(text):
+        if text and not text.endswith(":") and not _is_chatter(text):
             lines.append(text)
     return lines
 
