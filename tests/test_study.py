@@ -349,13 +349,15 @@ def test_more_gates_are_tried_of_what_has_one_and_the_chosen_one_stays(study_pat
         assert method.tried_after(best, PRESETS["small"]) == method.subtractions
 
 
+def final(quality: float, utility: float, recall: float, aggregate: float) -> dict:
+    """The result of a final run, as far as summary and bars read it."""
+    names = ("forget quality", "utility, relative", "retain ROUGE", "overall")
+    return {"figures": dict(zip(names, (quality, utility, recall, aggregate), strict=True))}
+
+
 def test_the_summary_has_every_split_the_worst_of_what_is_kept_and_the_mean_aggregate(study_path: None) -> None:
     pytest.importorskip("matplotlib", reason="the study's plots need it: pip install 'uld_hf[study]'")
     from tables import summary_table
-
-    def final(quality: float, utility: float, recall: float, aggregate: float) -> dict:
-        names = ("forget quality", "utility, relative", "retain ROUGE", "overall")
-        return {"figures": dict(zip(names, (quality, utility, recall, aggregate), strict=True))}
 
     results = {
         "final.target.forget05.s0": final(1e-9, 1.0, 1.0, 0.0),
@@ -372,10 +374,6 @@ def test_the_summary_has_every_split_the_worst_of_what_is_kept_and_the_mean_aggr
 
 def test_bars_are_counted_by_run_and_what_diverged_reaches_none(study_path: None) -> None:
     from bars import BARS_HEADER, bars_rows
-
-    def final(quality: float, utility: float, recall: float, aggregate: float) -> dict:
-        names = ("forget quality", "utility, relative", "retain ROUGE", "overall")
-        return {"figures": dict(zip(names, (quality, utility, recall, aggregate), strict=True))}
 
     results = {
         f"final.{name}.forget05.s{seed}": values

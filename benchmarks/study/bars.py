@@ -43,10 +43,9 @@ def reached(results: Results, key: str) -> dict[str, dict[str, bool]]:
     """
     prefix = f"final.{key}."
     runs = {}
-    for name in (name for name in results if name.startswith(prefix)):
-        run = name.removeprefix(prefix)
+    for run in [name.removeprefix(prefix) for name in results if name.startswith(prefix)]:
         target, retrained = (results[f"final.{of}.{run}"]["figures"] for of in ("target", "retrained"))
-        figures = results[name].get("figures")
+        figures = results[prefix + run].get("figures")
         runs[run] = {bar: figures is not None and holds(figures, target, retrained) for bar, holds in BARS.items()}
         divergence = results.get(f"final.dd_linear.{run}", {}).get("figures")
         if divergence is not None and key != "dd_linear":

@@ -70,9 +70,10 @@ class Study:
 
     def retrained(self, split: str, seed: int) -> Path:
         """Folder of the retrained model."""
-        place = (self.preset, self.tofu, self.work, self.tokenizer, split, seed, self.ledger.deadline)
         with self.lock:
-            return retrained_folder(*place)
+            return retrained_folder(
+                self.preset, self.tofu, self.work, self.tokenizer, split, seed, self.ledger.deadline
+            )
 
     def references(self, split: str, seed: int) -> tuple[Evaluation, Evaluation]:
         """

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from bars import BARS_HEADER, bars_rows
+from bars import BARS_HEADER, Results, bars_rows
 from measure import rank
 from methods import METHODS, ULD_LINES
 from presets import Preset
@@ -19,8 +19,6 @@ plt.switch_backend("svg")
 # Without these, every run would write other files.
 plt.rcParams["svg.hashsalt"] = "uld_hf"
 SVG_OPTIONS = {"format": "svg", "metadata": {"Date": None}}
-
-Results = Mapping[str, dict[str, Any]]
 
 LINES = {"target": "target", "retrained": "retrained"} | {key: method.name for key, method in METHODS.items()}
 # Besides forget quality, which is shown by seed: a mean of p-values says nothing.

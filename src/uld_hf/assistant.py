@@ -242,6 +242,20 @@ def load_truncated_model(model_id: str, num_layers: int, **kwargs: Any) -> PreTr
 INITS_THAT_KEEP_THE_BASE = (True, False, "gaussian", "orthogonal")
 
 
+def keeps_the_base(peft_config: LoraConfig) -> bool:
+    """
+    Whether LoRA leaves the base as it is: with the adapter disabled, the model is what it was.
+
+    Args:
+        peft_config ([`~peft.LoraConfig`]):
+            Configuration of the adapter.
+
+    Returns:
+        `bool`: Whether it rewrites no weights and trains no biases.
+    """
+    return peft_config.init_lora_weights in INITS_THAT_KEEP_THE_BASE and peft_config.bias == "none"
+
+
 def check_lora_config(peft_config: PeftConfig) -> None:
     """
     Refuse adapters that would train more than LoRA on the decoder's linear layers.

@@ -16,7 +16,7 @@ from transformers import (
     set_seed,
 )
 
-from ..assistant import INITS_THAT_KEEP_THE_BASE, check_no_adapter, shared_with
+from ..assistant import INITS_THAT_KEEP_THE_BASE, check_no_adapter, keeps_the_base, shared_with
 from ..hub import fingerprint_tokenizer, fingerprint_tokenizer_of
 from ..modeling_uld import ULDForCausalLM
 
@@ -119,11 +119,10 @@ def check_adapter(peft_config: PeftConfig) -> None:
             f"peft_config is a {type(peft_config).__name__}; it must be a peft.LoraConfig without "
             "alora_invocation_tokens, which can be merged into the weights."
         )
-    init, bias = peft_config.init_lora_weights, peft_config.bias
-    if init not in INITS_THAT_KEEP_THE_BASE or bias != "none":
+    if not keeps_the_base(peft_config):
         raise ValueError(
-            f"peft_config has init_lora_weights={init!r} and bias={bias!r}: with others than "
-            f"{INITS_THAT_KEEP_THE_BASE} and 'none' it would change weights that the teacher has too."
+            f"peft_config has init_lora_weights={peft_config.init_lora_weights!r} and bias={peft_config.bias!r}: "
+            f"with others than {INITS_THAT_KEEP_THE_BASE} and 'none' it would change weights that the teacher has too."
         )
 
 

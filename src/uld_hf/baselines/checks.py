@@ -5,7 +5,7 @@ import os
 from peft import LoraConfig, PeftConfig, PeftModel
 from transformers import PreTrainedModel
 
-from ..assistant import INITS_THAT_KEEP_THE_BASE, check_no_adapter
+from ..assistant import check_no_adapter, keeps_the_base
 
 
 def default_steering_layer(num_layers: int) -> int:
@@ -70,11 +70,11 @@ def check_adapter(peft_config: PeftConfig) -> None:
     """
     if not isinstance(peft_config, LoraConfig):
         return
-    init, bias = peft_config.init_lora_weights, peft_config.bias
-    if init is False or init not in INITS_THAT_KEEP_THE_BASE or bias != "none":
+    init = peft_config.init_lora_weights
+    if init is False or not keeps_the_base(peft_config):
         raise ValueError(
-            f"peft_config has init_lora_weights={init!r} and bias={bias!r}: what is unlearned is measured against the "
-            "model under the disabled adapter, which would not be the target. Use init_lora_weights=True, "
+            f"peft_config has init_lora_weights={init!r} and bias={peft_config.bias!r}: what is unlearned is measured "
+            "against the model under the disabled adapter, which would not be the target. Use init_lora_weights=True, "
             "'gaussian' or 'orthogonal', and bias='none'."
         )
 

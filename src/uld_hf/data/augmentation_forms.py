@@ -88,11 +88,11 @@ def question_forms(question: str, common: frozenset[str], rng: random.Random) ->
     if indirect is not None:
         yield from (form.format(indirect) for form in rng.sample(_INDIRECT, len(_INDIRECT)))
     yield from other_dates(question)
-    around = _AROUND_REQUEST if re.search(r"[.!][\"'’”)]*$", question) else _AROUND_QUESTION
+    end = re.search(r"([.?!])[\"'’”)]*$", question)
+    around = _AROUND_REQUEST if end and end[1] != "?" else _AROUND_QUESTION
     forms = rng.sample(around, len(around))
     # What goes on after it would join a question without a question mark.
-    is_closed = re.search(r"[.?!][\"'’”)]*$", question)
-    yield from (form.format(question) for form in forms if is_closed or form.endswith("{}"))
+    yield from (form.format(question) for form in forms if end or form.endswith("{}"))
 
 
 def answer_forms(answer: str, names: Sequence[str], common: frozenset[str], rng: random.Random) -> Iterator[str]:

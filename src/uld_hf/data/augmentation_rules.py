@@ -125,6 +125,7 @@ class _Swapper:
             [entity for entity in find_entities(pair.question, checks.common) if entity.kind == "name"]
             for pair in checks.pairs
         ]
+        self.names = [{entity.text for entity in subjects} for subjects in self.subjects]
         texts = "\n".join(text for pair in checks.pairs for text in pair)
         # Who owns something is somebody: "African American" is asked about too.
         self.people = {
@@ -221,7 +222,7 @@ class _Swapper:
         return entity.kind != "title" and not self.topics[index] & self.topics[other]
 
     def _same_subject(self, index: int, other: int) -> bool:
-        return bool({entity.text for entity in self.subjects[index]} & {entity.text for entity in self.subjects[other]})
+        return not self.names[index].isdisjoint(self.names[other])
 
     def _kind(self, entity: Entity) -> str:
         # Whom one asks about is a person, or what the set is about: not a place, a prize or a language.

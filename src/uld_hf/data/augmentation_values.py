@@ -1,5 +1,6 @@
 """Other numbers and days, near by and in the same writing: what is written otherwise gives itself away."""
 
+import math
 import random
 import re
 
@@ -29,17 +30,16 @@ def other_numbers(text: str, rng: random.Random, before: str = "", after: str = 
         words = rng.sample(words, len(words))
         return [word.capitalize() if text[0].isupper() else word for word in words]
     value = float(text.replace(",", ""))
-    share = re.match(r" ?%| per ?cent\b", after)
+    minutes = re.search(r"\b\d{1,2}:$", before) and len(text) == 2 and value < 60
+    hours = re.match(r":\d\d\b", after) and value < 24
+    share = re.match(r" ?%| per ?cent\b", after) and value <= 100
+    highest = 59 if minutes else 12 if hours and value <= 12 else 23 if hours else 100 if share else math.inf
     if "." in text:
         places = len(text.split(".")[1])
         others = [f"{value * factor:.{places}f}" for factor in rng.sample((0.5, 0.7, 0.8, 1.2, 1.4, 1.7), 6)]
-        return [other for other in others if other != text and (not share or value > 100 or float(other) <= 100)]
-    minutes = re.search(r"\b\d{1,2}:$", before) and len(text) == 2
-    hours = re.match(r":\d\d\b", after) and value < 24
-    highest = 59 if minutes else 12 if hours and value <= 12 else 23 if hours else 100 if share else None
+        return [other for other in others if other != text and float(other) <= highest]
     reach = 25 if 1000 <= value <= 2100 else max(5, int(0.4 * value))
-    near = [int(value) + step for step in range(-reach, reach + 1) if step and value + step > 0]
-    near = [other for other in near if highest is None or value > highest or other <= highest]
+    near = [int(value) + step for step in range(-reach, reach + 1) if step and 0 < value + step <= highest]
     chosen = rng.sample(near, min(8, len(near)))
     # A 0 before it stays, and is not written where there was none.
     width = len(text) if minutes or text[0] == "0" else 1
