@@ -332,6 +332,61 @@ def small_study(study_path: None, ledger: ModuleType, tmp_path: Path, monkeypatc
     return study.Study(PRESETS["small"], SHARED / "tofu", tmp_path / "work", results)
 
 
+@needs_shared
+def test_without_a_retrained_model_unseen_authors_or_the_base_model_say_what_is_to_be_reached(
+    small_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import measure
+    import study
+    from methods import METHODS
+
+    asked: list[tuple[str, list]] = []
+
+    def evaluate(model: str, tokenizer: object, questions: list, max_new_tokens: int) -> SimpleNamespace:
+        asked.append((model, questions))
+        number = len(asked) - 1
+        return SimpleNamespace(truth_ratios=[number], attacks={"loss": [number], "min_k": [number], "zlib": []})
+
+    monkeypatch.setattr(measure, "evaluate", evaluate)
+    monkeypatch.setattr(study, "load_model", str)
+    monkeypatch.setattr(small_study, "target", lambda seed: f"target {seed}")
+    monkeypatch.setattr(small_study, "base", lambda: "base")
+    split = small_study.split("forget25")
+    on_unseen, on_forget = ("target 3", split.unseen_questions), ("base", split.forget_questions)
+
+    reference, beside = small_study.stand_in(METHODS["uld_certain_unseen"], split, 3)
+    assert asked[reference.truth_ratios[0]] == on_unseen
+    assert {name: asked[numbers[0]] for name, numbers in reference.attacks.items()} == {
+        "loss": on_unseen,
+        "min_k": on_unseen,
+    }
+    assert beside.forget is split.forget_beside_unseen
+
+    reference, beside = small_study.stand_in(METHODS["uld_certain_base"], split, 3)
+    assert asked[reference.truth_ratios[0]] == on_forget
+    assert {name: asked[numbers[0]] for name, numbers in reference.attacks.items()} == {
+        "loss": on_unseen,
+        "min_k": on_unseen,
+    }
+    assert beside is split
+
+    reference, _ = small_study.stand_in(METHODS["uld_gated_base"], split, 3)
+    assert asked[reference.truth_ratios[0]] == on_forget
+    assert reference.attacks == {}
+
+
+@needs_shared
+def test_lines_that_go_by_the_base_model_are_of_studies_that_have_one(small_study: Any) -> None:
+    from methods import METHODS
+    from presets import PRESETS
+
+    able = {name: {key for key in METHODS if METHODS[key].can_be_run(preset)} for name, preset in PRESETS.items()}
+    assert able["finetuned"] == able["whole"] == set(METHODS)
+    assert able["small"] == able["full"] == set(METHODS) - {"uld_gated_base", "uld_certain_base"}
+    with pytest.raises(ValueError, match="The targets of 'small' begin with random weights"):
+        small_study.base()
+
+
 def test_more_gates_are_tried_of_what_has_one_and_the_chosen_one_stays(study_path: None) -> None:
     from methods import METHODS
     from presets import PRESETS

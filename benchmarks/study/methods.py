@@ -1,7 +1,7 @@
 """The methods of the study: by which recipe each is trained, and how its logits are composed."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from presets import Preset
 
@@ -26,8 +26,10 @@ class Method:
             Whether it trains on paraphrases and wrong answers too.
         tuned_as (`str`, *optional*):
             Key of the line whose setting this has. Of a composition it is the training too; if there are several, it is
-            then chosen anew on every forget set, and without a retrained model: so that truth ratios are those of
-            authors that the target has never met.
+            then chosen anew on every forget set, and without a retrained model.
+        stand_in (`str`):
+            Whose truth ratios are then to be reached: `"unseen"`, the target's on authors that it has never met, or
+            `"base"`, those of the model that the target was finetuned from, on the forget set.
         ratios (`tuple[float, ...]`):
             Weights of the second assistant that are tried, as shares of the first one's. Where there is a choice, and
             no retrained model, likelihoods and Min-K are to be those of unseen authors too.
@@ -39,6 +41,7 @@ class Method:
     subtractions: tuple[Subtraction, ...] = ()
     augmented: bool = False
     tuned_as: str | None = None
+    stand_in: Literal["unseen", "base"] = "unseen"
     ratios: tuple[float, ...] = (1.0,)
 
     @property
@@ -50,6 +53,10 @@ class Method:
     def is_fixed(self) -> bool:
         """Whether there is one composition, and nothing to choose."""
         return len(self.subtractions) == len(self.ratios) == 1
+
+    def can_be_run(self, preset: Preset) -> bool:
+        """Whether a study of a size has what this line goes by."""
+        return self.stand_in != "base" or preset.pretraining_epochs > 0
 
     def tried(self, preset: Preset) -> tuple[Subtraction, ...]:
         """Compositions that a study of a size tries in its trials."""
@@ -141,6 +148,23 @@ CERTAIN = replace(
     ),
     ratios=(0.9, 1.0, 1.1, 1.2, 1.3),
 )
+# With hundreds of questions the band in which p passes is narrower than the steps of the others.
+FINE = replace(
+    ULD_LINES["uld_gated"],
+    name=f"{ULD_LINES['uld_gated'].name}, alpha by unseen authors in steps of 0.05",
+    paper="",
+    tuned_as="uld_gated",
+    subtractions=_subtractions(
+        tuple(round(0.05 * step, 2) for step in range(20, 41)), relative_top=0.01, clamp=True, gate=0.1
+    ),
+)
+
+
+def _by_the_base(method: Method) -> Method:
+    """A line whose weights are chosen by the base model, in place of unseen authors."""
+    return replace(method, name=method.name.replace("unseen authors", "the base model"), stand_in="base")
+
+
 DIVERGENCE = Method("Divergence Decoding, linear", "", "divergence", _subtractions(relative_top=0.0, center=False))
 RIVALS: dict[str, Method] = {
     "dd_linear": DIVERGENCE,
@@ -185,16 +209,9 @@ METHODS: dict[str, Method] = {
         )
         for key in ("uld_paper", "uld_clamped_filter", "uld_gated")
     },
-    # With hundreds of questions the band in which p passes is narrower than the steps of the others.
-    "uld_gated_fine": replace(
-        ULD_LINES["uld_gated"],
-        name=f"{ULD_LINES['uld_gated'].name}, alpha by unseen authors in steps of 0.05",
-        paper="",
-        tuned_as="uld_gated",
-        subtractions=_subtractions(
-            tuple(round(0.05 * step, 2) for step in range(20, 41)), relative_top=0.01, clamp=True, gate=0.1
-        ),
-    ),
+    "uld_gated_fine": FINE,
+    # What a user can do who has the model that the target was finetuned from.
+    "uld_gated_base": _by_the_base(FINE),
     "uld_contrast_unseen": replace(
         CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_contrast"
     ),
@@ -206,6 +223,9 @@ METHODS: dict[str, Method] = {
     # Chosen as everything else is: on one split, beside the retrained model.
     "uld_certain": replace(CERTAIN, name="ULD, replacement by certainty, drawn (ours)", tuned_as=None),
     "uld_certain_unseen": CERTAIN,
+    "uld_certain_base": replace(
+        CERTAIN, name=CERTAIN.name.replace("unseen authors", "the base model"), stand_in="base"
+    ),
     # Weights that were good on the finetuned preset's seeds 0 to 2, beside the retrained models, for all runs alike.
     "uld_certain_fixed": replace(
         CERTAIN,

@@ -169,7 +169,8 @@ def main() -> int:
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
 
     preset = PRESETS[args.preset]
-    args.methods = list(preset.methods or METHODS) if args.methods is None else args.methods
+    if args.methods is None:
+        args.methods = list(preset.methods or (key for key, each in METHODS.items() if each.can_be_run(preset)))
     args.seeds = list(preset.seeds) if args.seeds is None else args.seeds
     output = args.output or Path(__file__).parents[1] / "results" / "study" / preset.name
     work = args.work or Path("out/study") / preset.name

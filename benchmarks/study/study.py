@@ -12,6 +12,8 @@ from filelock import FileLock
 from grids import grid
 from ledger import Ledger
 from measure import (
+    Reference,
+    base_reference,
     best_subtraction,
     evaluate_model,
     figures,
@@ -20,10 +22,10 @@ from measure import (
     retrained_reference,
     unseen_reference,
 )
-from methods import METHODS, ROBUST_METHODS, TEACHERS, ULD_LINES
+from methods import METHODS, ROBUST_METHODS, TEACHERS, ULD_LINES, Method
 from presets import Preset
 from recipes import Job, costs, folder_name, train
-from targets import load_model, retrained_folder, study_tokenizer, target_folder
+from targets import base_folder, load_model, retrained_folder, study_tokenizer, target_folder
 from training import read_cost
 
 from uld_hf import ULDForCausalLM
@@ -62,6 +64,17 @@ class Study:
         if name not in self._splits:
             self._splits[name] = load_split(self.preset, name, self.tofu)
         return self._splits[name]
+
+    def base(self) -> Path:
+        """Folder of the model that target and retrained models were finetuned from."""
+        with self.lock:
+            folder = base_folder(self.preset, self.tofu, self.work, self.tokenizer, self.ledger.deadline)
+        if folder is None:
+            raise ValueError(
+                f"The targets of {self.preset.name!r} begin with random weights: lines that go by the base model want "
+                "a preset with pretraining_epochs, 'finetuned' or 'whole'."
+            )
+        return folder
 
     def target(self, seed: int) -> Path:
         """Folder of the trained target."""
@@ -158,17 +171,24 @@ class Study:
         tried = method.tried_after(best, self.preset)
 
         def choose() -> dict[str, Any]:
-            with_attacks = len(method.ratios) > 1
-            reference = unseen_reference(load_model(self.target(seed)), self.tokenizer, split, with_attacks)
-            beside = replace(split, forget=split.forget_beside_unseen)
+            reference, beside = self.stand_in(method, split, seed)
             return best_subtraction(model, self.tokenizer, beside, reference, tried, method.ratios)
 
         if method.is_fixed:
             chosen = {"subtraction": asdict(tried[0]), "ratio": method.ratios[0]}
         else:
-            chosen = self.ledger.unit(f"unseen.{key.removesuffix('_unseen')}.{split_name}.s{seed}", choose)
+            name = f"{method.stand_in}.{key.removesuffix(f'_{method.stand_in}')}.{split_name}.s{seed}"
+            chosen = self.ledger.unit(name, choose)
         self.apply(model, chosen)
         return model, chosen
+
+    def stand_in(self, method: Method, split: Split, seed: int) -> tuple[Reference, Split]:
+        """What is to be reached where there is no retrained model, and the split with the rows that are held beside."""
+        with_attacks = len(method.ratios) > 1
+        reference = unseen_reference(load_model(self.target(seed)), self.tokenizer, split, with_attacks)
+        if method.stand_in == "unseen":
+            return reference, replace(split, forget=split.forget_beside_unseen)
+        return base_reference(load_model(self.base()), self.tokenizer, split, reference), split
 
     def apply(self, model: ULDForCausalLM, chosen: dict[str, Any]) -> None:
         """Set a model to a composition of [`best_subtraction`]."""
