@@ -168,6 +168,10 @@ def _by_the_base(method: Method) -> Method:
 DIVERGENCE = Method("Divergence Decoding, linear", "", "divergence", _subtractions(relative_top=0.0, center=False))
 RIVALS: dict[str, Method] = {
     "dd_linear": DIVERGENCE,
+    # As large as auxiliaries that are cut from the target can be.
+    "dd_linear_deep": replace(
+        DIVERGENCE, name=f"{DIVERGENCE.name}, auxiliaries of all layers", recipe="divergence_deep"
+    ),
     # With what our lines of two assistants choose from, and by their rule.
     "dd_linear_unseen": replace(
         DIVERGENCE,
@@ -240,6 +244,11 @@ METHODS: dict[str, Method] = {
         _subtractions(relative_top=0.0, clamp=True),
         augmented=True,
     ),
+    "uld_rules_gated": replace(
+        ULD_LINES["uld_gated"],
+        name="ULD, filter, clamped, gated, augmented by rules (ours)",
+        recipe="uld_rules",
+    ),
     # What do paraphrases and wrong answers do for ULD?
     "uld_plain": Method(
         "ULD, filter, clamped, gated (ours), on rivals' rows", "", "uld_plain", ULD_LINES["uld_gated"].subtractions
@@ -258,5 +267,6 @@ METHODS: dict[str, Method] = {
 ROBUST_METHODS = ("bake", "bake_contrast", "npo_gd")
 # Recipes that are no rivals'.
 OURS = ("uld", "uld_rules", "uld_plain", "contrast", "contrast_drawn", "bake", "bake_contrast")
+DIVERGENCE_RECIPES = ("divergence", "divergence_deep")
 # The teachers of baked models, by recipe: with weights that need no retrained model.
 TEACHERS = {"bake": "uld_gated_unseen", "bake_contrast": "uld_contrast_unseen"}
