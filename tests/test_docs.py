@@ -35,6 +35,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     tiny_model("llama").save_pretrained("my-finetuned-model")
     make_tokenizer().save_pretrained("my-finetuned-model")
+    tiny_model("llama", seed=1).save_pretrained("base-model")
+    make_tokenizer().save_pretrained("base-model")
     target = AutoModelForCausalLM.from_pretrained("my-finetuned-model")
     model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)))
     model.save_pretrained("forget-alice")
@@ -64,7 +66,9 @@ def test_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_evaluation_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [block for block in code_blocks("evaluation.md", "") if block.startswith("uld ")]
     commands = [command for block in commands for command in block.splitlines()]
-    assert [command.split()[1] for command in commands] == ["eval", "sweep", "augment", "augment", "sweep", "report"]
+    assert [command.split()[1] for command in commands] == [
+        *("eval", "sweep", "augment", "sweep", "augment", "sweep", "report")
+    ]
     for command in commands:
         assert uld(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     assert (workplace / "report.html").exists()

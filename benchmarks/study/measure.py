@@ -157,12 +157,10 @@ def unseen_reference(
     return Reference(np.asarray(results.truth_ratios), attacks)
 
 
-def base_reference(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, unseen: Reference
-) -> Reference:
-    """The truth ratios of the model that the target was finetuned from on the forget set; attacks as of unseen ones."""
+def base_reference(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> Reference:
+    """The truth ratios of the model that the target was finetuned from on the forget set."""
     results = evaluate(base, tokenizer, split.forget_questions, max_new_tokens=1)
-    return replace(unseen, truth_ratios=np.asarray(results.truth_ratios))
+    return Reference(np.asarray(results.truth_ratios), {})
 
 
 def retrained_reference(retrained: Evaluation) -> Reference:

@@ -158,13 +158,6 @@ FINE = replace(
         tuple(round(0.05 * step, 2) for step in range(20, 41)), relative_top=0.01, clamp=True, gate=0.1
     ),
 )
-
-
-def _by_the_base(method: Method) -> Method:
-    """A line whose weights are chosen by the base model, in place of unseen authors."""
-    return replace(method, name=method.name.replace("unseen authors", "the base model"), stand_in="base")
-
-
 DIVERGENCE = Method("Divergence Decoding, linear", "", "divergence", _subtractions(relative_top=0.0, center=False))
 RIVALS: dict[str, Method] = {
     "dd_linear": DIVERGENCE,
@@ -215,7 +208,7 @@ METHODS: dict[str, Method] = {
     },
     "uld_gated_fine": FINE,
     # What a user can do who has the model that the target was finetuned from.
-    "uld_gated_base": _by_the_base(FINE),
+    "uld_gated_base": replace(FINE, name=FINE.name.replace("unseen authors", "the base model"), stand_in="base"),
     "uld_contrast_unseen": replace(
         CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_contrast"
     ),
@@ -227,9 +220,6 @@ METHODS: dict[str, Method] = {
     # Chosen as everything else is: on one split, beside the retrained model.
     "uld_certain": replace(CERTAIN, name="ULD, replacement by certainty, drawn (ours)", tuned_as=None),
     "uld_certain_unseen": CERTAIN,
-    "uld_certain_base": replace(
-        CERTAIN, name=CERTAIN.name.replace("unseen authors", "the base model"), stand_in="base"
-    ),
     # Weights that were good on the finetuned preset's seeds 0 to 2, beside the retrained models, for all runs alike.
     "uld_certain_fixed": replace(
         CERTAIN,

@@ -184,11 +184,11 @@ class Study:
 
     def stand_in(self, method: Method, split: Split, seed: int) -> tuple[Reference, Split]:
         """What is to be reached where there is no retrained model, and the split with the rows that are held beside."""
+        if method.stand_in == "base":
+            return base_reference(load_model(self.base()), self.tokenizer, split), split
         with_attacks = len(method.ratios) > 1
         reference = unseen_reference(load_model(self.target(seed)), self.tokenizer, split, with_attacks)
-        if method.stand_in == "unseen":
-            return reference, replace(split, forget=split.forget_beside_unseen)
-        return base_reference(load_model(self.base()), self.tokenizer, split, reference), split
+        return reference, replace(split, forget=split.forget_beside_unseen)
 
     def apply(self, model: ULDForCausalLM, chosen: dict[str, Any]) -> None:
         """Set a model to a composition of [`best_subtraction`]."""

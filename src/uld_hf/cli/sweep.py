@@ -34,10 +34,11 @@ DESCRIPTION = """Try many settings of the subtraction, all from one pass of targ
   uld sweep forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
       --holdout_dataset never_seen.jsonl --alphas 0.25 0.5 0.75 1 1.5 2
 
-Chosen is, within the budget of utility, the highest forget quality above 0.05: beside the model of --retrained; or else
-beside the questions of --holdout_dataset, like the forget set's but never told to the target, where both have wrong
-answers. Where there are none, it is the smallest alpha whose answers are no more probable, and no more often the first
-choice, than those of --holdout_dataset.
+Chosen is, within the budget of utility, the highest forget quality above 0.05: beside the model of --retrained, one
+that was trained without the forget set or, in its place, the one that the target was finetuned from; or else beside the
+questions of --holdout_dataset, like the forget set's but never told to the target, where both have wrong answers. Where
+there are none, it is the smallest alpha whose answers are no more probable, and no more often the first choice, than
+those of --holdout_dataset.
 
 What is chosen by forget quality must also take away first choices, which greedy answers are made of. --save_to writes
 the model with the chosen setting to a new folder, for `uld generate`, `uld eval` and the rest.
@@ -65,7 +66,8 @@ class SweepArguments:
         holdout_dataset (`str`, *optional*):
             JSONL file of questions like the forget set's that the target was not trained on.
         retrained (`str`, *optional*):
-            Folder or hub id of a model trained without the forget set.
+            Folder or hub id of a model that has never seen the forget set: one trained without it or, in its place, the
+            one that the target was finetuned from.
         target (`str`, *optional*):
             Folder or hub id of the target, if it has moved since training.
         alphas (`list[float]`, *optional*):
@@ -97,7 +99,8 @@ class SweepArguments:
         default=None, metadata={"help": "JSONL file of questions of the same kind that the target was not trained on"}
     )
     retrained: str | None = field(
-        default=None, metadata={"help": "folder or hub id of a model trained without the forget set"}
+        default=None,
+        metadata={"help": "folder or hub id of a model that never saw the forget set: retrained, or the target's base"},
     )
     target: str | None = field(
         default=None, metadata={"help": "folder or hub id of the target, if it has moved since training"}
