@@ -949,6 +949,21 @@ def test_sets_that_share_rows_are_refused(files, capsys, command, name, copied):
     assert f"The {copied} set and the {name} set have " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["sweep", "eval"])
+def test_retain_rows_that_ask_what_the_forget_set_asks_are_told_of(files, capsys, command):
+    sets = [part for each in ("forget", "retain") for part in (f"--{each}_dataset", files[each])]
+    more = ["--output_dir", files["results"], "--max_new_tokens", "2"] if command == "eval" else ["--alphas", "1"]
+    assert uld([command, "--model", files["unlearned"], *sets, *more]) == 0
+    assert "ask what the forget set asks" not in capsys.readouterr().err
+    asked = json.loads(Path(files["forget"]).read_text().splitlines()[0])
+    kept = [json.loads(line) for line in Path(files["retain"]).read_text().splitlines()]
+    # As `uld augment` adds it to what is trained on.
+    write_rows(Path(files["retain"]), [*kept, kept[0] | {"question": asked["question"]}])
+    assert uld([command, "--model", files["unlearned"], *sets, *more]) == 0
+    note = f"1 of {len(kept) + 1} rows of {files['retain']} ask what the forget set asks."
+    assert note in capsys.readouterr().err
+
+
 def test_documents_may_begin_alike_but_not_be_the_same(files, capsys):
     def passages(name: str, *starts: str) -> list[Question]:
         return [Question(start, f"{start} goes on", is_passage=True) for start in starts]

@@ -24,7 +24,7 @@ from . import output
 from .identity import check_tokenizer, hash_files, identify, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
-from .questions import check_apart, read_documents, read_questions, read_rows
+from .questions import check_apart, note_wrong_answers, read_documents, read_questions, read_rows
 
 
 DESCRIPTION = """Measure what an unlearned model has forgotten and what it has kept, beside its target.
@@ -392,6 +392,7 @@ def run(arguments: EvalArguments) -> None:
     # A mistake in the last file is told before the first is measured.
     sets = {split: arguments.read(path, tokenizer) for split, path in data.items()}
     check_apart({split: sets[split] for split in ("forget", "retain", "holdout") if split in sets})
+    note_wrong_answers(sets["forget"], sets["retain"], data["retain"])
     for split, questions in sets.items():
         try:
             check_fit(model, tokenizer, questions, arguments.max_new_tokens)

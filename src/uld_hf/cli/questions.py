@@ -12,6 +12,7 @@ from ..data.formatting import PROMPT_TEMPLATE, read_json_lines
 from ..data.local import load_from_hub
 from ..evaluation.evaluation import Question, check_questions
 from ..evaluation.verbatim import split_passages
+from . import output
 from .rows import check_is_json_lines
 
 
@@ -148,6 +149,28 @@ def check_apart(sets: Mapping[str, Sequence[Question]]) -> None:
                 "what must be kept and what was never told are three things. Give another file, or remove the row from "
                 "one of them."
             )
+
+
+def note_wrong_answers(forget: Sequence[Question], retain: Sequence[Question], retain_dataset: str) -> None:
+    """
+    Tell of retain rows that ask what the forget set asks: `uld augment` adds wrong answers to what is trained on.
+
+    Args:
+        forget (`Sequence[Question]`):
+            Questions about what must be forgotten.
+        retain (`Sequence[Question]`):
+            Questions about what must be kept.
+        retain_dataset (`str`):
+            Where these are from.
+    """
+    asked = {question.prompt for question in forget if not question.is_passage}
+    number = sum(question.prompt in asked for question in retain)
+    if number:
+        output.note(
+            f"{number} of {len(retain)} rows of {retain_dataset} ask what the forget set asks. If they are the wrong "
+            "answers that `uld augment` wrote for training, measure on the retain set that it was given: these are "
+            "nothing that must be kept."
+        )
 
 
 def _question(row: dict[str, Any], source: str, tokenizer: PreTrainedTokenizerBase) -> Question:

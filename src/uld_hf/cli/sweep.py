@@ -26,7 +26,7 @@ from . import output
 from .identity import check_tokenizer, hash_files, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
-from .questions import check_apart, has_questions, read_questions, read_rows
+from .questions import check_apart, has_questions, note_wrong_answers, read_questions, read_rows
 
 
 DESCRIPTION = """Try many settings of the subtraction, all from one pass of target and assistant, and choose one.
@@ -186,6 +186,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.holdout_dataset is not None:
         held_out = read_questions(arguments.holdout_dataset, tokenizer)
     check_apart({"forget": forget, "retain": retain} | ({} if held_out is None else {"holdout": held_out}))
+    note_wrong_answers(forget, retain, arguments.retain_dataset)
     options = {"max_new_tokens": 1, "max_batch_tokens": arguments.max_batch_tokens}
     unknown = ratios = attacks = first_choice = None
     if arguments.retrained is not None:
