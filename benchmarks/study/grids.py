@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from methods import DIVERGENCE_RECIPES, OURS, TEACHERS
+from methods import OURS, TEACHERS
 from presets import Preset
 
 
@@ -91,9 +91,8 @@ def grid(recipe: str, preset: Preset) -> list[dict[str, Any]]:
         settings = [dict(each) for each in BAKE_GRID]
     elif recipe in OURS:
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in ULD_GRID]
-    elif recipe in DIVERGENCE_RECIPES:
-        layers = preset.num_layers if recipe == "divergence_deep" else preset.assistant_layers
-        settings = [{**each, "num_assistant_layers": layers} for each in DIVERGENCE_GRID]
+    elif recipe == "divergence":
+        settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in DIVERGENCE_GRID]
     elif recipe.startswith("offset "):
         settings = [{**each, "num_assistant_layers": preset.assistant_layers} for each in OFFSET_GRID]
     elif recipe.startswith("simnpo "):

@@ -161,10 +161,6 @@ FINE = replace(
 DIVERGENCE = Method("Divergence Decoding, linear", "", "divergence", _subtractions(relative_top=0.0, center=False))
 RIVALS: dict[str, Method] = {
     "dd_linear": DIVERGENCE,
-    # As large as auxiliaries that are cut from the target can be.
-    "dd_linear_deep": replace(
-        DIVERGENCE, name=f"{DIVERGENCE.name}, auxiliaries of all layers", recipe="divergence_deep"
-    ),
     # With what our lines of two assistants choose from, and by their rule.
     "dd_linear_unseen": replace(
         DIVERGENCE,
@@ -257,6 +253,5 @@ METHODS: dict[str, Method] = {
 ROBUST_METHODS = ("bake", "bake_contrast", "npo_gd")
 # Recipes that are no rivals'.
 OURS = ("uld", "uld_rules", "uld_plain", "contrast", "contrast_drawn", "bake", "bake_contrast")
-DIVERGENCE_RECIPES = ("divergence", "divergence_deep")
 # The teachers of baked models, by recipe: with weights that need no retrained model.
 TEACHERS = {"bake": "uld_gated_unseen", "bake_contrast": "uld_contrast_unseen"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset
 from ledger import Deadline
-from methods import DIVERGENCE_RECIPES, OURS, TEACHERS
+from methods import OURS, TEACHERS
 from peft import LoraConfig
 from presets import Preset
 from targets import load_model
@@ -197,7 +197,7 @@ RECIPES: dict[str, Callable[[Job, dict[str, Any]], PreTrainedModel]] = {
     "uld_plain": train_assistant,
     **PAIRS,
     **dict.fromkeys(TEACHERS, train_baked),
-    **dict.fromkeys(DIVERGENCE_RECIPES, train_auxiliaries),
+    "divergence": train_auxiliaries,
 }
 
 
