@@ -347,14 +347,25 @@ def test_without_a_retrained_model_unseen_authors_or_the_base_model_say_what_is_
         number = len(asked) - 1
         return SimpleNamespace(truth_ratios=[number], attacks={"loss": [number], "min_k": [number], "zlib": []})
 
+    def score(model: str, tokenizer: object, prompts: tuple, answers: tuple) -> list[SimpleNamespace]:
+        assert model == "base"
+        assert list(answers) == [question.answer for question in split.forget_questions]
+        assert list(prompts) == [question.prompt for question in split.forget_questions]
+        firsts = (torch.tensor([1.0, 0.0]), torch.tensor([1.0]))
+        return [
+            SimpleNamespace(probability=probability, most_probable=first)
+            for probability, first in zip((0.2, 0.4), firsts, strict=True)
+        ]
+
     monkeypatch.setattr(measure, "evaluate", evaluate)
+    monkeypatch.setattr(measure, "score_completions", score)
     monkeypatch.setattr(study, "load_model", str)
     monkeypatch.setattr(small_study, "target", lambda seed: f"target {seed}")
     monkeypatch.setattr(small_study, "base", lambda: "base")
     split = small_study.split("forget25")
     on_unseen, on_forget = ("target 3", split.unseen_questions), ("base", split.forget_questions)
 
-    reference, beside = small_study.stand_in(METHODS["uld_certain_unseen"], split, 3)
+    reference, beside = small_study.reference_for(METHODS["uld_certain_unseen"], split, 3)
     assert asked[reference.truth_ratios[0]] == on_unseen
     assert {name: asked[numbers[0]] for name, numbers in reference.attacks.items()} == {
         "loss": on_unseen,
@@ -362,22 +373,50 @@ def test_without_a_retrained_model_unseen_authors_or_the_base_model_say_what_is_
     }
     assert beside.forget is split.forget_beside_unseen
 
-    reference, beside = small_study.stand_in(METHODS["uld_gated_base"], split, 3)
+    reference, beside = small_study.reference_for(METHODS["uld_gated_base"], split, 3)
     assert asked[reference.truth_ratios[0]] == on_forget
-    assert reference.attacks == {}
-    assert beside is split
+    assert (reference.attacks, reference.unknown, beside) == ({}, None, split)
+
+    reference, beside = small_study.reference_for(METHODS["uld_rules_gated_base"], split, 3)
+    assert (reference.truth_ratios, reference.attacks, beside) == (None, {}, split)
+    assert (reference.unknown.probability, reference.unknown.first_choice) == pytest.approx((0.3, 0.75))
+
+
+def test_by_probability_the_smallest_alpha_that_forgets_and_keeps_is_best(study_path: None) -> None:
+    from measure import rank_by_probability
+
+    from uld_hf.evaluation.sweep import Outcome, Unknown
+
+    unknown, target = Unknown(0.01, 0.3), Outcome(0.9, 1.0)
+    outcomes = {
+        1.0: Outcome(0.02, 0.99, forget_first_choice=0.1),  # too probable
+        1.2: Outcome(0.005, 0.99, forget_first_choice=0.4),  # too often the first choice
+        1.4: Outcome(0.004, 0.97, forget_first_choice=0.2),  # keeps too little
+        1.6: Outcome(0.003, 0.98, forget_first_choice=0.2),
+        1.8: Outcome(0.001, 0.99, forget_first_choice=0.1),
+    }
+    ranked = sorted(outcomes, key=lambda alpha: rank_by_probability(outcomes[alpha], target, unknown, alpha))
+    assert ranked == [1.0, 1.2, 1.4, 1.8, 1.6]
 
 
 @needs_shared
-def test_lines_that_go_by_the_base_model_are_of_studies_that_have_one(small_study: Any) -> None:
+def test_lines_that_go_by_the_base_model_are_of_studies_that_have_one(
+    small_study: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import run
     from methods import METHODS
     from presets import PRESETS
 
     able = {name: {key for key in METHODS if METHODS[key].can_be_run(preset)} for name, preset in PRESETS.items()}
     assert able["finetuned"] == able["whole"] == set(METHODS)
-    assert able["small"] == able["full"] == set(METHODS) - {"uld_gated_base"}
+    assert able["small"] == able["full"] == set(METHODS) - {"uld_gated_base", "uld_rules_gated_base"}
     with pytest.raises(ValueError, match="The targets of 'small' begin with random weights"):
         small_study.base()
+    command = ["run.py", "--preset", "small", "--tofu", str(SHARED / "tofu"), "--methods", "uld_gated_base", "ga"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "--methods: uld_gated_base go by the model that the target was finetuned from" in capsys.readouterr().err
 
 
 def test_more_gates_are_tried_of_what_has_one_and_the_chosen_one_stays(study_path: None) -> None:

@@ -1,6 +1,6 @@
 """All figures of one model on one split, through `uld_hf.evaluation`."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,9 @@ from authors import Split
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_hf.evaluation.comparison import compare, kept_utility
-from uld_hf.evaluation.evaluation import Evaluation, evaluate
-from uld_hf.evaluation.scoring import Subtraction
-from uld_hf.evaluation.sweep import FORGOTTEN, MATCHED_ATTACKS, Outcome, sweep
+from uld_hf.evaluation.evaluation import Evaluation, Question, evaluate
+from uld_hf.evaluation.scoring import Subtraction, score_completions
+from uld_hf.evaluation.sweep import FORGOTTEN, MATCHED_ATTACKS, Outcome, Unknown, has_forgotten, sweep
 from uld_hf.modeling_uld import ULDForCausalLM
 
 
@@ -132,40 +132,70 @@ def rank(outcome: Outcome, target: Outcome) -> tuple[int, float]:
     return 2, outcome.forget_quality
 
 
+def rank_by_probability(outcome: Outcome, target: Outcome, unknown: Unknown, alpha: float) -> tuple[int, float]:
+    """
+    The order of settings where there is no forget quality: of those that forget and keep, first the smallest `alpha`.
+
+    Args:
+        outcome (`Outcome`):
+            What a setting does.
+        target (`Outcome`):
+            What the target does.
+        unknown (`Unknown`):
+            What is to be reached.
+        alpha (`float`):
+            The setting's.
+
+    Returns:
+        `tuple[int, float]`: The higher the better.
+    """
+    if not has_forgotten(outcome, unknown):
+        return 0, -outcome.forget_probability
+    if outcome.retain_probability < KEPT * target.retain_probability:
+        return 1, outcome.retain_probability
+    return 2, -alpha
+
+
 @dataclass(frozen=True)
 class Reference:
     """
     What the forget set should look like after unlearning.
 
     Args:
-        truth_ratios (`numpy.ndarray`):
-            Truth ratios: the retrained model's on the forget set, or the target's on authors that it has never met.
+        truth_ratios (`numpy.ndarray`, *optional*):
+            Truth ratios: of a model that has not seen the forget set on it, or the target's on authors that it has
+            never met.
         attacks (`dict[str, list[float]]`):
             Numbers of membership attacks on these answers, see [`MATCHED_ATTACKS`]; empty where they do not count.
+        unknown ([`Unknown`], *optional*):
+            Where there are no truth ratios, what a model that has not seen the forget set makes of its answers.
     """
 
-    truth_ratios: np.ndarray
-    attacks: dict[str, list[float]]
+    truth_ratios: np.ndarray | None
+    attacks: dict[str, list[float]] = field(default_factory=dict)
+    unknown: Unknown | None = None
 
 
-def unseen_reference(
-    target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, with_attacks: bool
+def reference_by(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question], with_attacks: bool = False
 ) -> Reference:
-    """The target's truth ratios on authors that it has never met, and how their answers look to attacks."""
-    results = evaluate(target, tokenizer, split.unseen_questions, max_new_tokens=1)
+    """A model's truth ratios on questions whose answers it was never told, and how these look to attacks."""
+    results = evaluate(model, tokenizer, questions, max_new_tokens=1)
     attacks = {name: results.attacks[name] for name in MATCHED_ATTACKS} if with_attacks else {}
     return Reference(np.asarray(results.truth_ratios), attacks)
 
 
-def base_reference(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split) -> Reference:
-    """The truth ratios of the model that the target was finetuned from on the forget set."""
-    results = evaluate(base, tokenizer, split.forget_questions, max_new_tokens=1)
-    return Reference(np.asarray(results.truth_ratios), {})
+def reference_by_probability(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question]
+) -> Reference:
+    """What a model makes of right answers that it was never told."""
+    prompts, answers = zip(*((question.prompt, question.answer) for question in questions), strict=True)
+    return Reference(None, unknown=Unknown.from_scores(score_completions(model, tokenizer, prompts, answers)))
 
 
 def retrained_reference(retrained: Evaluation) -> Reference:
     """The retrained model's truth ratios on the forget set."""
-    return Reference(np.asarray(retrained.sets["forget"].truth_ratios), {})
+    return Reference(np.asarray(retrained.sets["forget"].truth_ratios))
 
 
 def best_subtraction(
@@ -194,7 +224,8 @@ def best_subtraction(
             Weights of a second assistant, as shares of the first one's.
 
     Returns:
-        `dict[str, Any]`: `"subtraction"` and `"ratio"` of the best by [`rank`], and its `"outcome"`.
+        `dict[str, Any]`: `"subtraction"` and `"ratio"` of the best by [`rank`] or [`rank_by_probability`], and its
+        `"outcome"`.
     """
     shares = (None,) if ratios == (1.0,) else ratios
     settings = [replace(each, share=share) for share in shares for each in subtractions]
@@ -208,7 +239,13 @@ def best_subtraction(
         unseen_attacks=reference.attacks or None,
     )
     outcomes = [replace(each, forget_quality=each.least_p) for each in outcomes]
-    best = max(range(len(settings)), key=lambda index: rank(outcomes[index], target))
+
+    def preference(index: int) -> tuple[int, float]:
+        if reference.unknown is None:
+            return rank(outcomes[index], target)
+        return rank_by_probability(outcomes[index], target, reference.unknown, settings[index].alpha)
+
+    best = max(range(len(settings)), key=preference)
     share, outcome = settings[best].share, outcomes[best]
     return {
         "subtraction": asdict(replace(settings[best], share=None)),

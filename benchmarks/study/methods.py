@@ -28,11 +28,12 @@ class Method:
             Key of the line whose setting this has. Of a composition it is the training too; if there are several, it is
             then chosen anew on every forget set, and without a retrained model.
         stand_in (`str`):
-            Whose truth ratios are then to be reached: `"unseen"`, the target's on authors that it has never met, or
-            `"base"`, those of the model that the target was finetuned from, on the forget set.
+            What is then to be reached: the target's truth ratios on authors that it has never met (`"unseen"`), those
+            of the model that the target was finetuned from on the forget set (`"base"`), or what that model makes of
+            the right answers (`"base_probability"`).
         ratios (`tuple[float, ...]`):
-            Weights of the second assistant that are tried, as shares of the first one's. Where there is a choice, and
-            no retrained model, likelihoods and Min-K are to be those of unseen authors too.
+            Weights of the second assistant that are tried, as shares of the first one's. Where there is a choice, by
+            unseen authors, likelihoods and Min-K are to be theirs too.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Method:
     subtractions: tuple[Subtraction, ...] = ()
     augmented: bool = False
     tuned_as: str | None = None
-    stand_in: Literal["unseen", "base"] = "unseen"
+    stand_in: Literal["unseen", "base", "base_probability"] = "unseen"
     ratios: tuple[float, ...] = (1.0,)
 
     @property
@@ -56,7 +57,7 @@ class Method:
 
     def can_be_run(self, preset: Preset) -> bool:
         """Whether a study of a size has what this line goes by."""
-        return self.stand_in != "base" or preset.pretraining_epochs > 0
+        return self.stand_in == "unseen" or preset.pretraining_epochs > 0
 
     def tried(self, preset: Preset) -> tuple[Subtraction, ...]:
         """Compositions that a study of a size tries in its trials."""
@@ -192,6 +193,7 @@ RIVALS: dict[str, Method] = {
     "undial_none": Method("UNDIAL, no retain term", "", "undial none"),
     "rmu": Method("RMU", "", "rmu activations"),
 }
+RULES_GATED = "ULD, filter, clamped, gated, augmented by rules (ours)"
 METHODS: dict[str, Method] = {
     **ULD_LINES,
     "uld_contrast": CONTRAST,
@@ -204,7 +206,11 @@ METHODS: dict[str, Method] = {
     },
     "uld_gated_fine": FINE,
     # What a user can do who has the model that the target was finetuned from.
-    "uld_gated_base": replace(FINE, name=FINE.name.replace("unseen authors", "the base model"), stand_in="base"),
+    "uld_gated_base": replace(
+        FINE,
+        name=f"{ULD_LINES['uld_gated'].name}, alpha by the base model in steps of 0.05",
+        stand_in="base",
+    ),
     "uld_contrast_unseen": replace(
         CONTRAST, name=f"{CONTRAST.name}, weights by unseen authors", tuned_as="uld_contrast"
     ),
@@ -232,8 +238,15 @@ METHODS: dict[str, Method] = {
     ),
     "uld_rules_gated": replace(
         ULD_LINES["uld_gated"],
-        name="ULD, filter, clamped, gated, augmented by rules (ours)",
+        name=RULES_GATED,
         recipe="uld_rules",
+    ),
+    "uld_rules_gated_base": replace(
+        FINE,
+        name=f"{RULES_GATED}, alpha by the base model's probabilities in steps of 0.05",
+        recipe="uld_rules",
+        tuned_as="uld_rules_gated",
+        stand_in="base_probability",
     ),
     # What do paraphrases and wrong answers do for ULD?
     "uld_plain": Method(

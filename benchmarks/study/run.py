@@ -169,8 +169,15 @@ def main() -> int:
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
 
     preset = PRESETS[args.preset]
+    able = [key for key, method in METHODS.items() if method.can_be_run(preset)]
     if args.methods is None:
-        args.methods = list(preset.methods or (key for key, each in METHODS.items() if each.can_be_run(preset)))
+        args.methods = list(preset.methods or able)
+    unable = set(args.methods) - set(able)
+    if unable:
+        parser.error(
+            f"--methods: {', '.join(sorted(unable))} go by the model that the target was finetuned from, and that of "
+            f"{preset.name!r} begins with random weights. Leave them out, or take 'finetuned' or 'whole'."
+        )
     args.seeds = list(preset.seeds) if args.seeds is None else args.seeds
     output = args.output or Path(__file__).parents[1] / "results" / "study" / preset.name
     work = args.work or Path("out/study") / preset.name

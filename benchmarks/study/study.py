@@ -13,14 +13,14 @@ from grids import grid
 from ledger import Ledger
 from measure import (
     Reference,
-    base_reference,
     best_subtraction,
     evaluate_model,
     figures,
     outcome_of,
     rank,
+    reference_by,
+    reference_by_probability,
     retrained_reference,
-    unseen_reference,
 )
 from methods import METHODS, ROBUST_METHODS, TEACHERS, ULD_LINES, Method
 from presets import Preset
@@ -70,10 +70,7 @@ class Study:
         with self.lock:
             folder = base_folder(self.preset, self.tofu, self.work, self.tokenizer, self.ledger.deadline)
         if folder is None:
-            raise ValueError(
-                f"The targets of {self.preset.name!r} begin with random weights: lines that go by the base model want "
-                "a preset with pretraining_epochs, 'finetuned' or 'whole'."
-            )
+            raise ValueError(f"The targets of {self.preset.name!r} begin with random weights: there is no base model.")
         return folder
 
     def target(self, seed: int) -> Path:
@@ -171,7 +168,7 @@ class Study:
         tried = method.tried_after(best, self.preset)
 
         def choose() -> dict[str, Any]:
-            reference, beside = self.stand_in(method, split, seed)
+            reference, beside = self.reference_for(method, split, seed)
             return best_subtraction(model, self.tokenizer, beside, reference, tried, method.ratios)
 
         if method.is_fixed:
@@ -182,13 +179,16 @@ class Study:
         self.apply(model, chosen)
         return model, chosen
 
-    def stand_in(self, method: Method, split: Split, seed: int) -> tuple[Reference, Split]:
+    def reference_for(self, method: Method, split: Split, seed: int) -> tuple[Reference, Split]:
         """What is to be reached where there is no retrained model, and the split with the rows that are held beside."""
-        if method.stand_in == "base":
-            return base_reference(load_model(self.base()), self.tokenizer, split), split
-        with_attacks = len(method.ratios) > 1
-        reference = unseen_reference(load_model(self.target(seed)), self.tokenizer, split, with_attacks)
-        return reference, replace(split, forget=split.forget_beside_unseen)
+        if method.stand_in == "unseen":
+            with_attacks = len(method.ratios) > 1
+            reference = reference_by(
+                load_model(self.target(seed)), self.tokenizer, split.unseen_questions, with_attacks
+            )
+            return reference, replace(split, forget=split.forget_beside_unseen)
+        by = reference_by if method.stand_in == "base" else reference_by_probability
+        return by(load_model(self.base()), self.tokenizer, split.forget_questions), split
 
     def apply(self, model: ULDForCausalLM, chosen: dict[str, Any]) -> None:
         """Set a model to a composition of [`best_subtraction`]."""

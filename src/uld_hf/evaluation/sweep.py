@@ -56,7 +56,7 @@ class Outcome:
 @dataclass(frozen=True)
 class Unknown:
     """
-    What the target makes of right answers about like things that it was never told.
+    What a model makes of right answers that it was never told: the target of like ones, or another model of these.
 
     Args:
         probability (`float`):
@@ -67,6 +67,23 @@ class Unknown:
 
     probability: float
     first_choice: float
+
+    @classmethod
+    def from_scores(cls, scores: Sequence[ChoiceScores]) -> "Unknown":
+        """
+        What a model makes of them, from its scores.
+
+        Args:
+            scores (`Sequence[ChoiceScores]`):
+                Of [`score_completions`].
+
+        Returns:
+            [`Unknown`]: The means.
+        """
+        return cls(
+            float(np.mean([row.probability for row in scores])),
+            float(np.mean([row.most_probable.mean() for row in scores])),
+        )
 
 
 def sweep(
