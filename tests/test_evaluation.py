@@ -731,11 +731,51 @@ def test_a_sweep_over_documents_scores_no_end(unlearned):
     assert target.forget_probability == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_sweep_against_a_retrained_model_needs_wrong_answers(files, capsys):
-    write_rows(Path(files["forget"]), [{"question": "w1", "answer": "w2"}])
+def test_without_wrong_answers_a_sweep_goes_by_what_the_retrained_model_makes_of_right_ones(files, tmp_path, capsys):
+    # The target knows what it says itself: three answers of five that a model with other weights was never told.
+    tokenizer = make_tokenizer()
+    target, never_told = (AutoModelForCausalLM.from_pretrained(files[name]) for name in ("target", "retrained"))
+    questions = read_questions(files["forget"], tokenizer)
+    said, guessed = (evaluate(model, tokenizer, questions, 4).completions for model in (target, never_told))
+    said = said[:3] + guessed[3:]
+    asked = [json.loads(line)["question"] for line in Path(files["forget"]).read_text().splitlines()]
+    rows = [{"question": question, "answer": text.strip()} for question, text in zip(asked, said, strict=True)]
+    write_rows(Path(files["forget"]), rows)
+    output = tmp_path / "sweep.json"
+    # fmt: off
+    command = [
+        "sweep", "--model", files["unlearned"], "--forget_dataset", files["forget"], "--retain_dataset",
+        files["retain"], "--retrained", files["retrained"], "--alphas", "0.001", "2", "4", "8", "--clamps", "off",
+        "--utility_budget", "0.999", "--output", str(output),
+    ]
+    # fmt: on
+    assert uld(command) == 0
+    report = json.loads(output.read_text())
+    questions = read_questions(files["forget"], tokenizer)
+    prompts, answers = zip(*((question.prompt, question.answer) for question in questions), strict=True)
+    scores = score_completions(never_told, tokenizer, prompts, answers)
+    unknown = Unknown.from_scores(scores)
+    assert report["unknown"] == pytest.approx(vars(unknown))
+    assert report["retrained"] == files["retrained"]
+    outcomes = [
+        (each["forget_probability"], each["forget_first_choice"], each["forget_quality"]) for each in report["settings"]
+    ]
+    good = [p <= unknown.probability and first <= unknown.first_choice for p, first, _ in outcomes]
+    assert (good[0], True in good) == (False, True)
+    assert report["chosen"] == good.index(True)
+    assert {quality for *_, quality in outcomes} == {None}
+    assert "still the first choice, as of the model of --retrained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["eval", "sweep"])
+def test_a_retrained_model_that_lacks_tokens_is_refused(files, monkeypatch, capsys, command):
+    tiny_model("llama", seed=6, vocab_size=32).save_pretrained(files["retrained"])
+    monkeypatch.setattr(f"uld_hf.cli.{command}.evaluate", lambda *args, **options: pytest.fail("measured already"))
     sets = ["--forget_dataset", files["forget"], "--retain_dataset", files["retain"]]
-    assert uld(["sweep", "--model", files["unlearned"], *sets, "--retrained", files["retrained"]]) == 2
-    assert "the forget rows have no 'perturbed_answer'" in capsys.readouterr().err
+    output = ["--output_dir", files["results"]] if command == "eval" else []
+    assert uld([command, "--model", files["unlearned"], *sets, *output, "--retrained", files["retrained"]]) == 2
+    number = len(make_tokenizer())
+    assert f"knows 32 tokens and the unlearned model's tokenizer has {number}" in capsys.readouterr().err
 
 
 def test_a_subtraction_is_applied_to_all_assistants_in_proportion():

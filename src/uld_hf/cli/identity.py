@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..assistant import lora_weights
 from ..hub import fingerprint_target, fingerprint_tokenizer, fingerprint_tokenizer_of
@@ -92,10 +92,16 @@ def check_tokenizer(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> No
             The tokenizer that it is going to be measured with.
 
     Raises:
-        ValueError: If there is a tokenizer beside it, and it differs.
+        ValueError: If there is a tokenizer beside it, and it differs, or this one has tokens that it does not know.
     """
     if fingerprint_tokenizer_of(name_or_path) not in (None, fingerprint_tokenizer(tokenizer)):
         raise ValueError(
             f"{name_or_path} has another tokenizer than the unlearned model: the two cannot be compared token by "
-            "token. Give a model that was retrained from the same base."
+            "token. Give a model that was trained from the same base."
+        )
+    known = AutoConfig.from_pretrained(name_or_path).get_text_config().vocab_size
+    if len(tokenizer) > known:
+        raise ValueError(
+            f"{name_or_path} knows {known} tokens and the unlearned model's tokenizer has {len(tokenizer)}: some were "
+            "added later, as chat templates do. Give a model that knows them."
         )

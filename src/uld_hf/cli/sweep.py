@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_uld import SHARED_SETTINGS
-from ..evaluation.evaluation import evaluate
-from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction, score_completions
+from ..evaluation.evaluation import Question, evaluate
+from ..evaluation.scoring import MAX_BATCH_TOKENS, ChoiceScores, Subtraction, score_completions
 from ..evaluation.sweep import (
     MATCHED_ATTACKS,
     Outcome,
@@ -22,6 +23,7 @@ from ..evaluation.sweep import (
     most_first_choices,
     sweep,
 )
+from ..modeling_uld import ULDForCausalLM
 from . import output
 from .identity import check_tokenizer, hash_files, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
@@ -34,11 +36,11 @@ DESCRIPTION = """Try many settings of the subtraction, all from one pass of targ
   uld sweep forget-alice --forget_dataset forget.jsonl --retain_dataset retain.jsonl \\
       --holdout_dataset never_seen.jsonl --alphas 0.25 0.5 0.75 1 1.5 2
 
-Chosen is, within the budget of utility, the highest forget quality above 0.05: beside the model of --retrained, one
-that was trained without the forget set or, in its place, the one that the target was finetuned from; or else beside the
-questions of --holdout_dataset, like the forget set's but never told to the target, where both have wrong answers. Where
-there are none, it is the smallest alpha whose answers are no more probable, and no more often the first choice, than
-those of --holdout_dataset.
+--retrained is a model that never saw the forget set: one that was trained without it or, in its place, the one that the
+target was finetuned from. Chosen is, within the budget of utility, the smallest alpha whose answers are no more
+probable, and no more often the first choice, than that model finds them; where the forget rows have wrong answers, the
+highest forget quality above 0.05 beside it. Without such a model --holdout_dataset takes its place: questions like the
+forget set's that the target was never told, with wrong answers or without.
 
 What is chosen by forget quality must also take away first choices, which greedy answers are made of. --save_to writes
 the model with the chosen setting to a new folder, for `uld generate`, `uld eval` and the rest.
@@ -187,41 +189,9 @@ def main(argv: Sequence[str]) -> None:
         held_out = read_questions(arguments.holdout_dataset, tokenizer)
     check_apart({"forget": forget, "retain": retain} | ({} if held_out is None else {"holdout": held_out}))
     note_wrong_answers(forget, retain, arguments.retain_dataset)
-    options = {"max_new_tokens": 1, "max_batch_tokens": arguments.max_batch_tokens}
-    unknown = ratios = attacks = first_choice = None
-    if arguments.retrained is not None:
-        if not forget[0].perturbed_answers:
-            raise ValueError(
-                "--retrained is for the forget quality, which needs wrong answers: the forget rows have no "
-                "'perturbed_answer'. Give --holdout_dataset in its place."
-            )
-        retrained = load_model(arguments.retrained)
-        results = evaluate(retrained, tokenizer, forget, **options)
-        ratios, first_choice = results.truth_ratios, float(np.mean(results.exact_memorization))
-        del retrained
-    if held_out is not None:
-        with_wrong = {
-            path: bool(questions[0].perturbed_answers)
-            for path, questions in ((arguments.forget_dataset, forget), (arguments.holdout_dataset, held_out))
-        }
-        if ratios is None and all(with_wrong.values()):
-            # What the model should be like on the forget set: as on people whom nobody told it of.
-            results = evaluate(model.target, tokenizer, held_out, **options)
-            ratios, first_choice = results.truth_ratios, float(np.mean(results.exact_memorization))
-        elif ratios is None and any(with_wrong.values()):
-            (lacking,) = (path for path, found in with_wrong.items() if not found)
-            output.note(f"No forget quality: the rows of {lacking} have no 'perturbed_answer'. Chosen by probability.")
-        if ratios is None or arguments.match_attacks:
-            prompts, answers = zip(*((question.prompt, question.answer) for question in held_out), strict=True)
-            with_end = not held_out[0].is_passage
-            scores = score_completions(model.target, tokenizer, prompts, answers, arguments.max_batch_tokens, with_end)
-        if ratios is None:
-            unknown = Unknown(
-                float(np.mean([row.probability for row in scores])),
-                float(np.mean([row.most_probable.mean() for row in scores])),
-            )
-        if arguments.match_attacks:
-            attacks = {name: [attack(row) for row in scores] for name, attack in MATCHED_ATTACKS.items()}
+    reference = find_reference(arguments, model, tokenizer, forget, held_out)
+    ratios, first_choice, unknown = reference.truth_ratios, reference.first_choice, reference.unknown
+    attacks = reference.attacks
 
     questions = (forget, retain)
     target, outcomes = sweep(model, tokenizer, *questions, settings, ratios, arguments.max_batch_tokens, attacks)
@@ -230,14 +200,15 @@ def main(argv: Sequence[str]) -> None:
         if has_forgotten(target, unknown):
             conclusion = (
                 "Nothing chosen: by this measure the target itself has forgotten enough. It never learned the forget "
-                "set, or there are too few questions to tell."
+                "set, the model of --retrained knows it as well, or there are too few questions to tell."
             )
-            if ratios is not None and arguments.retrained is None:
+            if ratios is not None:
                 conclusion += " Rows without 'perturbed_answer' are chosen by probability, for which fewer do."
         else:
             chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown, first_choice)
             most = most_first_choices(target, first_choice)
-            conclusion = describe_choice(settings, chosen, unknown or most, attacks is not None)
+            whose = "held-out answers" if arguments.retrained is None else "model of --retrained"
+            conclusion = describe_choice(settings, chosen, unknown or most, whose, attacks is not None)
         if ratios is not None and len(forget) < FEW:
             conclusion += (
                 f"\nOf {len(forget)} questions a forget quality says little: have {FEW} or more, or look closely."
@@ -246,6 +217,7 @@ def main(argv: Sequence[str]) -> None:
         "target": vars(target),
         "unknown": None if unknown is None else vars(unknown),
         "first_choice": first_choice,
+        "retrained": arguments.retrained,
         "chosen": chosen,
         "settings": as_rows(settings, outcomes),
         # By these `uld report` sees whether sweep and evaluation belong together.
@@ -270,6 +242,98 @@ def main(argv: Sequence[str]) -> None:
         output.note(
             f'Saved to {arguments.save_to}. Look at its answers:\n  uld generate {arguments.save_to} {asking} "..."'
         )
+
+
+@dataclass(frozen=True)
+class Reference:
+    """
+    What the settings are held against; all of it `None` where nothing was given.
+
+    Args:
+        truth_ratios (`numpy.ndarray`, *optional*):
+            Truth ratios to be reached.
+        first_choice (`float`, *optional*):
+            Beside these, the share of the answers' tokens that are the first choice.
+        unknown ([`Unknown`], *optional*):
+            Where there are no truth ratios, what is made of the answers.
+        attacks (`dict[str, list[float]]`, *optional*):
+            Numbers of attacks on held-out answers, if they count.
+    """
+
+    truth_ratios: np.ndarray | None = None
+    first_choice: float | None = None
+    unknown: Unknown | None = None
+    attacks: dict[str, list[float]] | None = None
+
+
+def find_reference(
+    arguments: SweepArguments,
+    model: ULDForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    forget: Sequence[Question],
+    held_out: Sequence[Question] | None,
+) -> Reference:
+    """
+    What the model should be like on the forget set: as one that was never told, or as on what nobody told it.
+
+    Args:
+        arguments ([`SweepArguments`]):
+            The command's.
+        model ([`ULDForCausalLM`]):
+            The unlearned model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        forget (`Sequence[Question]`):
+            Questions about what must be forgotten.
+        held_out (`Sequence[Question]`, *optional*):
+            Questions of `--holdout_dataset`.
+
+    Returns:
+        [`Reference`]: By truth ratios where there are wrong answers to what is asked, else by probability.
+    """
+    if arguments.retrained is None and held_out is None:
+        return Reference()
+    by, asked, by_ratios = model.target, held_out, bool(forget[0].perturbed_answers)
+    if arguments.retrained is not None:
+        by, asked = load_model(arguments.retrained), forget
+    elif by_ratios != bool(held_out[0].perturbed_answers):
+        lacking = arguments.holdout_dataset if by_ratios else arguments.forget_dataset
+        output.note(f"No forget quality: the rows of {lacking} have no 'perturbed_answer'. Chosen by probability.")
+        by_ratios = False
+    tokens = arguments.max_batch_tokens
+    if by_ratios:
+        results = evaluate(by, tokenizer, asked, max_new_tokens=1, max_batch_tokens=tokens)
+        found = Reference(results.truth_ratios, float(np.mean(results.exact_memorization)))
+    else:
+        found = Reference(unknown=Unknown.from_scores(score_answers(by, tokenizer, asked, tokens)))
+    if arguments.match_attacks:
+        scores = score_answers(model.target, tokenizer, held_out, tokens)
+        attacks = {name: [attack(row) for row in scores] for name, attack in MATCHED_ATTACKS.items()}
+        found = replace(found, attacks=attacks)
+    return found
+
+
+def score_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], max_batch_tokens: int
+) -> list[ChoiceScores]:
+    """
+    How likely a model finds the right answers.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        questions (`Sequence[Question]`):
+            The questions.
+        max_batch_tokens (`int`):
+            Most tokens to score at once.
+
+    Returns:
+        `list[ChoiceScores]`: Of each answer.
+    """
+    prompts, answers = zip(*((question.prompt, question.answer) for question in questions), strict=True)
+    return score_completions(model, tokenizer, prompts, answers, max_batch_tokens, not questions[0].is_passage)
 
 
 def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: Sequence[Outcome]) -> str:
@@ -309,7 +373,11 @@ def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: 
 
 
 def describe_choice(
-    settings: Sequence[Subtraction], chosen: int | None, reference: Unknown | float, with_attacks: bool = False
+    settings: Sequence[Subtraction],
+    chosen: int | None,
+    reference: Unknown | float,
+    whose: str = "held-out answers",
+    with_attacks: bool = False,
 ) -> str:
     """
     A sentence about the choice.
@@ -320,8 +388,10 @@ def describe_choice(
         chosen (`int`, *optional*):
             Index of the one chosen.
         reference ([`Unknown`] or `float`):
-            What the target makes of answers it was never told, if that was the measure; with a forget quality, the
-            share of first choices that must not be left.
+            What is made of answers that were never told, if that was the measure; with a forget quality, the share of
+            first choices that must not be left.
+        whose (`str`, *optional*, defaults to `"held-out answers"`):
+            What the former is of.
         with_attacks (`bool`, *optional*, defaults to `False`):
             Whether attacks had to be like those on held-out answers too.
 
@@ -333,7 +403,7 @@ def describe_choice(
         kind = "the highest of the smaller of both p," if with_attacks else "the highest forget quality"
     measure = (
         f"a probability of at most {reference.probability:.3g} and at most {reference.first_choice:.0%} of the tokens "
-        "still the first choice, as of the held-out answers"
+        f"still the first choice, as of the {whose}"
         if isinstance(reference, Unknown)
         else f"less than {reference:.0%} of the tokens still the first choice and p above 0.05"
     )
