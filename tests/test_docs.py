@@ -66,9 +66,7 @@ def test_quick_start_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_evaluation_commands_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [block for block in code_blocks("evaluation.md", "") if block.startswith("uld ")]
     commands = [command for block in commands for command in block.splitlines()]
-    assert [command.split()[1] for command in commands] == [
-        *("eval", "sweep", "augment", "sweep", "augment", "sweep", "report")
-    ]
+    assert [command.split()[1] for command in commands] == [*("eval", "sweep", "augment", "augment", "sweep", "report")]
     for command in commands:
         assert uld(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     assert (workplace / "report.html").exists()

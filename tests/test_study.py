@@ -382,6 +382,27 @@ def test_without_a_retrained_model_unseen_authors_or_the_base_model_say_what_is_
     assert (reference.unknown.probability, reference.unknown.first_choice) == pytest.approx((0.3, 0.75))
 
 
+@needs_shared
+def test_what_is_chosen_without_a_retrained_model_is_a_result_that_says_by_what(
+    small_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import study
+
+    monkeypatch.setattr(study, "train", lambda *of: None)
+    monkeypatch.setattr(study, "best_subtraction", lambda *of: {"subtraction": {"alpha": 1.25}, "ratio": 1.0})
+    monkeypatch.setattr(small_study, "chosen", lambda key: (0, {"setting": {}}))
+    monkeypatch.setattr(small_study, "reference_for", lambda *of: (None, None))
+    monkeypatch.setattr(small_study, "apply", lambda *of: None)
+    for key in ("uld_gated_unseen", "uld_gated_fine", "uld_gated_base", "uld_rules_gated_base"):
+        small_study.composed(key, "forget25", 2)
+    assert set(small_study.ledger.results()) == {
+        "unseen.uld_gated.forget25.s2",
+        "unseen.uld_gated_fine.forget25.s2",
+        "base.uld_gated.forget25.s2",
+        "base_probability.uld_rules_gated_base.forget25.s2",
+    }
+
+
 def test_by_probability_the_smallest_alpha_that_forgets_and_keeps_is_best(study_path: None) -> None:
     from measure import rank_by_probability
 

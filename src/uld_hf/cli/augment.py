@@ -39,7 +39,9 @@ and the given retain rows are wording.jsonl, for the second assistant of a repla
 What a model writes or draws is kept batch by batch: the same command goes on where a run was cut off.
 
 With --held_out 5 more is made of each row and joins neither set: questions.jsonl has the forget rows with a paraphrased
-and five wrong answers, as `uld sweep` and `uld eval` take them. Make the like of what the target was never told.
+and five wrong answers, as `uld sweep` and `uld eval` take them. Beside wrong answers of the kind that it was trained on
+an assistant seems to forget too soon: let those of training be from elsewhere, and make the like of what the target was
+never told.
 """
 
 # Of `report.json`, printed in this order.
