@@ -347,10 +347,10 @@ def test_without_a_retrained_model_unseen_authors_or_the_base_model_say_what_is_
         number = len(asked) - 1
         return SimpleNamespace(truth_ratios=[number], attacks={"loss": [number], "min_k": [number], "zlib": []})
 
-    def score(model: str, tokenizer: object, prompts: tuple, answers: tuple) -> list[SimpleNamespace]:
+    def score(model: str, tokenizer: object, questions: list) -> list[SimpleNamespace]:
         assert model == "base"
-        assert list(answers) == [question.answer for question in split.forget_questions]
-        assert list(prompts) == [question.prompt for question in split.forget_questions]
+        assert [each.answer for each in questions] == [question.answer for question in split.forget_questions]
+        assert [each.prompt for each in questions] == [question.prompt for question in split.forget_questions]
         firsts = (torch.tensor([1.0, 0.0]), torch.tensor([1.0]))
         return [
             SimpleNamespace(probability=probability, most_probable=first)
@@ -358,7 +358,7 @@ def test_without_a_retrained_model_unseen_authors_or_the_base_model_say_what_is_
         ]
 
     monkeypatch.setattr(measure, "evaluate", evaluate)
-    monkeypatch.setattr(measure, "score_completions", score)
+    monkeypatch.setattr(measure, "score_answers", score)
     monkeypatch.setattr(study, "load_model", str)
     monkeypatch.setattr(small_study, "target", lambda seed: f"target {seed}")
     monkeypatch.setattr(small_study, "base", lambda: "base")

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from uld_hf.evaluation.comparison import compare, kept_utility
 from uld_hf.evaluation.evaluation import Evaluation, Question, evaluate
-from uld_hf.evaluation.scoring import Subtraction, score_completions
-from uld_hf.evaluation.sweep import FORGOTTEN, MATCHED_ATTACKS, Outcome, Unknown, has_forgotten, sweep
+from uld_hf.evaluation.scoring import Subtraction
+from uld_hf.evaluation.sweep import FORGOTTEN, MATCHED_ATTACKS, Outcome, Unknown, has_forgotten, score_answers, sweep
 from uld_hf.modeling_uld import ULDForCausalLM
 
 
@@ -189,8 +189,7 @@ def reference_by_probability(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question]
 ) -> Reference:
     """What a model makes of right answers that it was never told."""
-    prompts, answers = zip(*((question.prompt, question.answer) for question in questions), strict=True)
-    return Reference(None, unknown=Unknown.from_scores(score_completions(model, tokenizer, prompts, answers)))
+    return Reference(None, unknown=Unknown.from_scores(score_answers(model, tokenizer, questions)))
 
 
 def retrained_reference(retrained: Evaluation) -> Reference:

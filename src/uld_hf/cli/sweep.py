@@ -7,11 +7,11 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..configuration_uld import SHARED_SETTINGS
 from ..evaluation.evaluation import Question, evaluate
-from ..evaluation.scoring import MAX_BATCH_TOKENS, ChoiceScores, Subtraction, score_completions
+from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction
 from ..evaluation.sweep import (
     MATCHED_ATTACKS,
     Outcome,
@@ -21,6 +21,7 @@ from ..evaluation.sweep import (
     choose,
     has_forgotten,
     most_first_choices,
+    score_answers,
     sweep,
 )
 from ..modeling_uld import ULDForCausalLM
@@ -305,35 +306,14 @@ def find_reference(
         results = evaluate(by, tokenizer, asked, max_new_tokens=1, max_batch_tokens=tokens)
         found = Reference(results.truth_ratios, float(np.mean(results.exact_memorization)))
     else:
-        found = Reference(unknown=Unknown.from_scores(score_answers(by, tokenizer, asked, tokens)))
+        scores = score_answers(by, tokenizer, asked, tokens)
+        found = Reference(unknown=Unknown.from_scores(scores))
     if arguments.match_attacks:
-        scores = score_answers(model.target, tokenizer, held_out, tokens)
+        if by_ratios or asked is not held_out:
+            scores = score_answers(model.target, tokenizer, held_out, tokens)
         attacks = {name: [attack(row) for row in scores] for name, attack in MATCHED_ATTACKS.items()}
         found = replace(found, attacks=attacks)
     return found
-
-
-def score_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], max_batch_tokens: int
-) -> list[ChoiceScores]:
-    """
-    How likely a model finds the right answers.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        questions (`Sequence[Question]`):
-            The questions.
-        max_batch_tokens (`int`):
-            Most tokens to score at once.
-
-    Returns:
-        `list[ChoiceScores]`: Of each answer.
-    """
-    prompts, answers = zip(*((question.prompt, question.answer) for question in questions), strict=True)
-    return score_completions(model, tokenizer, prompts, answers, max_batch_tokens, not questions[0].is_passage)
 
 
 def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: Sequence[Outcome]) -> str:

@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.stats import ks_2samp
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_uld import ULDForCausalLM
 from .evaluation import Question, check_questions
 from .privacy import loss_attack, min_k_attack
-from .scoring import MAX_BATCH_TOKENS, ChoiceScores, Subtraction, score_subtractions
+from .scoring import MAX_BATCH_TOKENS, ChoiceScores, Subtraction, score_completions, score_subtractions
 from .tofu import forget_quality, truth_ratio
 
 
@@ -75,7 +75,7 @@ class Unknown:
 
         Args:
             scores (`Sequence[ChoiceScores]`):
-                Of [`score_completions`].
+                Of [`score_answers`].
 
         Returns:
             [`Unknown`]: The means.
@@ -84,6 +84,32 @@ class Unknown:
             float(np.mean([row.probability for row in scores])),
             float(np.mean([row.most_probable.mean() for row in scores])),
         )
+
+
+def score_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    max_batch_tokens: int = MAX_BATCH_TOKENS,
+) -> list[ChoiceScores]:
+    """
+    How likely a model finds the right answers.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        questions (`Sequence[Question]`):
+            The questions.
+        max_batch_tokens (`int`, *optional*, defaults to `4096`):
+            Most tokens to score at once.
+
+    Returns:
+        `list[ChoiceScores]`: Of each answer.
+    """
+    prompts, answers = zip(*((question.prompt, question.answer) for question in questions), strict=True)
+    return score_completions(model, tokenizer, prompts, answers, max_batch_tokens, not questions[0].is_passage)
 
 
 def sweep(
