@@ -3,10 +3,13 @@
 import ast
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
 from families import make_tokenizer, tiny_model, train_like
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from transformers import AutoModelForCausalLM
 
 import uld_hf
@@ -71,6 +74,38 @@ def imported_by(code: str) -> set[str]:
     code = f"import sys\n{code}\nprint(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(result.stdout.splitlines()[-1].split())
+
+
+def installed_with(requirements: list[str]) -> set[str]:
+    """Distributions that come with some, and with what they need."""
+    found: set[str] = set()
+    waiting = [(requirement, "") for requirement in requirements]
+    while waiting:
+        text, extra = waiting.pop()
+        requirement = Requirement(text)
+        name = canonicalize_name(requirement.name)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        if name not in found:
+            found.add(name)
+            waiting += [(needed, "") for needed in requires(name) or []]
+        waiting += [(needed, extra) for extra in requirement.extras for needed in requires(name) or []]
+    return found
+
+
+# What the package needs of others only if it was installed with an extra.
+OF_EXTRAS = {"compare/page.py": {"gradio", "starlette"}, "cli/pinned_model.py": {"fastapi"}}
+
+
+def test_files_import_nothing_that_is_not_installed_with_the_package():
+    there = installed_with([each for each in requires("uld_hf") if "extra ==" not in each])
+    owners = packages_distributions()
+    assert not there & {"gradio", "matplotlib", "pytest"}
+    for file in FILES:
+        roots = {module.split(".")[0] for module in imported_modules(file, top_only=True)}
+        foreign = roots - set(sys.stdlib_module_names) - {"uld_hf"} - OF_EXTRAS.get(name_of(file), set())
+        missing = [root for root in foreign if not there & {canonicalize_name(owner) for owner in owners[root]}]
+        assert not missing, f"{file}: {missing}"
 
 
 def test_importing_the_package_imports_nothing_large():
