@@ -16,6 +16,7 @@ from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.main import main as uld
 from uld_hf.cli.questions import check_apart, has_questions, read_questions
 from uld_hf.cli.sweep import describe_choice
+from uld_hf.cli.train import load_rows
 from uld_hf.configuration_uld import SHARED_SETTINGS
 from uld_hf.evaluation.comparison import compare, kept_utility
 from uld_hf.evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
@@ -328,6 +329,23 @@ def test_questions_go_through_the_chat_template(tmp_path):
     assert read_questions(str(tmp_path / "rows.jsonl"), tokenizer) == [
         Question("w1 w5 w2", " w6", perturbed_answers=(" w7",))
     ]
+
+
+@pytest.mark.parametrize("content", ["m.content", "m.content | trim"])
+@pytest.mark.parametrize("columns", [("prompt", "completion"), ("question", "answer")])
+def test_answers_stand_where_training_puts_them(tmp_path, content, columns):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}w1 {{ " + content + " }}{% endfor %}"
+    tokenizer.chat_template = tokenizer.chat_template.replace("w1", "{{ '\nw1' if m.role == 'user' else '\nw2' }}")
+    row = dict(zip(columns, ("w5", " w6"), strict=True))
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    trained = load_rows(str(tmp_path / "rows.jsonl"), conversational=True)[0]
+    text = tokenizer.apply_chat_template(trained["prompt"] + trained["completion"], tokenize=False)
+    write_rows(tmp_path / "rows.jsonl", [row | {"paraphrased_answer": "w7", "perturbed_answer": [" w8"]}])
+    (question,) = read_questions(str(tmp_path / "rows.jsonl"), tokenizer)
+    assert question.prompt + question.answer == text
+    assert question.prompt + question.paraphrased_answer == text.replace("w6", "w7")
+    assert question.prompt + question.perturbed_answers[0] == text.replace("w6", "w8")
 
 
 def test_a_chat_template_that_renders_answers_elsewhere_is_refused(tmp_path):

@@ -187,13 +187,19 @@ def _question(row: dict[str, Any], source: str, tokenizer: PreTrainedTokenizerBa
     if fact is not None and fact not in answer:
         raise ValueError(f"{source}: the fact {fact!r} is not in the answer {answer!r}.")
     is_prompt = "prompt" in row
+    if tokenizer.chat_template is not None and is_prompt and isinstance(asked, str):
+        answer = answer.strip()  # as `uld train` does: the space between the two is the template's affair
     prompt, space = _put(asked, answer, is_prompt, source, tokenizer)
     in_other_words = in_other_words and _put(in_other_words, answer, is_prompt, source, tokenizer)[0]
+
+    def put_answer(text: str) -> str:
+        return space + (text if tokenizer.chat_template is None else text.strip())
+
     return Question(
         prompt=prompt,
-        answer=space + answer,
-        paraphrased_answer=None if paraphrase is None else space + paraphrase,
-        perturbed_answers=tuple(space + text for text in wrong),
+        answer=put_answer(answer),
+        paraphrased_answer=None if paraphrase is None else put_answer(paraphrase),
+        perturbed_answers=tuple(map(put_answer, wrong)),
         paraphrased_prompt=in_other_words,
         fact=fact,
     )
