@@ -257,6 +257,29 @@ def test_an_evaluation_is_recorded_of_the_model_that_was_saved_last(tmp_path: Pa
     assert model.config.training["assistant"]["evaluation"] == {"forget quality": 0.5}
 
 
+CHANGES = {
+    "nothing": lambda model: None,
+    "alpha": lambda model: model.set_alpha("assistant", 2.0),
+    "gate": lambda model: setattr(model.config, "gate", 0.1),
+    "another assistant": lambda model: model.add_assistant(
+        train_like(build_assistant(model.target, 2), seed=3), name="b"
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_figures_are_kept_only_with_the_settings_that_they_were_measured_with(tmp_path: Path, change: str):
+    compose(1).save_pretrained(tmp_path)
+    hub.record_evaluation(tmp_path, {"forget quality": 0.5})
+    model = load(tmp_path)
+    CHANGES[change](model)
+    model.save_pretrained(tmp_path / "again")
+    training = load(tmp_path / "again").config.training["assistant"]
+    kept = change == "nothing"
+    assert ("evaluation" in training) == ("evaluated" in training) == kept
+    assert ("forget quality" in (tmp_path / "again" / "README.md").read_text()) == kept
+
+
 def test_a_folder_that_cannot_be_written_to_can_be_loaded(tmp_path: Path):
     compose(1).save_pretrained(tmp_path)
     (tmp_path / ".saving.lock").unlink(missing_ok=True)
@@ -276,3 +299,8 @@ def test_an_assistant_that_was_never_trained_does_not_load(tmp_path: Path) -> No
     ULDForCausalLM(target=target, assistant=build_assistant(target, 2)).save_pretrained(tmp_path / "unlearned")
     with pytest.raises(ValueError, match="were never trained"):
         ULDForCausalLM.from_pretrained(tmp_path / "unlearned", target=target)
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)))
+    for untrained in (tmp_path / "unlearned", build_assistant(target, 2)):
+        with pytest.raises(ValueError, match="were never trained"):
+            model.add_assistant(untrained, name="b", alpha=1.0)
+    assert list(model.assistants) == ["assistant"]

@@ -150,8 +150,8 @@ class ULDModelConfig(PreTrainedConfig):
             Where the gate is open, let the assistants that are added take the target's place (not in the paper).
         training (`dict[str, dict[str, Any]]`, *optional*):
             How each assistant was trained, for the model card: sizes of the data, settings, last metrics. Never texts.
-            Results of an evaluation may be added by name: `training["assistant"]["evaluation"] = {"forget quality p":
-            0.16}`.
+            [`~hub.record_evaluation`] adds results of an evaluation under `"evaluation"`, and what was evaluated under
+            `"evaluated"`: the next save leaves both out if anything else is subtracted by then.
         files (`dict[str, dict[str, Any]]`, *optional*):
             Size and hash of each of the assistants' files. Written by `save_pretrained`.
 
@@ -269,6 +269,11 @@ class ULDModelConfig(PreTrainedConfig):
     def alphas(self) -> dict[str, float]:
         """Weight of each assistant by name."""
         return {name: assistant["alpha"] for name, assistant in self.assistants.items()}
+
+    @property
+    def subtraction(self) -> dict[str, Any]:
+        """All that decides what is subtracted: assistants with their weights, and the settings that they share."""
+        return {name: copy.deepcopy(vars(self)[name]) for name in ("assistants", *SHARED_SETTINGS)}
 
     @property
     def num_assistant_layers(self) -> int:

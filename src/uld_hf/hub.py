@@ -716,7 +716,8 @@ def record_evaluation(folder: str | os.PathLike, figures: Mapping[str, float | s
     def write(staging: Path) -> None:
         config = load_config(folder)  # under the lock: a save may have come in between
         for name in config.assistants:
-            config.training[name] = {**config.training.get(name, {}), "evaluation": dict(figures)}
+            measured = {"evaluation": dict(figures), "evaluated": config.subtraction}
+            config.training[name] = {**config.training.get(name, {}), **measured}
         model_card(config).save(staging / "README.md")
         config.save_pretrained(staging)
         sign_config(staging)
@@ -734,7 +735,8 @@ def save_unlearned_model(
     """
     Write an unlearned model: its configuration and its assistants' LoRA. The target is referred to, not copied.
 
-    The files of assistants that an earlier save in the folder has and this one does not are deleted.
+    The files of assistants that an earlier save in the folder has and this one does not are deleted. Figures of an
+    evaluation are left out where something else was subtracted.
 
     Args:
         save_directory (`str` or `os.PathLike`):
@@ -755,6 +757,10 @@ def save_unlearned_model(
     folder = Path(save_directory)
     check_layout(folder)
     config = copy.deepcopy(config)
+    for training in config.training.values():
+        if training.get("evaluated") != config.subtraction:  # the card would show figures of another model
+            training.pop("evaluation", None)
+            training.pop("evaluated", None)
 
     def write(staging: Path) -> None:
         for name, assistant in assistants.items():

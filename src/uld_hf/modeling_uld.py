@@ -368,8 +368,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             OSError: If there is no assistant at that place.
-            ValueError: If it was trained on another target, there is one of that name already, or a setting is out of
-                range.
+            ValueError: If it was trained on another target or never, there is one of that name already, or a setting is
+                out of range.
         """
         if name is None:
             if isinstance(assistant, PeftModel):
@@ -407,6 +407,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             "alpha": entry["alpha"] if alpha is None else alpha,
         }
         check_subtraction(entry["alpha"], 0.0, "keep")
+        if entry["alpha"] > 0:  # one that is added may be untrained: Offset unlearning adds what the other began as
+            check_trained({name: lora_weights(adopted)})
         assistants = {**self.assistants, name: adopted}
         NetEffect(assistants).check({**self.config.alphas, name: entry["alpha"]})
         if entry["num_layers"] > self.config.most_assistant_layers:
