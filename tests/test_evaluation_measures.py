@@ -10,6 +10,8 @@ import torch
 from families import make_tokenizer, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from uld_hf.evaluation.memorization import (
     exact_memorization,
@@ -28,7 +30,7 @@ from uld_hf.evaluation.privacy import (
     zlib_attack,
 )
 from uld_hf.evaluation.scoring import TokenScores
-from uld_hf.evaluation.tofu import truth_ratio
+from uld_hf.evaluation.tofu import normalized_probability, truth_ratio
 from uld_hf.evaluation.verbatim import longest_common_run, score_continuations, split_passages, word_perplexity
 
 
@@ -190,6 +192,20 @@ def test_privacy_score_is_one_at_the_retrained_models_aucs():
         privacy_score({"loss": 0.5}, retrained)
 
 
+# --- the right answer among wrong ones ---
+
+
+def test_the_share_of_the_right_answer():
+    inf = np.inf
+    right, wrong = (
+        np.array([1.0, 800.0, inf, 1.0, inf]),
+        np.array([[2.0, 1.0], [801.0, inf], [1.0, 2.0], [inf] * 2, [inf] * 2]),
+    )
+    shares = normalized_probability(right, wrong)
+    one = np.exp(-1) / (2 * np.exp(-1) + np.exp(-2))
+    np.testing.assert_allclose(shares, [one, 1 / (1 + np.exp(-1)), 0, 1, 1 / 3], rtol=1e-12)
+
+
 # --- verbatim ---
 
 
@@ -202,7 +218,27 @@ def test_passages_are_cut_one_after_the_other():
     text = " ".join(f"w{i}" for i in range(11))
     prefixes, continuations = split_passages(make_tokenizer(), text, 2, 3)
     assert prefixes == ["w0 w1", "w5 w6"]
-    assert continuations == ["w2 w3 w4", "w7 w8 w9"]
+    assert continuations == [" w2 w3 w4", " w7 w8 w9"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_passages_are_the_words_of_the_document(family):
+    text = "One day\u2014in the café\u2014it began, and so on and so forth to the end of the day."
+    backend = Tokenizer(models.BPE())
+    if family == "gpt2":  # every byte a token, so that some passages and prefixes end within a character
+        backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(vocab_size=1, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    else:  # whose decoder takes the space away that a text begins with
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        parts = [decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        backend.decoder, trainer = decoders.Sequence(parts), trainers.BpeTrainer(vocab_size=60)
+    backend.train_from_iterator([text], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    passages = list(zip(*split_passages(tokenizer, text, 3, 3), strict=True))
+    assert len(passages) > 2
+    assert any(continuation.startswith(" ") for _, continuation in passages)
+    for prefix, continuation in passages:
+        assert (prefix + continuation).strip("\ufffd") in text
 
 
 def test_a_document_shorter_than_a_passage_is_refused():
@@ -252,6 +288,6 @@ def test_a_book_is_cut_into_passages_without_losing_words():
     made = " ".join(words[word] for word in text.split())
     prefixes, continuations = split_passages(make_tokenizer(), made, 20, 10)
     pairs = zip(prefixes, continuations, strict=True)
-    joined = " ".join(part for pair in pairs for part in pair)
+    joined = " ".join(prefix + continuation for prefix, continuation in pairs)
     assert made.startswith(joined)
     assert len(made.split()) - len(joined.split()) < 30

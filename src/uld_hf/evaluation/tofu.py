@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 from rouge_score.rouge_scorer import RougeScorer
+from scipy.special import softmax
 from scipy.stats import hmean, ks_2samp
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -191,10 +192,12 @@ def normalized_probability(right_losses: np.ndarray, wrong_losses: np.ndarray) -
             Nats per token of the wrong ones.
 
     Returns:
-        `numpy.ndarray` of shape `(num_rows,)`: Between 0 and 1.
+        `numpy.ndarray` of shape `(num_rows,)`: Between 0 and 1; that of a guess where all answers are impossible
+            alike, because tokens of each were ruled out.
     """
-    right = np.exp(-right_losses)
-    return right / (right + np.exp(-wrong_losses).sum(axis=-1))
+    losses = np.column_stack([right_losses, wrong_losses])
+    impossible = np.isinf(losses).all(axis=-1, keepdims=True)
+    return softmax(np.where(impossible, 0.0, -losses), axis=-1)[:, 0]
 
 
 def model_utility(figures: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import takewhile
 
 import numpy as np
 import sacrebleu
@@ -53,7 +54,8 @@ def split_passages(
             Tokens of each continuation.
 
     Returns:
-        `tuple[list[str], list[str]]`: Prefixes and continuations. A rest that is too short for both is left out.
+        `tuple[list[str], list[str]]`: Prefixes, and continuations with the space that they begin with. A rest that is
+            too short for both is left out.
 
     Raises:
         ValueError: If the document has no passage of that length.
@@ -63,8 +65,19 @@ def split_passages(
     starts = range(0, len(ids) - size + 1, size)
     if not starts:
         raise ValueError(f"The document has {len(ids)} tokens, fewer than a passage of {size}: use shorter passages.")
-    prefixes = [tokenizer.decode(ids[start : start + prefix_tokens]) for start in starts]
-    return prefixes, [tokenizer.decode(ids[start + prefix_tokens : start + size]) for start in starts]
+    passages = [tokenizer.decode(ids[start : start + size]) for start in starts]
+    # Decoded by itself, what follows would lose its space with some tokenizers, and half of a character with others.
+    ends = [
+        _common_start(passage, tokenizer.decode(ids[start : start + prefix_tokens]))
+        for passage, start in zip(passages, starts, strict=True)
+    ]
+    cut = list(zip(passages, ends, strict=True))
+    return [passage[:end] for passage, end in cut], [passage[end:] for passage, end in cut]
+
+
+def _common_start(first: str, second: str) -> int:
+    """Characters that two texts begin with alike."""
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))))
 
 
 def longest_common_run(first: str, second: str) -> int:
