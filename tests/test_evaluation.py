@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.main import main as uld
-from uld_hf.cli.questions import check_apart, has_questions, read_questions
+from uld_hf.cli.questions import check_apart, has_questions, read_questions, read_rows
 from uld_hf.cli.sweep import describe_choice
 from uld_hf.cli.train import load_rows
 from uld_hf.configuration_uld import SHARED_SETTINGS
@@ -22,7 +22,7 @@ from uld_hf.evaluation.comparison import compare, kept_utility
 from uld_hf.evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
 from uld_hf.evaluation.memorization import sample_completions
 from uld_hf.evaluation.scoring import Subtraction, score_completions
-from uld_hf.evaluation.sweep import Outcome, Unknown, apply_subtraction, choose, has_forgotten, sweep
+from uld_hf.evaluation.sweep import Outcome, Reference, apply_subtraction, choose, has_forgotten, sweep
 from uld_hf.evaluation.tofu import forget_quality, generate_completions, rouge_l_recall, truth_ratio
 from uld_hf.evaluation.tofu_logs import SETS
 from uld_hf.evaluation.verbatim import word_perplexity
@@ -538,6 +538,15 @@ def test_the_forget_quality_against_a_log(files, tmp_path):
     assert summary["compared"]["unlearned"]["forget quality"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("column", ["paraphrased_answer", "perturbed_answer"])
+def test_a_log_needs_truth_ratios_like_its_own(files, tmp_path, monkeypatch, capsys, column):
+    rows = make_questions(10)
+    write_rows(Path(files["forget"]), [{name: row[name] for name in row if name != column} for row in rows])
+    monkeypatch.setattr("uld_hf.cli.eval.evaluate", lambda *args, **options: pytest.fail("measured already"))
+    assert run_eval(files, "--retrained_log", write_log(tmp_path / "log.json", rows)) == 2
+    assert f"add '{column}' to the forget rows" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("rows", "tokens", "message"),
     [
@@ -623,11 +632,16 @@ def test_figures_of_another_alpha_do_not_go_into_the_card(files, capsys):
 # --- sweep ---
 
 
+def never_told(truth_ratios: np.ndarray) -> Reference:
+    """A reference by truth ratios."""
+    return Reference(0.0, 0.0, truth_ratios)
+
+
 def test_outcomes_are_those_of_a_model_with_the_setting(unlearned):
     forget, retain = as_questions(make_questions(10)), as_questions(make_questions(20))
     ratios = np.linspace(0.2, 1.4, len(forget))
     settings = [Subtraction(0.5, relative_top=0), Subtraction(2.0, relative_top=0, clamp=True)]
-    target, outcomes = sweep(unlearned, make_tokenizer(), forget, retain, settings, ratios)
+    target, outcomes = sweep(unlearned, make_tokenizer(), forget, retain, settings, never_told(ratios))
     models = [unlearned.target] + [
         ULDForCausalLM(target=unlearned.target, assistant=unlearned.assistant, alpha=setting.alpha, **setting.options)
         for setting in settings
@@ -677,15 +691,16 @@ def test_a_share_needs_an_assistant_that_is_added(unlearned):
 def test_attacks_are_compared_with_those_on_answers_never_told(unlearned):
     forget, unseen = as_questions(make_questions(10)), as_questions(make_questions(30))
     setting = Subtraction(2.0, relative_top=0)
-    never_told = evaluate(unlearned.target, make_tokenizer(), unseen, max_new_tokens=1).attacks
-    reference = {name: never_told[name] for name in ("loss", "min_k")}
-    target, (outcome,) = sweep(unlearned, make_tokenizer(), forget, forget, [setting], unseen_attacks=reference)
+    results = evaluate(unlearned.target, make_tokenizer(), unseen, max_new_tokens=1)
+    reference = Reference.from_results(results, by_truth_ratios=False, with_attacks=True)
+    assert set(reference.attacks) == {"loss", "min_k"}
+    target, (outcome,) = sweep(unlearned, make_tokenizer(), forget, forget, [setting], reference)
     model = ULDForCausalLM(
         target=unlearned.target, assistant=unlearned.assistant, alpha=setting.alpha, **setting.options
     )
     for found, of in ((target, unlearned.target), (outcome, model)):
         attacks = evaluate(of, make_tokenizer(), forget, max_new_tokens=1).attacks
-        expected = min(ks_2samp(attacks[name], reference[name]).pvalue for name in reference)
+        expected = min(ks_2samp(attacks[name], numbers).pvalue for name, numbers in reference.attacks.items())
         assert found.attack_quality == pytest.approx(expected)
 
 
@@ -731,7 +746,7 @@ def test_a_choice_says_the_share_and_that_attacks_counted():
 def test_without_paraphrases_the_forget_quality_is_of_the_right_answers(unlearned):
     forget = [replace(question, paraphrased_answer=None) for question in as_questions(make_questions(10))]
     ratios = np.linspace(0.2, 1.4, len(forget))
-    target, _ = sweep(unlearned, make_tokenizer(), forget, forget, [Subtraction(0.5)], ratios)
+    target, _ = sweep(unlearned, make_tokenizer(), forget, forget, [Subtraction(0.5)], never_told(ratios))
     expected = evaluate(unlearned.target, make_tokenizer(), forget, max_new_tokens=1).truth_ratios
     assert target.forget_quality == pytest.approx(forget_quality(expected, ratios))
 
@@ -772,13 +787,14 @@ def test_without_wrong_answers_a_sweep_goes_by_what_the_retrained_model_makes_of
     questions = read_questions(files["forget"], tokenizer)
     prompts, answers = zip(*((question.prompt, question.answer) for question in questions), strict=True)
     scores = score_completions(never_told, tokenizer, prompts, answers)
-    unknown = Unknown.from_scores(scores)
-    assert report["unknown"] == pytest.approx(vars(unknown))
+    probability = np.mean([row.probability for row in scores])
+    first_choice = np.mean([row.most_probable.mean() for row in scores])
+    assert report["never_told"] == pytest.approx({"probability": probability, "first_choice": first_choice})
     assert report["retrained"] == files["retrained"]
     outcomes = [
         (each["forget_probability"], each["forget_first_choice"], each["forget_quality"]) for each in report["settings"]
     ]
-    good = [p <= unknown.probability and first <= unknown.first_choice for p, first, _ in outcomes]
+    good = [p <= probability and first <= first_choice for p, first, _ in outcomes]
     assert (good[0], True in good) == (False, True)
     assert report["chosen"] == good.index(True)
     assert {quality for *_, quality in outcomes} == {None}
@@ -809,7 +825,7 @@ def test_a_subtraction_is_applied_to_all_assistants_in_proportion():
 
 
 SETTINGS = [Subtraction(alpha) for alpha in (0.5, 1.0, 2.0)]
-UNKNOWN = Unknown(0.2, first_choice=0.3)
+NEVER_TOLD = Reference(0.2, first_choice=0.3)
 
 
 def kept(forget: float, retain: float, first_choice: float = 0.25) -> Outcome:
@@ -822,12 +838,12 @@ MEASURED = Outcome(0.9, 0.8, forget_quality=1e-4)
 
 def test_the_smallest_alpha_that_forgets_within_the_budget_is_chosen():
     outcomes = [kept(0.5, 0.8), kept(0.1, 0.79), kept(0.01, 0.79)]
-    assert choose(SETTINGS, outcomes, TARGET, utility_budget=0.02, unknown=UNKNOWN) == 1
+    assert choose(SETTINGS, outcomes, TARGET, utility_budget=0.02, reference=NEVER_TOLD) == 1
 
 
 def test_answers_that_are_improbable_but_still_the_first_choice_are_not_forgotten():
     outcomes = [kept(0.19, 0.8, first_choice=0.9), kept(0.15, 0.8, first_choice=0.31), kept(0.1, 0.8, first_choice=0.3)]
-    assert choose(SETTINGS, outcomes, TARGET, unknown=UNKNOWN) == 2
+    assert choose(SETTINGS, outcomes, TARGET, reference=NEVER_TOLD) == 2
 
 
 def test_by_forget_quality_the_highest_is_chosen_and_attacks_count_too():
@@ -839,7 +855,7 @@ def test_by_forget_quality_the_highest_is_chosen_and_attacks_count_too():
 
 
 def test_a_smaller_alpha_between_those_tried_is_told_of_where_the_smallest_is_looked_for():
-    said = describe_choice([*SETTINGS, Subtraction(0.75)], 1, UNKNOWN)
+    said = describe_choice([*SETTINGS, Subtraction(0.75)], 1, NEVER_TOLD)
     assert "A smaller one may do: try some between 0.75 and 1 (--alphas)." in said
     assert "A smaller one" not in describe_choice(SETTINGS, 1, 0.4)
 
@@ -854,17 +870,18 @@ def test_a_forget_quality_whose_first_choices_are_the_targets_is_not_chosen(firs
     target = replace(MEASURED, forget_first_choice=0.99)
     # By few questions each of them would pass.
     outcomes = [Outcome(0.5, 0.8, 0.3, first) for first in (0.99, 0.95, 0.85)]
-    assert choose(SETTINGS, outcomes, target, first_choice=first_choice) == expected
+    reference = None if first_choice is None else Reference(0.0, first_choice)
+    assert choose(SETTINGS, outcomes, target, reference=reference) == expected
 
 
 def test_by_probability_first_choices_are_those_of_what_was_never_told():
     target = kept(0.9, 0.8, first_choice=0.2)
-    assert choose(SETTINGS, [kept(0.1, 0.8, first_choice=0.2)] * 3, target, unknown=UNKNOWN) == 0
+    assert choose(SETTINGS, [kept(0.1, 0.8, first_choice=0.2)] * 3, target, reference=NEVER_TOLD) == 0
 
 
 def test_nothing_is_chosen_where_forgetting_costs_too_much():
     outcomes = [kept(0.5, 0.8), kept(0.1, 0.5), kept(0.01, 0.2)]
-    assert choose(SETTINGS, outcomes, TARGET, unknown=UNKNOWN) is None
+    assert choose(SETTINGS, outcomes, TARGET, reference=NEVER_TOLD) is None
 
 
 def test_without_a_measure_of_enough_nothing_can_be_chosen():
@@ -873,12 +890,27 @@ def test_without_a_measure_of_enough_nothing_can_be_chosen():
 
 
 @pytest.mark.parametrize(
-    ("target", "unknown"), [(kept(0.1, 0.8), UNKNOWN), (Outcome(0.9, 0.8, forget_quality=0.6), None)]
+    ("target", "reference"), [(kept(0.1, 0.8), NEVER_TOLD), (Outcome(0.9, 0.8, forget_quality=0.6), None)]
 )
-def test_nothing_is_chosen_by_a_measure_that_the_target_itself_passes(target, unknown):
+def test_nothing_is_chosen_by_a_measure_that_the_target_itself_passes(target, reference):
     outcomes = [Outcome(0.05, 0.8, target.forget_quality)] * 3
     with pytest.raises(ValueError, match="the target itself has forgotten enough"):
-        choose(SETTINGS, outcomes, target, unknown=unknown)
+        choose(SETTINGS, outcomes, target, reference=reference)
+
+
+def test_a_sweep_over_short_documents_makes_its_own_folder(files, tmp_path):
+    for name, first in (("forget", 0), ("retain", 20)):
+        write_rows(Path(files[name]), [{"text": " ".join(f"w{first + i}" for i in range(25))}])
+    sets = [part for name in ("forget", "retain") for part in (f"--{name}_dataset", files[name])]
+    output = tmp_path / "results" / "sweep.json"
+    command = ["sweep", "--model", files["unlearned"], *sets, "--alphas", "0.7", "--output", str(output)]
+    assert uld(command) == 2
+    assert uld([*command, "--prefix_tokens", "4", "--continuation_tokens", "6"]) == 0
+    tokenizer = make_tokenizer()
+    passages = read_questions(files["forget"], tokenizer, 4, 6)
+    target = AutoModelForCausalLM.from_pretrained(files["target"])
+    expected = evaluate(target, tokenizer, passages, max_new_tokens=1).summary()["probability"]
+    assert json.loads(output.read_text())["target"]["forget_probability"] == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("measure", ["retrained", "holdout", "neither"])
@@ -915,6 +947,16 @@ def test_a_sweep_keeps_the_settings_that_it_does_not_vary(files, tmp_path):
     assert setting["forget_probability"] == pytest.approx(np.mean([score.probability for score in scores]), rel=1e-4)
 
 
+def test_truth_ratios_of_paraphrases_and_of_right_answers_are_not_compared(files, tmp_path, capsys):
+    rows = [json.loads(line) for line in Path(files["holdout"]).read_text().splitlines()]
+    write_rows(Path(files["holdout"]), [{name: row[name] for name in row if "paraphrased" not in name} for row in rows])
+    output = tmp_path / "sweep.json"
+    sets = [part for name in ("forget", "retain", "holdout") for part in (f"--{name}_dataset", files[name])]
+    assert uld(["sweep", "--model", files["unlearned"], *sets, "--alphas", "0.7", "--output", str(output)]) == 0
+    assert json.loads(output.read_text())["settings"][0]["forget_quality"] is None
+    assert f"the rows of {files['holdout']} have no 'paraphrased_answer'" in capsys.readouterr().err
+
+
 def test_held_out_questions_with_wrong_answers_take_the_retrained_models_place(files, unlearned, tmp_path, capsys):
     output = tmp_path / "sweep.json"
     sets = [part for name in ("forget", "retain", "holdout") for part in (f"--{name}_dataset", files[name])]
@@ -932,7 +974,7 @@ def test_held_out_questions_with_wrong_answers_take_the_retrained_models_place(f
     assert uld(command) == 0
     report = json.loads(output.read_text())
     assert report["settings"][0]["forget_quality"] is None
-    assert 0 < report["unknown"]["probability"] < 1
+    assert 0 < report["never_told"]["probability"] < 1
 
 
 def test_sweep_saves_the_model_with_the_chosen_setting(files, tmp_path, capsys):
@@ -977,11 +1019,10 @@ def test_sweep_saves_the_model_with_the_chosen_setting(files, tmp_path, capsys):
 
 
 def test_rows_that_were_prompts_are_questions_to_nobody(files):
-    assert has_questions(files["forget"])
+    assert has_questions(read_rows(files["forget"]))
     rows = [{"prompt": row["question"], "completion": row["answer"]} for row in make_questions(10)]
     write_rows(Path(files["forget"]), rows)
-    assert not has_questions(files["forget"])
-    assert not has_questions(None)
+    assert not has_questions(read_rows(files["forget"]))
 
 
 def test_sweep_saves_nothing_where_nothing_is_chosen(files, tmp_path, capsys):
@@ -1050,7 +1091,7 @@ def test_sweep_compares_first_choices_with_those_of_the_reference(files, tmp_pat
     model = AutoModelForCausalLM.from_pretrained(files["retrained" if measure == "retrained" else "target"])
     tokenizer = make_tokenizer()
     found = evaluate(model, tokenizer, read_questions(files[of], tokenizer), max_new_tokens=1).summary()
-    assert json.loads(output.read_text())["first_choice"] == pytest.approx(found["exact memorization"])
+    assert json.loads(output.read_text())["never_told"]["first_choice"] == pytest.approx(found["exact memorization"])
 
 
 def test_sweep_says_whose_wrong_answers_are_missing(files, capsys):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
+from math import log
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -345,20 +346,12 @@ def test_without_a_retrained_model_unseen_authors_or_the_base_model_say_what_is_
     def evaluate(model: str, tokenizer: object, questions: list, max_new_tokens: int) -> SimpleNamespace:
         asked.append((model, questions))
         number = len(asked) - 1
-        return SimpleNamespace(truth_ratios=[number], attacks={"loss": [number], "min_k": [number], "zlib": []})
-
-    def score(model: str, tokenizer: object, questions: list) -> list[SimpleNamespace]:
-        assert model == "base"
-        assert [each.answer for each in questions] == [question.answer for question in split.forget_questions]
-        assert [each.prompt for each in questions] == [question.prompt for question in split.forget_questions]
-        firsts = (torch.tensor([1.0, 0.0]), torch.tensor([1.0]))
-        return [
-            SimpleNamespace(probability=probability, most_probable=first)
-            for probability, first in zip((0.2, 0.4), firsts, strict=True)
-        ]
+        attacks = {"loss": [number], "min_k": [number], "zlib": []}
+        return SimpleNamespace(
+            truth_ratios=[number], attacks=attacks, loss=[log(5), log(2.5)], exact_memorization=[0.5, 1.0]
+        )
 
     monkeypatch.setattr(measure, "evaluate", evaluate)
-    monkeypatch.setattr(measure, "score_answers", score)
     monkeypatch.setattr(study, "load_model", str)
     monkeypatch.setattr(small_study, "target", lambda seed: f"target {seed}")
     monkeypatch.setattr(small_study, "base", lambda: "base")
@@ -375,11 +368,12 @@ def test_without_a_retrained_model_unseen_authors_or_the_base_model_say_what_is_
 
     reference, beside = small_study.reference_for(METHODS["uld_gated_base"], split, 3)
     assert asked[reference.truth_ratios[0]] == on_forget
-    assert (reference.attacks, reference.unknown, beside) == ({}, None, split)
+    assert (reference.attacks, beside) == (None, split)
 
     reference, beside = small_study.reference_for(METHODS["uld_rules_gated_base"], split, 3)
-    assert (reference.truth_ratios, reference.attacks, beside) == (None, {}, split)
-    assert (reference.unknown.probability, reference.unknown.first_choice) == pytest.approx((0.3, 0.75))
+    assert (reference.truth_ratios, reference.attacks, beside) == (None, None, split)
+    assert asked[-1] == on_forget
+    assert (reference.probability, reference.first_choice) == pytest.approx((0.3, 0.75))
 
 
 @needs_shared
@@ -406,9 +400,9 @@ def test_what_is_chosen_without_a_retrained_model_is_a_result_that_says_by_what(
 def test_by_probability_the_smallest_alpha_that_forgets_and_keeps_is_best(study_path: None) -> None:
     from measure import rank_by_probability
 
-    from uld_hf.evaluation.sweep import Outcome, Unknown
+    from uld_hf.evaluation.sweep import Outcome, Reference
 
-    unknown, target = Unknown(0.01, 0.3), Outcome(0.9, 1.0)
+    never_told, target = Reference(0.01, 0.3), Outcome(0.9, 1.0)
     outcomes = {
         1.0: Outcome(0.02, 0.99, forget_first_choice=0.1),  # too probable
         1.2: Outcome(0.005, 0.99, forget_first_choice=0.4),  # too often the first choice
@@ -416,7 +410,7 @@ def test_by_probability_the_smallest_alpha_that_forgets_and_keeps_is_best(study_
         1.6: Outcome(0.003, 0.98, forget_first_choice=0.2),
         1.8: Outcome(0.001, 0.99, forget_first_choice=0.1),
     }
-    ranked = sorted(outcomes, key=lambda alpha: rank_by_probability(outcomes[alpha], target, unknown, alpha))
+    ranked = sorted(outcomes, key=lambda alpha: rank_by_probability(outcomes[alpha], target, never_told, alpha))
     assert ranked == [1.0, 1.2, 1.4, 1.8, 1.6]
 
 

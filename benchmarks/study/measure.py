@@ -1,10 +1,9 @@
 """All figures of one model on one split, through `uld_hf.evaluation`."""
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from authors import Split
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from uld_hf.evaluation.comparison import compare, kept_utility
 from uld_hf.evaluation.evaluation import Evaluation, Question, evaluate
 from uld_hf.evaluation.scoring import Subtraction
-from uld_hf.evaluation.sweep import FORGOTTEN, MATCHED_ATTACKS, Outcome, Unknown, has_forgotten, score_answers, sweep
+from uld_hf.evaluation.sweep import FORGOTTEN, Outcome, Reference, has_forgotten, sweep
 from uld_hf.modeling_uld import ULDForCausalLM
 
 
@@ -132,7 +131,7 @@ def rank(outcome: Outcome, target: Outcome) -> tuple[int, float]:
     return 2, outcome.forget_quality
 
 
-def rank_by_probability(outcome: Outcome, target: Outcome, unknown: Unknown, alpha: float) -> tuple[int, float]:
+def rank_by_probability(outcome: Outcome, target: Outcome, reference: Reference, alpha: float) -> tuple[int, float]:
     """
     The order of settings where there is no forget quality: of those that forget and keep, first the smallest `alpha`.
 
@@ -141,7 +140,7 @@ def rank_by_probability(outcome: Outcome, target: Outcome, unknown: Unknown, alp
             What a setting does.
         target (`Outcome`):
             What the target does.
-        unknown (`Unknown`):
+        reference (`Reference`):
             What is to be reached.
         alpha (`float`):
             The setting's.
@@ -149,52 +148,23 @@ def rank_by_probability(outcome: Outcome, target: Outcome, unknown: Unknown, alp
     Returns:
         `tuple[int, float]`: The higher the better.
     """
-    if not has_forgotten(outcome, unknown):
+    if not has_forgotten(outcome, reference):
         return 0, -outcome.forget_probability
     if outcome.retain_probability < KEPT * target.retain_probability:
         return 1, outcome.retain_probability
     return 2, -alpha
 
 
-@dataclass(frozen=True)
-class Reference:
-    """
-    What the forget set should look like after unlearning.
-
-    Args:
-        truth_ratios (`numpy.ndarray`, *optional*):
-            Truth ratios: of a model that has not seen the forget set on it, or the target's on authors that it has
-            never met.
-        attacks (`dict[str, list[float]]`):
-            Numbers of membership attacks on these answers, see [`MATCHED_ATTACKS`]; empty where they do not count.
-        unknown ([`Unknown`], *optional*):
-            Where there are no truth ratios, what a model that has not seen the forget set makes of its answers.
-    """
-
-    truth_ratios: np.ndarray | None
-    attacks: dict[str, list[float]] = field(default_factory=dict)
-    unknown: Unknown | None = None
-
-
 def reference_by(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question], with_attacks: bool = False
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question], **counts: bool
 ) -> Reference:
-    """A model's truth ratios on questions whose answers it was never told, and how these look to attacks."""
-    results = evaluate(model, tokenizer, questions, max_new_tokens=1)
-    attacks = {name: results.attacks[name] for name in MATCHED_ATTACKS} if with_attacks else {}
-    return Reference(np.asarray(results.truth_ratios), attacks)
-
-
-def reference_by_probability(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: list[Question]
-) -> Reference:
-    """What a model makes of right answers that it was never told."""
-    return Reference(None, unknown=Unknown.from_scores(score_answers(model, tokenizer, questions)))
+    """What a model makes of questions whose answers it was never told; what counts is [`Reference.from_results`]'s."""
+    return Reference.from_results(evaluate(model, tokenizer, questions, max_new_tokens=1), **counts)
 
 
 def retrained_reference(retrained: Evaluation) -> Reference:
-    """The retrained model's truth ratios on the forget set."""
-    return Reference(np.asarray(retrained.sets["forget"].truth_ratios))
+    """What the retrained model makes of the forget set."""
+    return Reference.from_results(retrained.sets["forget"])
 
 
 def best_subtraction(
@@ -228,21 +198,13 @@ def best_subtraction(
     """
     shares = (None,) if ratios == (1.0,) else ratios
     settings = [replace(each, share=share) for share in shares for each in subtractions]
-    target, outcomes = sweep(
-        model,
-        tokenizer,
-        split.forget_questions,
-        split.retain_questions,
-        settings,
-        reference.truth_ratios,
-        unseen_attacks=reference.attacks or None,
-    )
+    target, outcomes = sweep(model, tokenizer, split.forget_questions, split.retain_questions, settings, reference)
     outcomes = [replace(each, forget_quality=each.least_p) for each in outcomes]
 
     def preference(index: int) -> tuple[int, float]:
-        if reference.unknown is None:
+        if reference.truth_ratios is not None:
             return rank(outcomes[index], target)
-        return rank_by_probability(outcomes[index], target, reference.unknown, settings[index].alpha)
+        return rank_by_probability(outcomes[index], target, reference, settings[index].alpha)
 
     best = max(range(len(settings)), key=preference)
     share, outcome = settings[best].share, outcomes[best]

@@ -12,14 +12,12 @@ from filelock import FileLock
 from grids import grid
 from ledger import Ledger
 from measure import (
-    Reference,
     best_subtraction,
     evaluate_model,
     figures,
     outcome_of,
     rank,
     reference_by,
-    reference_by_probability,
     retrained_reference,
 )
 from methods import METHODS, ROBUST_METHODS, TEACHERS, ULD_LINES, Method
@@ -31,7 +29,7 @@ from training import read_cost
 from uld_hf import ULDForCausalLM
 from uld_hf.evaluation.evaluation import Evaluation
 from uld_hf.evaluation.scoring import Subtraction
-from uld_hf.evaluation.sweep import Outcome, apply_subtraction, as_rows, sweep
+from uld_hf.evaluation.sweep import Outcome, Reference, apply_subtraction, as_rows, sweep
 
 
 class Study:
@@ -182,13 +180,11 @@ class Study:
     def reference_for(self, method: Method, split: Split, seed: int) -> tuple[Reference, Split]:
         """What is to be reached where there is no retrained model, and the split with the rows that are held beside."""
         if method.stand_in == "unseen":
-            with_attacks = len(method.ratios) > 1
-            reference = reference_by(
-                load_model(self.target(seed)), self.tokenizer, split.unseen_questions, with_attacks
-            )
+            target, with_attacks = load_model(self.target(seed)), len(method.ratios) > 1
+            reference = reference_by(target, self.tokenizer, split.unseen_questions, with_attacks=with_attacks)
             return reference, replace(split, forget=split.forget_beside_unseen)
-        by = reference_by if method.stand_in == "base" else reference_by_probability
-        return by(load_model(self.base()), self.tokenizer, split.forget_questions), split
+        base, by_truth_ratios = load_model(self.base()), method.stand_in == "base"
+        return reference_by(base, self.tokenizer, split.forget_questions, by_truth_ratios=by_truth_ratios), split
 
     def apply(self, model: ULDForCausalLM, chosen: dict[str, Any]) -> None:
         """Set a model to a composition of [`best_subtraction`]."""
@@ -340,9 +336,8 @@ class Study:
         """Outcomes of the target, and of settings of the subtraction on the assistant of ULD's final run."""
         split = self.split(split_name)
         _, retrained = self.references(split_name, seed)
-        model = self.unlearned(split_name, seed, key)
-        truth_ratios = retrained.sets["forget"].truth_ratios
-        return sweep(model, self.tokenizer, split.forget_questions, split.retain_questions, settings, truth_ratios)
+        model, reference = self.unlearned(split_name, seed, key), retrained_reference(retrained)
+        return sweep(model, self.tokenizer, split.forget_questions, split.retain_questions, settings, reference)
 
     def ablate_subtraction(self) -> dict[str, Any]:
         """All settings of the subtraction on the best assistant, from one pass."""

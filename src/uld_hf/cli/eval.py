@@ -11,20 +11,19 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
-from ..configuration_uld import SHARED_SETTINGS
 from ..context import context_length
 from ..evaluation.comparison import compare, figure_table
 from ..evaluation.encoding import encode
 from ..evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS
-from ..evaluation.tofu_logs import SetLog, check_same_rows, load_tofu_log
+from ..evaluation.tofu_logs import SetLog, check_has_ratios, check_same_rows, load_tofu_log
 from ..evaluation.verbatim import word_perplexity
 from ..hub import fingerprint_tokenizer, record_evaluation
 from . import output
-from .identity import check_tokenizer, hash_files, identify, identify_unlearned
+from .identity import check_tokenizer, hash_rows, identify, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
-from .questions import check_apart, note_wrong_answers, read_documents, read_questions, read_rows
+from .questions import check_apart, documents_of, note_wrong_answers, questions_of, read_rows
 
 
 DESCRIPTION = """Measure what an unlearned model has forgotten and what it has kept, beside its target.
@@ -159,9 +158,11 @@ class EvalArguments:
             return None
         return pipeline("text-classification", model=self.fluency_classifier, top_k=None)
 
-    def read(self, path: str, tokenizer: PreTrainedTokenizerBase) -> list[Question]:
-        """Questions of a dataset, as the models are to see them."""
-        return read_questions(path, tokenizer, self.prefix_tokens, self.continuation_tokens)
+    def questions(
+        self, split: str, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
+    ) -> list[Question]:
+        """Questions of a set, as the models are to see them."""
+        return questions_of(rows, self.data[split], tokenizer, self.prefix_tokens, self.continuation_tokens)
 
 
 def read_documents_perplexity(
@@ -188,7 +189,11 @@ def read_documents_perplexity(
 
 
 def measure_set(
-    split: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: str, arguments: EvalArguments
+    split: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    arguments: EvalArguments,
 ) -> SetResults:
     """
     Measure a model on one set; on the forget set, more closely.
@@ -200,8 +205,8 @@ def measure_set(
             The model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
-        path (`str`):
-            JSONL file or hub id.
+        rows (`Sequence[Mapping[str, Any]]`):
+            The set's rows.
         arguments ([`EvalArguments`]):
             The command's.
 
@@ -212,7 +217,7 @@ def measure_set(
     results = evaluate(
         model,
         tokenizer,
-        arguments.read(path, tokenizer),
+        arguments.questions(split, rows, tokenizer),
         arguments.max_new_tokens,
         arguments.batch_size,
         arguments.max_batch_tokens,
@@ -220,7 +225,7 @@ def measure_set(
         num_samples=arguments.num_samples,
         classifier=arguments.classifier if is_forget else None,
     )
-    documents = read_documents(path)
+    documents = documents_of(rows, arguments.data[split])
     if documents:
         results.word_perplexity = read_documents_perplexity(model, tokenizer, documents)
     return results
@@ -230,7 +235,7 @@ def evaluate_or_load(
     name: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: Mapping[str, str],
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
     settings: Mapping[str, Any],
     arguments: EvalArguments,
 ) -> Evaluation:
@@ -244,8 +249,8 @@ def evaluate_or_load(
             The model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
-        data (`Mapping[str, str]`):
-            JSONL files by set.
+        rows (`Mapping[str, Sequence[Mapping[str, Any]]]`):
+            Rows by set.
         settings (`Mapping[str, Any]`):
             What the figures depend on besides the data.
         arguments ([`EvalArguments`]):
@@ -260,17 +265,17 @@ def evaluate_or_load(
         **settings,
         **{option: vars(arguments)[option] for option in options},
         "tokenizer": fingerprint_tokenizer(tokenizer),
-        "data": hash_files(data),
+        "data": hash_rows(rows),
     }
     evaluation = Evaluation(name, {}, settings)
     if file.exists():
         earlier = Evaluation.load(file)
         if earlier.settings == json.loads(json.dumps(settings)):
             evaluation.sets = earlier.sets
-    for split, path in data.items():
+    for split, of_set in rows.items():
         if split not in evaluation.sets:
             output.note(f"{name}: {split.replace('_', ' ')} set")
-            evaluation.sets[split] = measure_set(split, model, tokenizer, path, arguments)
+            evaluation.sets[split] = measure_set(split, model, tokenizer, of_set, arguments)
             evaluation.save(file)  # after every set: an interrupted run loses one at most
     return evaluation
 
@@ -373,10 +378,11 @@ def run(arguments: EvalArguments) -> None:
     Args:
         arguments ([`EvalArguments`]):
             The command's.
+
+    Raises:
+        ValueError: If a file or a model is not what it must be, or they do not belong together.
     """
-    data = arguments.data
-    for path in data.values():
-        read_rows(path)  # what is not there is told before a model is loaded
+    rows = {split: read_rows(path) for split, path in arguments.data.items()}  # before a model is loaded
     for path in (arguments.model, arguments.target, arguments.retrained, arguments.fluency_classifier):
         if path is not None:
             check_model_path(path)
@@ -390,29 +396,30 @@ def run(arguments: EvalArguments) -> None:
     if arguments.retrained is not None:
         check_tokenizer(arguments.retrained, tokenizer)
     # A mistake in the last file is told before the first is measured.
-    sets = {split: arguments.read(path, tokenizer) for split, path in data.items()}
+    sets = {split: arguments.questions(split, of_set, tokenizer) for split, of_set in rows.items()}
     check_apart({split: sets[split] for split in ("forget", "retain", "holdout") if split in sets})
-    note_wrong_answers(sets["forget"], sets["retain"], data["retain"])
+    note_wrong_answers(sets["forget"], sets["retain"], arguments.retain_dataset)
     for split, questions in sets.items():
         try:
             check_fit(model, tokenizer, questions, arguments.max_new_tokens)
         except ValueError as error:
             raise ValueError(f"{split} set: {error}") from error
         if split == "forget" and log is not None:
+            check_has_ratios(questions[0].paraphrased_answer, questions[0].perturbed_answers)
             encoded = [encode(tokenizer, question.prompt, question.answer) for question in questions]
             check_same_rows(log, [question.answer for question in questions], [len(ids) - at for ids, at in encoded])
-    subtraction = {name: vars(model.config)[name] for name in ("assistants", *SHARED_SETTINGS)}
     identity = identify_unlearned(model)
     target = {"target": identity["target"]}
+    settings = {**identity, **model.config.subtraction}
     evaluations = {
-        "target": evaluate_or_load("target", model.target, tokenizer, data, target, arguments),
-        "unlearned": evaluate_or_load("unlearned", model, tokenizer, data, {**identity, **subtraction}, arguments),
+        "target": evaluate_or_load("target", model.target, tokenizer, rows, target, arguments),
+        "unlearned": evaluate_or_load("unlearned", model, tokenizer, rows, settings, arguments),
     }
     if arguments.retrained is not None:
         del model  # one model at a time
         retrained = load_model(arguments.retrained)
         settings = {"retrained": identify(retrained)}
-        evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, data, settings, arguments)
+        evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, rows, settings, arguments)
     compared = compare(evaluations, log)
     if arguments.add_to_card:
         record_evaluation(arguments.model, card_figures(evaluations["unlearned"], compared["unlearned"]))

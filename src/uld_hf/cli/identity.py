@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +11,6 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from ..assistant import lora_weights
 from ..hub import fingerprint_target, fingerprint_tokenizer, fingerprint_tokenizer_of
 from ..modeling_uld import ULDForCausalLM
-from .questions import read_rows
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -63,22 +60,18 @@ def identify_unlearned(model: ULDForCausalLM) -> dict[str, dict[str, Any]]:
     return {"target": identify(model.target), "lora": lora}
 
 
-def hash_files(data: Mapping[str, str]) -> dict[str, str]:
+def hash_rows(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
     """
     SHA-256 of datasets.
 
     Args:
-        data (`Mapping[str, str]`):
-            Files, or hub ids, by set.
+        sets (`Mapping[str, Sequence[Mapping[str, Any]]]`):
+            Rows by set.
 
     Returns:
-        `dict[str, str]`: Hexadecimal digests by set: of the file, or of the rows as JSON.
+        `dict[str, str]`: Hexadecimal digests by set, of the rows as JSON.
     """
-    content = {
-        split: Path(path).read_bytes() if os.path.isfile(path) else json.dumps(read_rows(path)).encode()
-        for split, path in data.items()
-    }
-    return {split: hashlib.sha256(each).hexdigest() for split, each in content.items()}
+    return {name: hashlib.sha256(json.dumps(rows).encode()).hexdigest() for name, rows in sets.items()}
 
 
 def check_tokenizer(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -37,27 +37,29 @@ def read_rows(path: str) -> list[dict[str, Any]]:
     return read_json_lines(path) if os.path.isfile(path) else load_from_hub(path).to_list()
 
 
-def has_questions(path: str | None) -> bool:
+def has_questions(rows: Sequence[Mapping[str, Any]]) -> bool:
     """
     Whether rows are questions and answers, and so are trained, and to be asked, in their template.
 
     Args:
-        path (`str`, *optional*):
-            JSONL file, or a hub id.
+        rows (`Sequence[Mapping[str, Any]]`):
+            The rows.
 
     Returns:
         `bool`: Whether the first row has a `question`.
     """
-    return path is not None and "question" in read_rows(path)[0]
+    return "question" in rows[0]
 
 
-def read_documents(path: str) -> list[str]:
+def documents_of(rows: Sequence[Mapping[str, Any]], source: str) -> list[str]:
     """
-    Read documents.
+    Documents among the rows of a dataset.
 
     Args:
-        path (`str`):
-            JSONL file, or a hub id.
+        rows (`Sequence[Mapping[str, Any]]`):
+            The rows.
+        source (`str`):
+            Where they are from.
 
     Returns:
         `list[str]`: The `text` of every row; empty where the rows are questions.
@@ -65,13 +67,12 @@ def read_documents(path: str) -> list[str]:
     Raises:
         ValueError: If only some rows are documents, or one is without a text.
     """
-    rows = read_rows(path)
     are_documents = ["text" in row for row in rows]
     if not any(are_documents):
         return []
     for number, row in enumerate(rows, start=1):
         if not (isinstance(row.get("text"), str) and row["text"].strip()):
-            raise ValueError(f"Row {number} of {path} has no text under 'text', as other rows of the file have.")
+            raise ValueError(f"Row {number} of {source} has no text under 'text', as other rows of the file have.")
     return [row["text"] for row in rows]
 
 
@@ -83,10 +84,7 @@ def read_questions(
 
     Args:
         path (`str`):
-            JSONL file (or a hub id) of rows with `question` and `answer`, or `prompt` and `completion`; optionally
-            `paraphrased_answer`, `perturbed_answer` (a list) and `paraphrased_question`, as in TOFU, and `fact`, the
-            words of the answer that must not come out. `messages` may take the place of the first two. Or of rows
-            with `text`.
+            JSONL file (or a hub id), see [`questions_of`] for its rows.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The model's tokenizer. If it has a chat template, questions go through it.
         prefix_tokens (`int`, *optional*, defaults to `50`):
@@ -98,10 +96,43 @@ def read_questions(
         `list[Question]`: The questions.
 
     Raises:
+        ValueError: If a row is not what it must be, or a document is shorter than a passage.
+    """
+    return questions_of(read_rows(path), path, tokenizer, prefix_tokens, continuation_tokens)
+
+
+def questions_of(
+    rows: Sequence[Mapping[str, Any]],
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    prefix_tokens: int,
+    continuation_tokens: int,
+) -> list[Question]:
+    """
+    Questions of the rows of a dataset, or passages of its documents to continue.
+
+    Args:
+        rows (`Sequence[Mapping[str, Any]]`):
+            Rows with `question` and `answer`, or `prompt` and `completion`; optionally `paraphrased_answer`,
+            `perturbed_answer` (a list) and `paraphrased_question`, as in TOFU, and `fact`, the words of the answer that
+            must not come out. `messages` may take the place of the first two. Or rows with `text`.
+        source (`str`):
+            Where they are from.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The model's tokenizer. If it has a chat template, questions go through it.
+        prefix_tokens (`int`):
+            Tokens of a document that the model is shown.
+        continuation_tokens (`int`):
+            Tokens that follow, which it should or should not know.
+
+    Returns:
+        `list[Question]`: The questions.
+
+    Raises:
         ValueError: If a row lacks a question or an answer, only some rows have paraphrased or wrong answers, or a
             document is shorter than a passage.
     """
-    documents = read_documents(path)
+    documents = documents_of(rows, source)
     if documents:
         pairs = [
             pair
@@ -109,14 +140,13 @@ def read_questions(
             for pair in zip(*split_passages(tokenizer, document, prefix_tokens, continuation_tokens), strict=True)
         ]
         return [Question(prefix, continuation, is_passage=True) for prefix, continuation in pairs]
-    rows = read_rows(path)
-    _check_spelling(rows[0], path)
-    questions = [_question(row, f"Row {number} of {path}", tokenizer) for number, row in enumerate(rows, start=1)]
+    _check_spelling(rows[0], source)
+    questions = [_question(row, f"Row {number} of {source}", tokenizer) for number, row in enumerate(rows, start=1)]
     check_questions(questions)
     return questions
 
 
-def _check_spelling(row: dict[str, Any], path: str) -> None:
+def _check_spelling(row: Mapping[str, Any], path: str) -> None:
     """Of an optional column nobody would miss what a misspelt one holds, and other figures would be chosen by."""
     found = {name.lower(): name for name in row}
     for column in OPTIONAL_COLUMNS - row.keys():
@@ -173,7 +203,7 @@ def note_wrong_answers(forget: Sequence[Question], retain: Sequence[Question], r
         )
 
 
-def _question(row: dict[str, Any], source: str, tokenizer: PreTrainedTokenizerBase) -> Question:
+def _question(row: Mapping[str, Any], source: str, tokenizer: PreTrainedTokenizerBase) -> Question:
     asked, answer = _asked_and_answer(row, source)
     for name in ("paraphrased_answer", "paraphrased_question", "fact"):
         if row.get(name) is not None and not (isinstance(row[name], str) and row[name].strip()):
@@ -205,7 +235,7 @@ def _question(row: dict[str, Any], source: str, tokenizer: PreTrainedTokenizerBa
     )
 
 
-def _asked_and_answer(row: dict[str, Any], source: str) -> tuple[str | list[dict[str, str]], str]:
+def _asked_and_answer(row: Mapping[str, Any], source: str) -> tuple[str | list[dict[str, str]], str]:
     """What a row asks, as a text or in messages, and the right answer."""
     messages = row.get("messages")
     if isinstance(row.get("prompt"), list):

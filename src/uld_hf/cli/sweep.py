@@ -1,35 +1,33 @@
 """`uld sweep`: the forget-utility trade-off over alpha and filter, and a choice."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_uld import SHARED_SETTINGS
 from ..evaluation.evaluation import Question, evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction
 from ..evaluation.sweep import (
-    MATCHED_ATTACKS,
     Outcome,
-    Unknown,
+    Reference,
     apply_subtraction,
     as_rows,
     choose,
     has_forgotten,
     most_first_choices,
-    score_answers,
     sweep,
 )
 from ..modeling_uld import ULDForCausalLM
 from . import output
-from .identity import check_tokenizer, hash_files, identify_unlearned
+from .identity import check_tokenizer, hash_rows, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
-from .questions import check_apart, has_questions, note_wrong_answers, read_questions, read_rows
+from .questions import check_apart, has_questions, note_wrong_answers, questions_of, read_rows
 
 
 DESCRIPTION = """Try many settings of the subtraction, all from one pass of target and assistant, and choose one.
@@ -87,6 +85,10 @@ class SweepArguments:
             Whether LOSS and Min-K% of the forgotten answers must be like those of held-out ones too.
         utility_budget (`float`, *optional*, defaults to `0.02`):
             Share of the retain answers' probability that may be lost.
+        prefix_tokens (`int`, *optional*, defaults to `50`):
+            Tokens of a document that the model is shown.
+        continuation_tokens (`int`, *optional*, defaults to `50`):
+            Tokens that follow in the document.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
             Most tokens to score at once.
         save_to (`str`, *optional*):
@@ -123,9 +125,40 @@ class SweepArguments:
     utility_budget: float = field(
         default=0.02, metadata={"help": "share of the retain answers' probability that may be lost"}
     )
+    prefix_tokens: int = field(default=50, metadata={"help": "tokens of a document that the model is shown"})
+    continuation_tokens: int = field(default=50, metadata={"help": "tokens that follow in the document"})
     max_batch_tokens: int = field(default=MAX_BATCH_TOKENS, metadata={"help": "most tokens to score at once"})
     save_to: str | None = field(default=None, metadata={"help": "new folder for the model with the chosen setting"})
     output: str | None = field(default=None, metadata={"help": "JSON file to write the outcomes to as well"})
+
+    def __post_init__(self) -> None:
+        for name in ("prefix_tokens", "continuation_tokens", "max_batch_tokens"):
+            if vars(self)[name] < 1:
+                raise ValueError(f"{name}={vars(self)[name]} must be at least 1.")
+        if not 0 <= self.utility_budget < 1:
+            raise ValueError(f"utility_budget={self.utility_budget} must be at least 0 and below 1: it is a share.")
+        if self.save_to is not None:
+            if self.retrained is None and self.holdout_dataset is None:
+                raise ValueError("--save_to needs --retrained or --holdout_dataset: without them nothing is chosen.")
+            if Path(self.save_to).exists():
+                raise ValueError(f"{self.save_to} is there already: give --save_to a new folder.")
+        if self.match_attacks and self.holdout_dataset is None:
+            raise ValueError("--match_attacks needs --holdout_dataset: answers like the forgotten ones, never told.")
+        unknown = set(self.clamps or ()) - {"on", "off"}
+        if unknown:
+            raise ValueError(f"--clamps takes 'on' and 'off', got {sorted(unknown)}.")
+
+    @property
+    def data(self) -> dict[str, str]:
+        """Datasets by set."""
+        given = {split: vars(self)[f"{split}_dataset"] for split in ("forget", "retain", "holdout")}
+        return {split: path for split, path in given.items() if path is not None}
+
+    def questions(
+        self, split: str, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
+    ) -> list[Question]:
+        """Questions of a set, as the models are to see them."""
+        return questions_of(rows, self.data[split], tokenizer, self.prefix_tokens, self.continuation_tokens)
 
 
 def build_parser() -> CommandParser:
@@ -142,33 +175,22 @@ def main(argv: Sequence[str]) -> None:
             Arguments after `uld sweep`.
 
     Raises:
-        ValueError: If there is nothing to save.
+        ValueError: If a value, a file or a model is not what it must be, or there is nothing to save.
     """
     (arguments,) = build_parser().parse(argv)
-    for path in (arguments.forget_dataset, arguments.retain_dataset, arguments.holdout_dataset):
-        if path is not None:
-            read_rows(path)  # what is not there is told before a model is loaded
+    rows = {split: read_rows(path) for split, path in arguments.data.items()}  # before a model is loaded
     for path in (arguments.model, arguments.target, arguments.retrained):
         if path is not None:
             check_model_path(path)
-    if not 0 <= arguments.utility_budget < 1:
-        raise ValueError(f"utility_budget={arguments.utility_budget} must be at least 0 and below 1: it is a share.")
-    if arguments.save_to is not None:
-        if arguments.retrained is None and arguments.holdout_dataset is None:
-            raise ValueError("--save_to needs --retrained or --holdout_dataset: without them nothing is chosen.")
-        if Path(arguments.save_to).exists():
-            raise ValueError(f"{arguments.save_to} is there already: give --save_to a new folder.")
-    if arguments.match_attacks and arguments.holdout_dataset is None:
-        raise ValueError("--match_attacks needs --holdout_dataset: answers like the forgotten ones, never told.")
-    unknown = set(arguments.clamps or ()) - {"on", "off"}
-    if unknown:
-        raise ValueError(f"--clamps takes 'on' and 'off', got {sorted(unknown)}.")
+    if arguments.output is not None:
+        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
 
     model = load_unlearned(arguments.model, arguments.target, None)
     tokenizer = load_tokenizer(model, arguments.model)
     if arguments.retrained is not None:
         check_tokenizer(arguments.retrained, tokenizer)
-    forget, retain = (read_questions(path, tokenizer) for path in (arguments.forget_dataset, arguments.retain_dataset))
+    sets = {split: arguments.questions(split, rows[split], tokenizer) for split in rows}
+    forget, retain, held_out = (sets.get(split) for split in ("forget", "retain", "holdout"))
     config = model.config
     grid = product(
         arguments.alphas,
@@ -185,45 +207,40 @@ def main(argv: Sequence[str]) -> None:
     for setting in settings:
         setting.weights(list(config.alphas.values()))  # refused before any long work
 
-    held_out = None
-    if arguments.holdout_dataset is not None:
-        held_out = read_questions(arguments.holdout_dataset, tokenizer)
-    check_apart({"forget": forget, "retain": retain} | ({} if held_out is None else {"holdout": held_out}))
+    check_apart(sets)
     note_wrong_answers(forget, retain, arguments.retain_dataset)
     reference = find_reference(arguments, model, tokenizer, forget, held_out)
-    ratios, first_choice, unknown = reference.truth_ratios, reference.first_choice, reference.unknown
-    attacks = reference.attacks
+    by_ratios = reference is not None and reference.truth_ratios is not None
 
-    questions = (forget, retain)
-    target, outcomes = sweep(model, tokenizer, *questions, settings, ratios, arguments.max_batch_tokens, attacks)
+    target, outcomes = sweep(model, tokenizer, forget, retain, settings, reference, arguments.max_batch_tokens)
     chosen, conclusion = None, "Nothing chosen: give --retrained or --holdout_dataset to say how much is enough."
-    if ratios is not None or unknown is not None:
-        if has_forgotten(target, unknown):
+    if reference is not None:
+        if has_forgotten(target, reference):
             conclusion = (
                 "Nothing chosen: by this measure the target itself has forgotten enough. It never learned the forget "
                 "set, the model of --retrained knows it as well, or there are too few questions to tell."
             )
-            if ratios is not None:
+            if by_ratios:
                 conclusion += " Rows without 'perturbed_answer' are chosen by probability, for which fewer do."
         else:
-            chosen = choose(settings, outcomes, target, arguments.utility_budget, unknown, first_choice)
-            most = most_first_choices(target, first_choice)
+            chosen = choose(settings, outcomes, target, arguments.utility_budget, reference)
+            enough = most_first_choices(target, reference) if by_ratios else reference
             whose = "held-out answers" if arguments.retrained is None else "model of --retrained"
-            conclusion = describe_choice(settings, chosen, unknown or most, whose, attacks is not None)
-        if ratios is not None and len(forget) < FEW:
+            conclusion = describe_choice(settings, chosen, enough, whose, arguments.match_attacks)
+        if by_ratios and len(forget) < FEW:
             conclusion += (
                 f"\nOf {len(forget)} questions a forget quality says little: have {FEW} or more, or look closely."
             )
+    never_told = reference and {"probability": reference.probability, "first_choice": reference.first_choice}
     report = {
         "target": vars(target),
-        "unknown": None if unknown is None else vars(unknown),
-        "first_choice": first_choice,
+        "never_told": never_told,
         "retrained": arguments.retrained,
         "chosen": chosen,
         "settings": as_rows(settings, outcomes),
         # By these `uld report` sees whether sweep and evaluation belong together.
         "measured": {
-            "data": hash_files({"forget": arguments.forget_dataset, "retain": arguments.retain_dataset}),
+            "data": hash_rows({split: rows[split] for split in ("forget", "retain")}),
             **identify_unlearned(model),
         },
     }
@@ -234,37 +251,13 @@ def main(argv: Sequence[str]) -> None:
         if chosen is None:
             raise ValueError(f"Nothing was chosen, so nothing is saved to {arguments.save_to}.")
         apply_subtraction(model, settings[chosen])
-        for training in config.training.values():
-            training.pop("evaluation", None)  # its figures are of another setting
         model.save_pretrained(arguments.save_to)
         tokenizer.save_pretrained(arguments.save_to)
-        as_questions = tokenizer.chat_template is not None or has_questions(arguments.forget_dataset)
+        as_questions = tokenizer.chat_template is not None or has_questions(rows["forget"])
         asking = "--question" if as_questions and not forget[0].is_passage else "--prompt"
         output.note(
             f'Saved to {arguments.save_to}. Look at its answers:\n  uld generate {arguments.save_to} {asking} "..."'
         )
-
-
-@dataclass(frozen=True)
-class Reference:
-    """
-    What the settings are held against; all of it `None` where nothing was given.
-
-    Args:
-        truth_ratios (`numpy.ndarray`, *optional*):
-            Truth ratios to be reached.
-        first_choice (`float`, *optional*):
-            Beside these, the share of the answers' tokens that are the first choice.
-        unknown ([`Unknown`], *optional*):
-            Where there are no truth ratios, what is made of the answers.
-        attacks (`dict[str, list[float]]`, *optional*):
-            Numbers of attacks on held-out answers, if they count.
-    """
-
-    truth_ratios: np.ndarray | None = None
-    first_choice: float | None = None
-    unknown: Unknown | None = None
-    attacks: dict[str, list[float]] | None = None
 
 
 def find_reference(
@@ -273,7 +266,7 @@ def find_reference(
     tokenizer: PreTrainedTokenizerBase,
     forget: Sequence[Question],
     held_out: Sequence[Question] | None,
-) -> Reference:
+) -> Reference | None:
     """
     What the model should be like on the forget set: as one that was never told, or as on what nobody told it.
 
@@ -290,30 +283,32 @@ def find_reference(
             Questions of `--holdout_dataset`.
 
     Returns:
-        [`Reference`]: By truth ratios where there are wrong answers to what is asked, else by probability.
+        [`Reference`] or `None`: By truth ratios where there are wrong answers to what is asked, else by probability;
+            `None` if nothing was given.
     """
-    if arguments.retrained is None and held_out is None:
-        return Reference()
-    by, asked, by_ratios = model.target, held_out, bool(forget[0].perturbed_answers)
-    if arguments.retrained is not None:
-        by, asked = load_model(arguments.retrained), forget
-    elif by_ratios != bool(held_out[0].perturbed_answers):
-        lacking = arguments.holdout_dataset if by_ratios else arguments.forget_dataset
-        output.note(f"No forget quality: the rows of {lacking} have no 'perturbed_answer'. Chosen by probability.")
-        by_ratios = False
-    tokens = arguments.max_batch_tokens
-    if by_ratios:
-        results = evaluate(by, tokenizer, asked, max_new_tokens=1, max_batch_tokens=tokens)
-        found = Reference(results.truth_ratios, float(np.mean(results.exact_memorization)))
-    else:
-        scores = score_answers(by, tokenizer, asked, tokens)
-        found = Reference(unknown=Unknown.from_scores(scores))
-    if arguments.match_attacks:
-        if by_ratios or asked is not held_out:
-            scores = score_answers(model.target, tokenizer, held_out, tokens)
-        attacks = {name: [attack(row) for row in scores] for name, attack in MATCHED_ATTACKS.items()}
-        found = replace(found, attacks=attacks)
-    return found
+
+    def reference_by(by: PreTrainedModel, asked: Sequence[Question], by_ratios: bool = True) -> Reference:
+        results = evaluate(by, tokenizer, asked, max_new_tokens=1, max_batch_tokens=arguments.max_batch_tokens)
+        return Reference.from_results(results, by_ratios, arguments.match_attacks)
+
+    if arguments.retrained is None:
+        if held_out is None:
+            return None
+        lacking = [
+            (arguments.holdout_dataset if of_forget else arguments.forget_dataset, column)
+            for column, of_forget, of_held_out in (
+                ("perturbed_answer", forget[0].perturbed_answers, held_out[0].perturbed_answers),
+                # A ratio to a paraphrase is none to the right answer: what was learned is in the latter's words.
+                ("paraphrased_answer", forget[0].paraphrased_answer, held_out[0].paraphrased_answer),
+            )
+            if bool(of_forget) != bool(of_held_out)
+        ]
+        for file, column in lacking[:1]:
+            output.note(f"No forget quality: the rows of {file} have no {column!r}. Chosen by probability.")
+        return reference_by(model.target, held_out, by_ratios=not lacking)
+    found = reference_by(load_model(arguments.retrained), forget)
+    # To attacks the forgotten answers should look as the target's own would that it was never told.
+    return replace(found, attacks=reference_by(model.target, held_out).attacks) if arguments.match_attacks else found
 
 
 def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: Sequence[Outcome]) -> str:
@@ -355,7 +350,7 @@ def format_outcomes(settings: Sequence[Subtraction], target: Outcome, outcomes: 
 def describe_choice(
     settings: Sequence[Subtraction],
     chosen: int | None,
-    reference: Unknown | float,
+    enough: Reference | float,
     whose: str = "held-out answers",
     with_attacks: bool = False,
 ) -> str:
@@ -367,7 +362,7 @@ def describe_choice(
             The settings tried.
         chosen (`int`, *optional*):
             Index of the one chosen.
-        reference ([`Unknown`] or `float`):
+        enough ([`Reference`] or `float`):
             What is made of answers that were never told, if that was the measure; with a forget quality, the share of
             first choices that must not be left.
         whose (`str`, *optional*, defaults to `"held-out answers"`):
@@ -379,20 +374,20 @@ def describe_choice(
         `str`: The sentence.
     """
     kind = "the smallest alpha"
-    if not isinstance(reference, Unknown):
+    if not isinstance(enough, Reference):
         kind = "the highest of the smaller of both p," if with_attacks else "the highest forget quality"
     measure = (
-        f"a probability of at most {reference.probability:.3g} and at most {reference.first_choice:.0%} of the tokens "
+        f"a probability of at most {enough.probability:.3g} and at most {enough.first_choice:.0%} of the tokens "
         f"still the first choice, as of the {whose}"
-        if isinstance(reference, Unknown)
-        else f"less than {reference:.0%} of the tokens still the first choice and p above 0.05"
+        if isinstance(enough, Reference)
+        else f"less than {enough:.0%} of the tokens still the first choice and p above 0.05"
     )
     measure += ", of attacks too," if with_attacks else ""
     if chosen is None:
         return f"No setting reaches {measure} within the budget: train the assistant better, or allow more to be lost."
     setting = settings[chosen]
     finer = ""
-    if isinstance(reference, Unknown):
+    if isinstance(enough, Reference):
         below = max((each.alpha for each in settings if each.alpha < setting.alpha), default=0.0)
         finer = f" A smaller one may do: try some between {below:g} and {setting.alpha:g} (--alphas)."
     share = (

@@ -25,7 +25,7 @@ from ..training.uld_trainer import ULDTrainer
 from . import output
 from .interrupt import train_until_done
 from .parsing import CommandParser, check_model_path
-from .questions import has_questions
+from .questions import has_questions, read_rows
 from .rows import check_columns, check_is_json_lines, check_one_format
 
 
@@ -249,7 +249,9 @@ def main(argv: Sequence[str]) -> None:
     }
     check_columns(sets, config.dataset_text_field)
     # What was trained as questions is asked as questions: another prompt, and the target does not know either.
-    option = "--question" if conversational or has_questions(arguments.forget_dataset) else "--prompt"
+    forget = arguments.forget_dataset
+    as_question = conversational or (forget is not None and has_questions(read_rows(forget)))
+    option = "--question" if as_question else "--prompt"
     lora = None
     if method not in LOSS_TYPES or arguments.lora_r != 0:
         lora = LoraConfig(

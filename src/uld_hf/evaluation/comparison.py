@@ -9,7 +9,7 @@ from .evaluation import Evaluation, SetResults
 from .memorization import memorization_score
 from .privacy import attack_auc, privacy_leakage, privacy_score
 from .tofu import forget_quality, model_utility, truth_ratio
-from .tofu_logs import SetLog, check_same_rows
+from .tofu_logs import SetLog, check_has_ratios, check_same_rows
 
 
 # Sets that must be kept, and the figure that TOFU calls the probability there.
@@ -177,10 +177,7 @@ def _check_comparable(evaluations: Mapping[str, Evaluation]) -> None:
 def _retrained_truth_ratios(evaluations: Mapping[str, Evaluation], retrained_log: SetLog | None) -> np.ndarray | None:
     results: SetResults = next(iter(evaluations.values())).sets["forget"]
     if retrained_log is not None:
-        if results.truth_ratios is None:
-            raise ValueError(
-                "The forget quality against a log needs wrong answers: add 'perturbed_answer' to the forget rows."
-            )
+        check_has_ratios(results.paraphrased_loss, results.perturbed_losses)
         check_same_rows(retrained_log, results.answers, results.num_tokens)
         return truth_ratio(retrained_log.paraphrased_loss, retrained_log.perturbed_losses)
     retrained = evaluations.get("retrained")

@@ -1,16 +1,16 @@
 """Which settings of the subtraction forget enough and cost little: all of them scored from one pass."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.stats import ks_2samp
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ..modeling_uld import ULDForCausalLM
-from .evaluation import Question, check_questions
+from .evaluation import Question, SetResults, check_questions
 from .privacy import loss_attack, min_k_attack
-from .scoring import MAX_BATCH_TOKENS, ChoiceScores, Subtraction, score_completions, score_subtractions
+from .scoring import MAX_BATCH_TOKENS, ChoiceScores, Subtraction, score_subtractions
 from .tofu import forget_quality, truth_ratio
 
 
@@ -54,62 +54,51 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Unknown:
+class Reference:
     """
-    What a model makes of right answers that it was never told: the target of like ones, or another model of these.
+    What forgotten answers should be like: what a model makes of answers that it was never told.
+
+    That model is one that never saw the forget set, asked what the forget set asks; or the target, asked what is like
+    it and was never told.
 
     Args:
         probability (`float`):
-            Their mean probability.
+            Mean probability of the right answers.
         first_choice (`float`):
-            Share of their tokens that are its first choice.
+            Share of their tokens that are the model's first choice.
+        truth_ratios (`numpy.ndarray` of shape `(num_rows,)`, *optional*):
+            Their truth ratios, where the forget quality is what settings are chosen by.
+        attacks (`dict[str, list[float]]`, *optional*):
+            Numbers of [`MATCHED_ATTACKS`] on them, where attacks count.
     """
 
     probability: float
     first_choice: float
+    truth_ratios: np.ndarray | None = None
+    attacks: dict[str, list[float]] | None = None
 
     @classmethod
-    def from_scores(cls, scores: Sequence[ChoiceScores]) -> "Unknown":
+    def from_results(cls, results: SetResults, by_truth_ratios: bool = True, with_attacks: bool = False) -> "Reference":
         """
-        What a model makes of them, from its scores.
+        What a model was found to make of answers.
 
         Args:
-            scores (`Sequence[ChoiceScores]`):
-                Of [`score_answers`].
+            results ([`SetResults`]):
+                What was measured.
+            by_truth_ratios (`bool`, *optional*, defaults to `True`):
+                Whether truth ratios are what settings are chosen by, where there are some.
+            with_attacks (`bool`, *optional*, defaults to `False`):
+                Whether attacks count.
 
         Returns:
-            [`Unknown`]: The means.
+            [`Reference`]: The means of the rows, and what else counts.
         """
         return cls(
-            float(np.mean([row.probability for row in scores])),
-            float(np.mean([row.most_probable.mean() for row in scores])),
+            probability=float(np.exp(-np.array(results.loss)).mean()),
+            first_choice=float(np.mean(results.exact_memorization)),
+            truth_ratios=results.truth_ratios if by_truth_ratios else None,
+            attacks={name: results.attacks[name] for name in MATCHED_ATTACKS} if with_attacks else None,
         )
-
-
-def score_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    max_batch_tokens: int = MAX_BATCH_TOKENS,
-) -> list[ChoiceScores]:
-    """
-    How likely a model finds the right answers.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        questions (`Sequence[Question]`):
-            The questions.
-        max_batch_tokens (`int`, *optional*, defaults to `4096`):
-            Most tokens to score at once.
-
-    Returns:
-        `list[ChoiceScores]`: Of each answer.
-    """
-    prompts, answers = zip(*((question.prompt, question.answer) for question in questions), strict=True)
-    return score_completions(model, tokenizer, prompts, answers, max_batch_tokens, not questions[0].is_passage)
 
 
 def sweep(
@@ -118,9 +107,8 @@ def sweep(
     forget: Sequence[Question],
     retain: Sequence[Question],
     subtractions: Sequence[Subtraction],
-    retrained_truth_ratios: np.ndarray | None = None,
+    reference: Reference | None = None,
     max_batch_tokens: int = MAX_BATCH_TOKENS,
-    unseen_attacks: Mapping[str, Sequence[float]] | None = None,
 ) -> tuple[Outcome, list[Outcome]]:
     """
     Score the target and every setting of the subtraction.
@@ -136,12 +124,10 @@ def sweep(
             Questions about what must be kept.
         subtractions (`Sequence[Subtraction]`):
             Settings to try.
-        retrained_truth_ratios (`numpy.ndarray` of shape `(num_forget,)`, *optional*):
-            The retrained model's truth ratios on the same forget questions.
+        reference ([`Reference`], *optional*):
+            What the forgotten answers should be like: of its truth ratios and attacks p-values are computed.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
             Most tokens of a batch.
-        unseen_attacks (`Mapping[str, Sequence[float]]`, *optional*):
-            Numbers of [`MATCHED_ATTACKS`] on answers like the forgotten ones that the target was never told.
 
     Returns:
         `tuple[Outcome, list[Outcome]]`: The target's outcome, and that of each setting.
@@ -152,7 +138,8 @@ def sweep(
     """
     check_questions(forget)
     check_questions(retain)
-    with_ratios = retrained_truth_ratios is not None
+    ratios, attacks = (None, None) if reference is None else (reference.truth_ratios, reference.attacks)
+    with_ratios = ratios is not None
     if with_ratios and not forget[0].perturbed_answers:
         raise ValueError(
             "The forget quality needs wrong answers: the forget questions have none. Leave out the retrained model, or "
@@ -175,13 +162,13 @@ def sweep(
             # Without a paraphrase it is of the right answer, as in `SetResults.truth_ratios`.
             paraphrased = np.array([next(losses) for _ in forget]) if are_paraphrased else right
             wrong = np.array([[np.mean([next(losses) for _ in question.perturbed_answers])] for question in forget])
-            quality = forget_quality(truth_ratio(paraphrased, wrong), retrained_truth_ratios)
+            quality = forget_quality(truth_ratio(paraphrased, wrong), ratios)
         first_choice = np.mean([row.most_probable.mean() for row in scores[: len(forget)]])
-        attacks = None
-        if unseen_attacks is not None:
-            found = {name: [MATCHED_ATTACKS[name](row) for row in scores[: len(forget)]] for name in unseen_attacks}
-            attacks = min(float(ks_2samp(found[name], unseen_attacks[name]).pvalue) for name in unseen_attacks)
-        return Outcome(*map(float, probabilities), quality, float(first_choice), attacks)
+        attack_quality = None
+        if attacks is not None:
+            found = {name: [MATCHED_ATTACKS[name](row) for row in scores[: len(forget)]] for name in attacks}
+            attack_quality = min(float(ks_2samp(found[name], attacks[name]).pvalue) for name in attacks)
+        return Outcome(*map(float, probabilities), quality, float(first_choice), attack_quality)
 
     are_passages = {question.is_passage for question in (*forget, *retain)}
     if len(are_passages) > 1:
@@ -192,15 +179,15 @@ def sweep(
     return outcome(target), [outcome(scores) for scores in by_setting]
 
 
-def has_forgotten(outcome: Outcome, unknown: Unknown | None = None) -> bool:
+def has_forgotten(outcome: Outcome, reference: Reference | None = None) -> bool:
     """
     Whether enough is forgotten.
 
     Args:
         outcome ([`Outcome`]):
             Of a setting, or of the target.
-        unknown ([`Unknown`], *optional*):
-            What the target makes of like things it was never told. Not needed where the outcome has a forget quality.
+        reference ([`Reference`], *optional*):
+            What forgotten answers should be like. Not needed where the outcome has a forget quality.
 
     Returns:
         `bool`: Whether the forget quality exceeds 0.05; where there is none, whether the forgotten answers are no more
@@ -214,22 +201,23 @@ def has_forgotten(outcome: Outcome, unknown: Unknown | None = None) -> bool:
         return False
     if outcome.forget_quality is not None:
         return outcome.forget_quality > FORGOTTEN
-    if unknown is None:
+    if reference is None:
         raise ValueError(
             "There is nothing to tell when enough is forgotten: give a retrained model, or held-out questions."
         )
-    return outcome.forget_probability <= unknown.probability and outcome.forget_first_choice <= unknown.first_choice
+    is_improbable = outcome.forget_probability <= reference.probability
+    return is_improbable and outcome.forget_first_choice <= reference.first_choice
 
 
-def most_first_choices(target: Outcome, first_choice: float | None) -> float | None:
+def most_first_choices(target: Outcome, reference: Reference | None = None) -> float | None:
     """
     What a setting that is chosen by forget quality must stay below, so that greedy answers are others too.
 
     Args:
         target ([`Outcome`]):
             The target's.
-        first_choice (`float`, *optional*):
-            Share of the tokens of never told answers that are the first choice.
+        reference ([`Reference`], *optional*):
+            What forgotten answers should be like.
 
     Returns:
         `float` or `None`: Share of the forgotten answers' tokens that are still the first choice: half-way from the
@@ -237,9 +225,9 @@ def most_first_choices(target: Outcome, first_choice: float | None) -> float | N
         not known.
     """
     of_target = target.forget_first_choice
-    if of_target is None or first_choice is None or first_choice >= of_target:
+    if of_target is None or reference is None or reference.first_choice >= of_target:
         return of_target
-    return (of_target + first_choice) / 2
+    return (of_target + reference.first_choice) / 2
 
 
 def choose(
@@ -247,8 +235,7 @@ def choose(
     outcomes: Sequence[Outcome],
     target: Outcome,
     utility_budget: float = 0.02,
-    unknown: Unknown | None = None,
-    first_choice: float | None = None,
+    reference: Reference | None = None,
 ) -> int | None:
     """
     The setting that forgets best within a budget of utility.
@@ -267,11 +254,10 @@ def choose(
             The target's.
         utility_budget (`float`, *optional*, defaults to `0.02`):
             Share of the target's probability of retain answers that may be lost.
-        unknown ([`Unknown`], *optional*):
-            What is enough where the outcomes have no forget quality, see [`has_forgotten`].
-        first_choice (`float`, *optional*):
-            Share of the tokens of never told answers that are the first choice. The forgotten ones' must be nearer to
-            it than to the target's; where it is not known, below the target's.
+        reference ([`Reference`], *optional*):
+            What is enough where the outcomes have no forget quality, see [`has_forgotten`]. Where they have one, the
+            share of first choices must be nearer to the reference's than to the target's; without a reference, below
+            the target's.
 
     Returns:
         `int` or `None`: Index of the setting; `None` if no setting does both. Among equals the one that keeps the most.
@@ -279,17 +265,17 @@ def choose(
     Raises:
         ValueError: If there is nothing to go by, or by that the target itself has forgotten.
     """
-    if has_forgotten(target, unknown):
+    if has_forgotten(target, reference):
         raise ValueError(
             "By this measure the target itself has forgotten enough, so it cannot tell what a setting does: the target "
             "never learned the forget set, or there are too few questions."
         )
     least = (1 - utility_budget) * target.retain_probability
-    most = None if target.forget_quality is None else most_first_choices(target, first_choice)
+    most = None if target.forget_quality is None else most_first_choices(target, reference)
     good = [
         index
         for index, each in enumerate(outcomes)
-        if has_forgotten(each, unknown)
+        if has_forgotten(each, reference)
         and (most is None or each.forget_first_choice < most)
         and each.retain_probability >= least
     ]

@@ -94,6 +94,27 @@ def _read_set(log: Mapping[str, Any], source: str) -> SetLog:
     return SetLog(*arrays, [*map(tuple, texts)], np.array(num_tokens))
 
 
+def check_has_ratios(paraphrased: object, wrong: object) -> None:
+    """
+    Refuse rows whose truth ratios would be of another kind than a log's, or that have none.
+
+    Args:
+        paraphrased (`object`):
+            Paraphrased right answers, or what was measured of them; nothing if there are none.
+        wrong (`object`):
+            Wrong ones.
+
+    Raises:
+        ValueError: If one of the two is missing.
+    """
+    for column, found in (("perturbed_answer", wrong), ("paraphrased_answer", paraphrased)):
+        if not found:
+            raise ValueError(
+                "The forget quality against a log needs truth ratios like the log's, of paraphrases and wrong answers: "
+                f"add {column!r} to the forget rows."
+            )
+
+
 def check_same_rows(log: SetLog, answers: Sequence[str], num_tokens: Sequence[int]) -> None:
     """
     Refuse a log of other rows, or of a model with another tokenizer, whose losses per token mean something else.
