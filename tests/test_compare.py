@@ -84,6 +84,18 @@ def test_choosing_none_is_refused(model: ULDForCausalLM):
         choose_assistants(model, {})
 
 
+def test_an_assistant_that_is_added_stays_added(model: ULDForCausalLM):
+    page = pytest.importorskip("uld_hf.compare.page", reason="needs uld_hf[compare]")
+    both = choose_assistants(model, {"alice": 2.0, "bob": -1.1})
+    blocks = page.build_page(both, make_tokenizer(), "forget-two")
+    shown = {each["props"].get("elem_id"): each["props"] for each in blocks.get_config_file()["components"]}
+    assert [shown[f"forget-{index}"]["label"] for index in (0, 1)] == ["forget: alice", "add: bob"]
+    slider = shown["alpha-1"]
+    assert (slider["minimum"], slider["value"], slider["maximum"], slider["label"]) == (0.05, 1.1, 3.0, "-alpha")
+    assert page.signed(both.config.alphas, (True, True), (1.5, 2.5)) == {"alice": 1.5, "bob": -2.5}
+    assert page.signed(both.config.alphas, (False, True), (1.5, 2.5)) == {"bob": -2.5}
+
+
 # --- the page, in a browser ---
 
 

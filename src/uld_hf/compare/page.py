@@ -1,7 +1,8 @@
 """The page of `uld compare`: a prompt, and the two answers to it. gradio draws it; nothing leaves the machine."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -59,17 +60,14 @@ def build_page(model: ULDForCausalLM, tokenizer: PreTrainedTokenizerBase, name: 
     Returns:
         `gradio.Blocks`: The page.
     """
-    names = list(model.assistants)
-    saved = [model.config.assistants[name]["alpha"] for name in names]
+    saved = model.config.alphas
 
     def answer(prompt: str, length: float, do_sample: bool, *chosen: Any) -> Iterator[tuple[str, str]]:
-        ticked, alphas = chosen[: len(names)], chosen[len(names) :]
+        ticked, sizes = chosen[: len(saved)], chosen[len(saved) :]
         if not prompt.strip():
             raise gradio.Error("Write a prompt first.")
         try:
-            subtracted = choose_assistants(
-                model, {name: alpha for name, is_on, alpha in zip(names, ticked, alphas, strict=True) if is_on}
-            )
+            subtracted = choose_assistants(model, signed(saved, ticked, sizes))
         except ValueError as error:
             raise gradio.Error(str(error)) from error
         answers = Answers()
@@ -91,13 +89,13 @@ def build_page(model: ULDForCausalLM, tokenizer: PreTrainedTokenizerBase, name: 
                 unlearned = gradio.Textbox(label="Unlearned", lines=10, interactive=False, elem_id="unlearned")
         gradio.Markdown("### What is forgotten\nAlpha is the weight of the subtraction; the saved value is set.")
         ticks, sliders = [], []
-        for index, (assistant, alpha) in enumerate(zip(names, saved, strict=True)):
+        for index, (assistant, alpha) in enumerate(saved.items()):
             with gradio.Row():
-                label = name if assistant == ADAPTER_NAME else assistant
-                ticks.append(gradio.Checkbox(True, label=f"forget: {label}", elem_id=f"forget-{index}"))
-                sliders.append(
-                    gradio.Slider(0.05, max(3.0, 2 * alpha), alpha, step=0.05, label="alpha", elem_id=f"alpha-{index}")
-                )
+                what, weight = ("forget", "alpha") if alpha > 0 else ("add", "-alpha")
+                label = f"{what}: {name if assistant == ADAPTER_NAME else assistant}"
+                ticks.append(gradio.Checkbox(True, label=label, elem_id=f"forget-{index}"))
+                size, most = abs(alpha), max(3.0, 2 * abs(alpha))
+                sliders.append(gradio.Slider(0.05, most, size, step=0.05, label=weight, elem_id=f"alpha-{index}"))
         with gradio.Accordion("How to answer", open=False):
             length = gradio.Slider(8, 1024, 128, step=8, label="longest answer, in tokens", elem_id="length")
             do_sample = gradio.Checkbox(False, label="sample (a small chance of the fact is still a chance)")
@@ -105,6 +103,25 @@ def build_page(model: ULDForCausalLM, tokenizer: PreTrainedTokenizerBase, name: 
         running = gradio.on([ask.click, prompt.submit], answer, inputs, [target, unlearned])
         stop.click(None, cancels=[running])
     return page
+
+
+def signed(saved: Mapping[str, float], ticked: Sequence[bool], sizes: Sequence[float]) -> dict[str, float]:
+    """
+    Weights of the assistants that are ticked: what was added is never subtracted, however large.
+
+    Args:
+        saved (`Mapping[str, float]`):
+            Saved weights by name, negative of assistants that are added.
+        ticked (`Sequence[bool]`):
+            Which are wanted.
+        sizes (`Sequence[float]`):
+            What their sliders say.
+
+    Returns:
+        `dict[str, float]`: Weights by name.
+    """
+    chosen = zip(saved.items(), ticked, sizes, strict=True)
+    return {name: math.copysign(size, alpha) for (name, alpha), is_on, size in chosen if is_on}
 
 
 def launch_page(page: gradio.Blocks, host: str, port: int, wait: bool = True) -> str:
