@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from datasets import Dataset
 from families import make_tokenizer, tiny_model, train_like
 
 from uld_hf import ULDForCausalLM, build_assistant
@@ -12,7 +11,6 @@ from uld_hf.evaluation.tofu import (
     generate_completions,
     is_degenerate,
     rouge_l_recall,
-    score_answers,
     truth_ratio,
 )
 
@@ -53,39 +51,6 @@ def test_forget_quality_is_one_for_equal_and_small_for_different_distributions()
     ratios = np.linspace(0.5, 1.5, 50)
     assert forget_quality(ratios, ratios) == 1.0
     assert forget_quality(ratios, ratios / 10) < 1e-9
-
-
-def test_score_answers_without_wrong_answers_has_no_truth_ratio(unlearned: ULDForCausalLM) -> None:
-    rows = Dataset.from_dict({"answer": ["w20 w21", "w22"]})
-    scores = score_answers(unlearned, make_tokenizer(), PROMPTS[:2], rows, max_new_tokens=4)
-    assert scores.truth_ratio is None
-    expected = np.exp(-losses_of(unlearned, make_tokenizer(), PROMPTS[:2], [" w20 w21", " w22"]))
-    np.testing.assert_allclose(scores.probability, expected)
-
-
-def test_score_answers_takes_each_rows_own_wrong_answers(unlearned: ULDForCausalLM) -> None:
-    wrong = [["w30", "w31 w32"], ["w33 w34", "w35"]]
-    rows = Dataset.from_dict(
-        {"answer": ["w20", "w21"], "paraphrased_answer": ["w22", "w23"], "perturbed_answer": wrong}
-    )
-    tokenizer, prompts = make_tokenizer(), PROMPTS[:2]
-    scores = score_answers(unlearned, tokenizer, prompts, rows, max_new_tokens=4)
-    right = losses_of(unlearned, tokenizer, prompts, [" w22", " w23"])
-    by_row = [
-        losses_of(unlearned, tokenizer, [prompt] * 2, [f" {text}" for text in texts])
-        for prompt, texts in zip(prompts, wrong, strict=True)
-    ]
-    np.testing.assert_allclose(scores.truth_ratio, truth_ratio(right, np.stack(by_row)), rtol=1e-5)
-
-
-def test_rows_with_different_numbers_of_wrong_answers_are_refused(unlearned: ULDForCausalLM) -> None:
-    # Eight answers in all, as many as of two rows with two wrong ones each.
-    wrong = [["w30"], ["w33", "w34", "w35"]]
-    rows = Dataset.from_dict(
-        {"answer": ["w20", "w21"], "paraphrased_answer": ["w22", "w23"], "perturbed_answer": wrong}
-    )
-    with pytest.raises(ValueError, match="different numbers of wrong answers"):
-        score_answers(unlearned, make_tokenizer(), PROMPTS[:2], rows)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "...", "so so so", "in the town in the town in the town"])

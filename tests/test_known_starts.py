@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from families import EOS, make_tokenizer, tiny_model, train_like
 from transformers import GenerationMixin, LlamaForCausalLM, PreTrainedModel
 
@@ -13,7 +12,7 @@ from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.evaluation.evaluation import Question, evaluate
 from uld_hf.evaluation.known_starts import KnownStart, batches_to_generate, plain_ends
 from uld_hf.evaluation.scoring import score_completions
-from uld_hf.evaluation.tofu import generate_completions, score_answers
+from uld_hf.evaluation.tofu import generate_completions
 
 
 # What the model is taught. Lengths differ, of prompts and of answers; some words come twice.
@@ -246,17 +245,6 @@ def test_evaluation_generates_only_what_scoring_has_not_told(taught, asked, begu
     # When asked, the second answer departs from the first word on; when it was begun with that, from the next.
     assert asked == [["w4"], *([["w4 w50"]] if begun else [])]
     assert results.completions == by_generate(taught, PROMPTS, 12)
-
-
-@pytest.mark.parametrize("with_ratio", [False, True])
-def test_scoring_answers_generates_only_what_it_has_not_told(taught, asked, with_ratio):
-    rows = {"answer": [ANSWERS[0], but_for(0)[1], *ANSWERS[2:]]}
-    rows["answer"] = [answer.strip() for answer in rows["answer"]]
-    if with_ratio:
-        rows |= {"paraphrased_answer": ["w52"] * 4, "perturbed_answer": [["w30 w31", "w32"]] * 4}
-    scores = score_answers(taught, make_tokenizer(), PROMPTS, Dataset.from_dict(rows), 12)
-    assert asked == [["w4"]]
-    assert scores.completions == by_generate(taught, PROMPTS, 12)
 
 
 # --- whether scoring tells what generate() would say ---

@@ -30,17 +30,14 @@ from trl import SFTConfig, SFTTrainer
 
 from ..data.fictitious import fictitious_dataset, invent_people, paraphrases, split_people, wrong_answers
 from ..data.formatting import question_answer_to_prompt_completion
-from ..evaluation.tofu import (
-    AnswerScores,
-    forget_quality,
-    is_degenerate,
-    score_answers,
-)
+from ..evaluation.evaluation import SetResults, evaluate
+from ..evaluation.tofu import forget_quality, is_degenerate
 from ..modeling_uld import ULDForCausalLM
 from ..training.uld_config import ULDConfig
 from ..training.uld_trainer import ULDTrainer
 from . import output
 from .parsing import CommandParser
+from .questions import questions_of
 
 
 DESCRIPTION = """Make a tiny language model learn 40 invented people, then forget four of them.
@@ -260,15 +257,10 @@ def unlearn(
     return ULDForCausalLM.from_pretrained(output_dir, target=target), seconds, trainable
 
 
-def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> AnswerScores:
+def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> SetResults:
     """Put the questions of a set to a model."""
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
-        for question in rows["question"]
-    ]
-    return score_answers(model, tokenizer, prompts, rows)
+    asked = rows.select_columns(["question", "answer", "paraphrased_answer", "perturbed_answer"]).to_list()
+    return evaluate(model, tokenizer, questions_of(asked, "the demo's rows", tokenizer))
 
 
 def share_right(answers: Sequence[str], rows: Dataset) -> float:
@@ -278,21 +270,21 @@ def share_right(answers: Sequence[str], rows: Dataset) -> float:
 
 def summarize(
     name: str,
-    scores: dict[str, AnswerScores],
-    retrained: dict[str, AnswerScores],
+    results: dict[str, SetResults],
+    retrained: dict[str, SetResults],
     split: DatasetDict,
     seconds: float,
     trainable_parameters: int,
 ) -> DemoRow:
-    """One line of the table, from a model's scores on the forget and the retain set."""
+    """One line of the table, from what was measured of a model on the forget and the retain set."""
     return DemoRow(
         model=name,
-        forget_right=share_right(scores["forget"].completions, split["forget"]),
-        retain_right=share_right(scores["retain"].completions, split["retain"]),
-        forget_rouge_l=float(scores["forget"].rouge_l_recall.mean()),
-        retain_rouge_l=float(scores["retain"].rouge_l_recall.mean()),
-        forget_quality=forget_quality(scores["forget"].truth_ratio, retrained["forget"].truth_ratio),
-        degenerate=sum(is_degenerate(text) for part in scores.values() for text in part.completions),
+        forget_right=share_right(results["forget"].completions, split["forget"]),
+        retain_right=share_right(results["retain"].completions, split["retain"]),
+        forget_rouge_l=float(np.mean(results["forget"].rouge_l_recall)),
+        retain_rouge_l=float(np.mean(results["retain"].rouge_l_recall)),
+        forget_quality=forget_quality(results["forget"].truth_ratios, retrained["forget"].truth_ratios),
+        degenerate=sum(is_degenerate(text) for part in results.values() for text in part.completions),
         seconds=seconds,
         trainable_parameters=trainable_parameters,
     )
@@ -356,7 +348,7 @@ def run_demo(output_dir: str | os.PathLike, num_people: int = 40, seed: int = 0)
 
     output.note("4/4  All three answer the same questions.\n")
     candidates = {"target": target, "retrained": retrained, "unlearned (ULD)": unlearned}
-    scores = {
+    results = {
         name: {part: ask(model, tokenizer, split[part]) for part in ("forget", "retain")}
         for name, model in candidates.items()
     }
@@ -365,11 +357,11 @@ def run_demo(output_dir: str | os.PathLike, num_people: int = 40, seed: int = 0)
         "retrained": (retrained_seconds, retrained.num_parameters()),
         "unlearned (ULD)": (seconds, trainable),
     }
-    rows = [summarize(name, scores[name], scores["retrained"], split, *costs[name]) for name in candidates]
+    rows = [summarize(name, results[name], results["retrained"], split, *costs[name]) for name in candidates]
     output.result(format_table(rows), {"output_dir": str(folder), "rows": [asdict(row) for row in rows]})
     output.note(f"\n{EXPLANATION}")
     for index in range(0, len(forget), max(1, len(forget) // 3))[:3]:
-        answers = [f"   {name:<16} {scores[name]['forget'].completions[index]}" for name in candidates]
+        answers = [f"   {name:<16} {results[name]['forget'].completions[index]}" for name in candidates]
         output.note("\n".join([f"Q  {forget['question'][index]}", *answers, ""]))
 
     (folder / "results.json").write_text(

@@ -105,8 +105,8 @@ def questions_of(
     rows: Sequence[Mapping[str, Any]],
     source: str,
     tokenizer: PreTrainedTokenizerBase,
-    prefix_tokens: int,
-    continuation_tokens: int,
+    prefix_tokens: int = 50,
+    continuation_tokens: int = 50,
 ) -> list[Question]:
     """
     Questions of the rows of a dataset, or passages of its documents to continue.
@@ -120,9 +120,9 @@ def questions_of(
             Where they are from.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The model's tokenizer. If it has a chat template, questions go through it.
-        prefix_tokens (`int`):
+        prefix_tokens (`int`, *optional*, defaults to `50`):
             Tokens of a document that the model is shown.
-        continuation_tokens (`int`):
+        continuation_tokens (`int`, *optional*, defaults to `50`):
             Tokens that follow, which it should or should not know.
 
     Returns:

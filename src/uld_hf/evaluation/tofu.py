@@ -2,11 +2,9 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from datasets import Dataset
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.special import softmax
 from scipy.stats import hmean, ks_2samp
@@ -17,7 +15,7 @@ from ..context import context_length
 from ..kept_positions import head_at_once
 from .encoding import encode_prompts, pad
 from .known_starts import KnownStart, batches_to_generate, known_starts
-from .scoring import MAX_BATCH_TOKENS, TokenScores, score_completions
+from .scoring import TokenScores
 
 
 # The same phrase of one to four words three times in a row.
@@ -226,80 +224,3 @@ def is_degenerate(text: str) -> bool:
         `bool`: `True` for an empty or repetitive text.
     """
     return not re.search(r"\w", text) or _REPETITION.search(text) is not None
-
-
-@dataclass
-class AnswerScores:
-    """
-    What a model says to the questions of a set, and how well; one entry per row.
-
-    Args:
-        completions (`list[str]`):
-            Greedy answers.
-        rouge_l_recall (`numpy.ndarray` of shape `(num_rows,)`):
-            ROUGE-L recall of the greedy answers.
-        probability (`numpy.ndarray` of shape `(num_rows,)`):
-            Probability of the right answer, per token (geometric mean).
-        truth_ratio (`numpy.ndarray` of shape `(num_rows,)`, *optional*):
-            Truth ratio, where the set has paraphrased and perturbed answers.
-    """
-
-    completions: list[str]
-    rouge_l_recall: np.ndarray
-    probability: np.ndarray
-    truth_ratio: np.ndarray | None
-
-
-def score_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    rows: Dataset,
-    max_new_tokens: int = 64,
-    batch_size: int = 32,
-    max_batch_tokens: int = MAX_BATCH_TOKENS,
-) -> AnswerScores:
-    """
-    All of TOFU's per-row measures of a model on a set of questions.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Any causal language model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        prompts (`Sequence[str]`):
-            The question of each row, as the model is to see it. The answer follows after a space.
-        rows ([`~datasets.Dataset`]):
-            Rows with `answer` and, for the truth ratio, `paraphrased_answer` and `perturbed_answer`.
-        max_new_tokens (`int`, *optional*, defaults to `64`):
-            Longest answer, in tokens.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Prompts per call of `generate()`.
-        max_batch_tokens (`int`, *optional*, defaults to `4096`):
-            Most tokens of a batch of answers to score.
-
-    Returns:
-        [`AnswerScores`]: The measures, row by row.
-
-    Raises:
-        ValueError: If a row is longer than the model's context, or rows have different numbers of wrong answers.
-    """
-    with_ratio = {"paraphrased_answer", "perturbed_answer"} <= set(rows.column_names)
-    # Right, paraphrased and wrong answers in one pass: all go on from the same prompt.
-    answers = [[answer] for answer in rows["answer"]]
-    if with_ratio:
-        others = zip(rows["paraphrased_answer"], rows["perturbed_answer"], strict=True)
-        answers = [[*right, paraphrased, *wrong] for right, (paraphrased, wrong) in zip(answers, others, strict=True)]
-    if len(set(map(len, answers))) > 1:
-        raise ValueError("Rows have different numbers of wrong answers: give all of them as many.")
-    pairs = [(prompt, f" {answer}") for prompt, each in zip(prompts, answers, strict=True) for answer in each]
-    scores = score_completions(model, tokenizer, *zip(*pairs, strict=True), max_batch_tokens)
-    losses = np.array([row.loss for row in scores]).reshape(len(answers), -1)
-    right = scores[:: losses.shape[1]]
-    completions = generate_completions(model, tokenizer, prompts, max_new_tokens, batch_size, right)
-    return AnswerScores(
-        completions=completions,
-        rouge_l_recall=rouge_l_recall(completions, rows["answer"]),
-        probability=np.exp(-losses[:, 0]),
-        truth_ratio=truth_ratio(losses[:, 1], losses[:, 2:]) if with_ratio else None,
-    )
