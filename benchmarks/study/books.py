@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from ledger import Ledger
 from presets import Preset
@@ -17,7 +16,7 @@ from uld_hf.data.augmentation_model import passages
 from uld_hf.data.augmentation_rules import augment_by_rules
 from uld_hf.evaluation.scoring import Subtraction
 from uld_hf.evaluation.sweep import apply_subtraction
-from uld_hf.evaluation.verbatim import score_continuations, split_passages, word_perplexity
+from uld_hf.evaluation.verbatim import documents_perplexity, score_continuations, split_passages
 
 
 FORGET, RETAIN = "wizard_of_oz.txt", "alice_in_wonderland.txt"
@@ -25,6 +24,7 @@ FORGET, RETAIN = "wizard_of_oz.txt", "alice_in_wonderland.txt"
 FIRST_WORDS = {FORGET: "Folklore, legends, myths", RETAIN: "Alice was beginning"}
 PREFIX_TOKENS, CONTINUATION_TOKENS = 32, 48
 MOST_PASSAGES = 60
+WINDOW = 256  # tokens
 BASELINES = ("ga kl", "npo nll")
 # Of the baselines: without a retrained model's word for it there is no telling which is best, so all go into the table.
 LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
@@ -68,16 +68,9 @@ def measure_books(
         "forget BLEU": float(found.bleu.mean()),
         "forget ROUGE": float(found.rouge_l_recall.mean()),
         "longest common run": float(found.longest_common_run.mean()),
-        "forget perplexity": perplexity_of_rows(model, tokenizer, forget),
-        "retain perplexity": perplexity_of_rows(model, tokenizer, retain),
+        "forget perplexity": documents_perplexity(model, tokenizer, forget["text"], WINDOW),
+        "retain perplexity": documents_perplexity(model, tokenizer, retain["text"], WINDOW),
     }
-
-
-def perplexity_of_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> float:
-    """Perplexity per word, of rows by themselves."""
-    words = np.array([len(text.split()) for text in rows["text"]])
-    logarithms = np.log([word_perplexity(model, tokenizer, text, window=256) for text in rows["text"]])
-    return float(np.exp((words * logarithms).sum() / words.sum()))
 
 
 def run_books(preset: Preset, folder: Path, work: Path, ledger: Ledger) -> None:

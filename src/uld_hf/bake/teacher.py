@@ -11,8 +11,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..assistant import check_trained, lora_weights
-from ..configuration_uld import SHARED_SETTINGS, ULDModelConfig
+from ..configuration_uld import ULDModelConfig
 from ..hub import check_target_name, fingerprint_target
+from ..intact import identify_assistant
 from ..modeling_uld import ULDForCausalLM
 from ..training.losses import make_head
 from .losses import ComposedTargets
@@ -154,15 +155,9 @@ def fingerprint_teacher(teacher: ULDForCausalLM) -> str:
     """
     target = teacher.target
     num_layers = target.config.get_text_config(decoder=True).num_hidden_layers
-    content: dict[str, Any] = {
+    content = {
         "target": fingerprint_target(target, num_layers),
-        "settings": {name: vars(teacher.config)[name] for name in SHARED_SETTINGS},
-        "assistants": {},
+        "subtraction": teacher.config.subtraction,
+        "assistants": {name: identify_assistant(assistant, name) for name, assistant in teacher.assistants.items()},
     }
-    for name, assistant in teacher.assistants.items():
-        digest = hashlib.sha256()
-        for key, weight in sorted(lora_weights(assistant).items()):
-            digest.update(key.encode())
-            digest.update(weight.cpu().float().numpy().tobytes())
-        content["assistants"][name] = [teacher.config.assistants[name], digest.hexdigest()]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
 from ..context import context_length
@@ -17,7 +16,7 @@ from ..evaluation.encoding import encode
 from ..evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS
 from ..evaluation.tofu_logs import SetLog, check_has_ratios, check_same_rows, load_tofu_log
-from ..evaluation.verbatim import word_perplexity
+from ..evaluation.verbatim import documents_perplexity
 from ..hub import fingerprint_tokenizer, record_evaluation
 from . import output
 from .identity import check_tokenizer, hash_rows, identify, identify_unlearned
@@ -165,29 +164,6 @@ class EvalArguments:
         return questions_of(rows, self.data[split], tokenizer, self.prefix_tokens, self.continuation_tokens)
 
 
-def read_documents_perplexity(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, documents: Sequence[str]
-) -> float:
-    """
-    Perplexity per word of several documents.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        documents (`Sequence[str]`):
-            The documents.
-
-    Returns:
-        `float`: `exp` of the negative log-likelihood of all, divided by the number of all words.
-    """
-    window = min(WINDOW, context_length(model.config) or WINDOW)
-    words = np.array([len(document.split()) for document in documents])
-    per_word = np.array([np.log(word_perplexity(model, tokenizer, document, window)) for document in documents])
-    return float(np.exp((words * per_word).sum() / words.sum()))
-
-
 def measure_set(
     split: str,
     model: PreTrainedModel,
@@ -227,7 +203,8 @@ def measure_set(
     )
     documents = documents_of(rows, arguments.data[split])
     if documents:
-        results.word_perplexity = read_documents_perplexity(model, tokenizer, documents)
+        window = min(WINDOW, context_length(model.config) or WINDOW)
+        results.word_perplexity = documents_perplexity(model, tokenizer, documents, window)
     return results
 
 

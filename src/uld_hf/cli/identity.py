@@ -5,30 +5,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..assistant import lora_weights
 from ..hub import fingerprint_target, fingerprint_tokenizer, fingerprint_tokenizer_of
+from ..intact import identify_assistant
 from ..modeling_uld import ULDForCausalLM
-
-
-def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """
-    One hash of named tensors.
-
-    Args:
-        tensors (`Mapping[str, torch.Tensor]`):
-            Tensors by name.
-
-    Returns:
-        `str`: SHA-256.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def identify(model: PreTrainedModel) -> dict[str, str | None]:
@@ -56,7 +37,7 @@ def identify_unlearned(model: ULDForCausalLM) -> dict[str, dict[str, Any]]:
     Returns:
         `dict[str, dict]`: Under `"target"` and `"lora"`.
     """
-    lora = {name: hash_tensors(lora_weights(assistant)) for name, assistant in model.assistants.items()}
+    lora = {name: identify_assistant(assistant, name) for name, assistant in model.assistants.items()}
     return {"target": identify(model.target), "lora": lora}
 
 

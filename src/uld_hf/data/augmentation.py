@@ -4,9 +4,11 @@ Here is what every way of making them shares: the checks that a new text must pa
 `augmentation_rules.py` and `augmentation_model.py` make the texts.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from datasets import Dataset
@@ -111,6 +113,18 @@ class Checks:
         self._true_answers: dict[str, set[str]] = {}
         for pair in (*forget, *retain):
             self._true_answers.setdefault(normalize(pair.question), set()).add(normalize(pair.answer))
+
+    @cached_property
+    def names(self) -> set[str]:
+        """Names in the forget questions."""
+        found = (entity for pair in self.pairs for entity in find_entities(pair.question, self.common))
+        return {entity.text for entity in found if entity.kind == "name"}
+
+    @cached_property
+    def people(self) -> set[str]:
+        """Those of them that are people's: who owns something is somebody. "African American" is asked about too."""
+        texts = "\n".join(text for pair in self.pairs for text in pair)
+        return {name for name in self.names if re.search(rf"\b{re.escape(name)}['\u2019]s\b", texts)}
 
     def question(self, index: int, text: str) -> str | None:
         """

@@ -126,14 +126,6 @@ class _Swapper:
             for pair in checks.pairs
         ]
         self.names = [{entity.text for entity in subjects} for subjects in self.subjects]
-        texts = "\n".join(text for pair in checks.pairs for text in pair)
-        # Who owns something is somebody: "African American" is asked about too.
-        self.people = {
-            entity.text
-            for subjects in self.subjects
-            for entity in subjects
-            if re.search(rf"\b{re.escape(entity.text)}['’]s\b", texts)
-        }
         self.asked = [self._words_asked(index) for index in range(len(checks.pairs))]
         # "languages" and "language" are the same; "which" and "does" are no topic.
         self.topics = [{word[:5] for word in words if len(word) > 3} - _NO_TOPIC for words in self.asked]
@@ -142,7 +134,7 @@ class _Swapper:
         checks, common = self.checks, self.checks.common
         question, answer = checks.pairs[index]
         made = Variants()
-        names = [entity.text for entity in self.subjects[index] if entity.text in self.people]
+        names = [entity.text for entity in self.subjects[index] if entity.text in self.checks.people]
         if is_beginning(rows.forget[index], rows.kind):
             # With words around it, it would not be gone on with.
             questions, answers = other_dates(question), other_dates(answer)
@@ -226,7 +218,7 @@ class _Swapper:
 
     def _kind(self, entity: Entity) -> str:
         # Whom one asks about is a person, or what the set is about: not a place, a prize or a language.
-        return "subject" if entity.text in self.people else entity.kind
+        return "subject" if entity.text in self.checks.people else entity.kind
 
     def _words_asked(self, index: int) -> frozenset[str]:
         question = self.checks.pairs[index].question

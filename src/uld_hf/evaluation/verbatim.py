@@ -151,7 +151,6 @@ def score_continuations(
     )
 
 
-@torch.no_grad()
 def word_perplexity(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, window: int, stride: int | None = None
 ) -> float:
@@ -180,11 +179,50 @@ def word_perplexity(
         ValueError: If the window is longer than the model's context, the stride longer than the window, or the document
             shorter than two tokens.
     """
+    return documents_perplexity(model, tokenizer, [text], window, stride)
+
+
+def documents_perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    window: int,
+    stride: int | None = None,
+) -> float:
+    """
+    Perplexity per word of several documents, each read by itself as [`word_perplexity`] reads it.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Any causal language model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        texts (`Sequence[str]`):
+            The documents.
+        window (`int`):
+            Tokens of a window.
+        stride (`int`, *optional*):
+            Tokens by which it moves on. Defaults to half of the window.
+
+    Returns:
+        `float`: `exp` of the negative log-likelihood of all tokens, divided by the number of all words.
+
+    Raises:
+        ValueError: If the window is longer than the model's context, the stride longer than the window, or a document
+            shorter than two tokens.
+    """
     stride = window // 2 if stride is None else stride
     longest = context_length(model.config)
     if not 1 <= stride < window or (longest is not None and window > longest):
         limit = "" if longest is None else f" <= {longest}"
         raise ValueError(f"window={window} and stride={stride} must satisfy 1 <= stride < window{limit}.")
+    losses = [_read(model, tokenizer, text, window, stride) for text in texts]
+    return float(np.exp(sum(losses) / sum(len(text.split()) for text in texts)))
+
+
+@torch.no_grad()
+def _read(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, window: int, stride: int) -> float:
+    """The negative log-likelihood of a document's tokens, in nats."""
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
     if ids.shape[1] < 2:
         raise ValueError(f"The document {text!r} has fewer than two tokens: there is nothing to predict.")
@@ -198,4 +236,4 @@ def word_perplexity(
             total -= new.sum(dtype=torch.float64).item()
             progress.update(end - scored)
             scored = end
-    return float(np.exp(total / len(text.split())))
+    return total
