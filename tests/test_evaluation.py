@@ -913,24 +913,19 @@ def test_a_sweep_over_short_documents_makes_its_own_folder(files, tmp_path):
     assert json.loads(output.read_text())["target"]["forget_probability"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("measure", ["retrained", "holdout", "neither"])
-def test_sweep_prints_a_row_for_every_setting_and_the_choice(files, tmp_path, capsys, measure):
-    given = {"retrained": ["--retrained", files["retrained"]], "holdout": ["--holdout_dataset", files["holdout"]]}
+def test_sweep_prints_a_row_for_every_setting_and_that_nothing_says_what_is_enough(files, tmp_path, capsys):
     output = str(tmp_path / "sweep.json")
-    status = uld(["sweep", "--model", files["unlearned"], "--forget_dataset", files["forget"], "--retain_dataset",
-                  files["retain"], "--alphas", "0.5", "2", "--clamps", "on", "off", "--utility_budget", "0.9",
-                  "--output", output, *given.get(measure, [])])  # fmt: skip
-    assert status == 0
+    sets = [part for name in ("forget", "retain") for part in (f"--{name}_dataset", files[name])]
+    tried = ["--alphas", "0.5", "2", "--clamps", "on", "off"]
+    assert uld(["sweep", "--model", files["unlearned"], *sets, *tried, "--output", output]) == 0
     report = json.loads(Path(output).read_text())
-    assert len(report["settings"]) == 4
+    assert [(each["alpha"], each["clamp"]) for each in report["settings"]] == [
+        (0.5, True), (0.5, False), (2, True), (2, False)
+    ]  # fmt: skip
+    assert (report["chosen"], report["never_told"]) == (None, None)
     printed = capsys.readouterr().out
-    assert printed.count("    on") == 2
-    if measure == "neither":
-        assert "Nothing chosen: give --retrained" in printed
-    elif report["chosen"] is None:
-        assert "No setting reaches" in printed or "the target itself has forgotten" in printed
-    else:
-        assert f"Chosen: alpha={report['settings'][report['chosen']]['alpha']:g}" in printed
+    assert [line.split()[0] for line in printed.splitlines()[1:6]] == ["target", "0.5", "0.5", "2", "2"]
+    assert "Nothing chosen: give --retrained or --holdout_dataset" in printed
 
 
 def test_a_sweep_keeps_the_settings_that_it_does_not_vary(files, tmp_path):
@@ -1009,7 +1004,9 @@ def test_sweep_saves_the_model_with_the_chosen_setting(files, tmp_path, capsys):
     config = ULDForCausalLM.from_pretrained(saved).config
     assert config.alpha == setting["alpha"] > 1
     assert "evaluation" not in config.training["assistant"]
-    assert f'uld generate {saved} --question "..."' in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert f"Chosen: alpha={setting['alpha']:g}, relative_top={setting['relative_top']:g}, clamp=False" in printed.out
+    assert f'uld generate {saved} --question "..."' in printed.err
     assert {name: vars(config)[name] for name in SHARED_SETTINGS} == {name: setting[name] for name in SHARED_SETTINGS}
     assert (
         uld(["generate", str(saved), "--question", "w10", "--max_new_tokens", "2"]) == 0

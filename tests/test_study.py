@@ -434,6 +434,21 @@ def test_lines_that_go_by_the_base_model_are_of_studies_that_have_one(
     assert "--methods: uld_gated_base go by the model that the target was finetuned from" in capsys.readouterr().err
 
 
+def test_a_cpu_that_only_emulates_bfloat16_is_refused(
+    tmp_path: Path, study_path: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import run
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    places = ["--tofu", "tofu", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", ["run.py", "--preset", "whole", *places])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert "'whole' trains in bfloat16, which this CPU only emulates" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_more_gates_are_tried_of_what_has_one_and_the_chosen_one_stays(study_path: None) -> None:
     from methods import METHODS
     from presets import PRESETS

@@ -178,6 +178,11 @@ def main() -> int:
             f"--methods: {', '.join(sorted(unable))} go by the model that the target was finetuned from, and that of "
             f"{preset.name!r} begins with random weights. Leave them out, or take 'finetuned' or 'whole'."
         )
+    if preset.mixed_precision and not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        parser.error(
+            f"{preset.name!r} trains in bfloat16, which this CPU only emulates ({describe_cpu()}): a step took some 25 "
+            "times as long as with AVX-512. Run it on another machine, or take 'finetuned'."
+        )
     args.seeds = list(preset.seeds) if args.seeds is None else args.seeds
     output = args.output or Path(__file__).parents[1] / "results" / "study" / preset.name
     work = args.work or Path("out/study") / preset.name

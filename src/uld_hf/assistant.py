@@ -380,7 +380,7 @@ def remember_settings(
         assistant ([`~peft.PeftModel`]):
             The assistant.
         settings (`Mapping[str, Any]`):
-            `alpha`, `relative_top`, `outside`, `center` and `clamp`.
+            `alpha` and those of [`~configuration_uld.SHARED_SETTINGS`] that it was trained for.
         training (`Mapping[str, Any]`, *optional*):
             How it was trained, for the model card.
 

@@ -35,6 +35,7 @@ def check_teacher(teacher: Any, divergence: str, likelihood_weight: float = 0.0)
         TypeError: If it is not an unlearned model: a plain one would teach the student to be itself.
         ValueError: If nothing is subtracted, an assistant was never trained, the target's weights can't be the
             student's, or the divergence would be infinite.
+        NotImplementedError: If the target is offloaded or spread over processes.
     """
     if not isinstance(teacher, ULDForCausalLM):
         raise TypeError(

@@ -327,6 +327,9 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`):
             Arguments after `uld augment`.
+
+    Raises:
+        ValueError: If an option, a file or a model is not what it must be.
     """
     (arguments,) = build_parser().parse(argv)
     check_counts(arguments.paraphrases, arguments.wrong_answers, arguments.held_out)

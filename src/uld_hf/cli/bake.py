@@ -94,6 +94,7 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         KeyboardInterrupt: At Ctrl-C, after a checkpoint, saying how to go on.
+        ValueError: If an option, a file or a model is not what it must be.
     """
     arguments, config = build_parser().parse(argv)
     if config.output_dir not in (_NO_OUTPUT_DIR, arguments.output):

@@ -102,7 +102,29 @@ class DemoArguments:
 
 @dataclass
 class DemoRow:
-    """One model's line of the demo's table; see [`evaluate`]."""
+    """
+    One model's line of the demo's table.
+
+    Args:
+        model (`str`):
+            What the table calls it.
+        forget_right (`float`):
+            Share of answers about the forgotten people that contain the fact.
+        retain_right (`float`):
+            The same of all others.
+        forget_rouge_l (`float`):
+            Mean ROUGE-L recall of the former answers.
+        retain_rouge_l (`float`):
+            The same of the latter.
+        forget_quality (`float`):
+            p-value of the test beside the retrained model.
+        degenerate (`int`):
+            Broken answers.
+        seconds (`float`):
+            Seconds of training.
+        trainable_parameters (`int`):
+            Parameters that were trained.
+    """
 
     model: str
     forget_right: float
@@ -116,7 +138,18 @@ class DemoRow:
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int = 2000) -> PreTrainedTokenizerBase:
-    """A byte-level BPE tokenizer with a chat template, learned from the given texts."""
+    """
+    A byte-level BPE tokenizer with a chat template, learned from the given texts.
+
+    Args:
+        texts (`Sequence[str]`):
+            The texts.
+        vocab_size (`int`, *optional*, defaults to `2000`):
+            Most tokens.
+
+    Returns:
+        [`~transformers.PreTrainedTokenizerBase`]: The tokenizer.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -205,7 +238,16 @@ def learn(
 
 
 def training_options(seed: int) -> dict[str, object]:
-    """What the demo's three trainings have in common."""
+    """
+    What the demo's three trainings have in common.
+
+    Args:
+        seed (`int`):
+            Seed of each.
+
+    Returns:
+        `dict[str, object]`: Options of `TrainingArguments`.
+    """
     return {
         "gradient_checkpointing": None,
         "bf16": False,
@@ -219,7 +261,20 @@ def training_options(seed: int) -> dict[str, object]:
 
 
 def forget_and_retain_rows(forget: Dataset, retain: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """The paper's augmentation: paraphrases are forgotten too, wrong answers to the same questions are retained."""
+    """
+    The paper's augmentation: paraphrases are forgotten too, wrong answers to the same questions are retained.
+
+    Args:
+        forget ([`~datasets.Dataset`]):
+            Questions about the people to forget.
+        retain ([`~datasets.Dataset`]):
+            Questions about all others.
+        seed (`int`):
+            Seed of what is made.
+
+    Returns:
+        `tuple[Dataset, Dataset]`: Forget and retain rows to train with.
+    """
     columns = ["question", "answer"]
     forget_rows = [forget.select_columns(columns), paraphrases(forget, per_row=4, seed=seed)]
     retain_rows = [retain.select_columns(columns), wrong_answers(forget, per_row=WRONG_ANSWERS, seed=seed)]
@@ -237,7 +292,27 @@ def unlearn(
     output_dir: Path,
     seed: int,
 ) -> tuple[ULDForCausalLM, float, int]:
-    """The target with a trained assistant, the seconds that took, and the number of trained parameters."""
+    """
+    Train an assistant, as anybody would with their own model and rows.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]):
+            The target.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        forget ([`~datasets.Dataset`]):
+            Questions about the people to forget.
+        retain ([`~datasets.Dataset`]):
+            Questions about all others.
+        output_dir (`Path`):
+            Folder for the unlearned model.
+        seed (`int`):
+            Seed of the training.
+
+    Returns:
+        `tuple[ULDForCausalLM, float, int]`: The target with the assistant, the seconds that took, and the number of
+            trained parameters.
+    """
     forget_rows, retain_rows = forget_and_retain_rows(forget, retain, seed)
     trainer = ULDTrainer(
         model=target,
@@ -258,13 +333,37 @@ def unlearn(
 
 
 def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> SetResults:
-    """Put the questions of a set to a model."""
+    """
+    Put the questions of a set to a model.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        rows ([`~datasets.Dataset`]):
+            The set.
+
+    Returns:
+        [`~uld_hf.evaluation.evaluation.SetResults`]: What `uld eval` would measure.
+    """
     asked = rows.select_columns(["question", "answer", "paraphrased_answer", "perturbed_answer"]).to_list()
     return evaluate(model, tokenizer, questions_of(asked, "the demo's rows", tokenizer))
 
 
 def share_right(answers: Sequence[str], rows: Dataset) -> float:
-    """Share of answers that contain the fact."""
+    """
+    Share of answers that contain the fact.
+
+    Args:
+        answers (`Sequence[str]`):
+            An answer to each question.
+        rows ([`~datasets.Dataset`]):
+            The questions, with the fact under `value`.
+
+    Returns:
+        `float`: Between 0 and 1.
+    """
     return float(np.mean([value in answer for value, answer in zip(rows["value"], answers, strict=True)]))
 
 
@@ -276,7 +375,26 @@ def summarize(
     seconds: float,
     trainable_parameters: int,
 ) -> DemoRow:
-    """One line of the table, from what was measured of a model on the forget and the retain set."""
+    """
+    One line of the table.
+
+    Args:
+        name (`str`):
+            What the table calls the model.
+        results (`dict[str, SetResults]`):
+            What was measured of it, on the `"forget"` and the `"retain"` set.
+        retrained (`dict[str, SetResults]`):
+            The same of the retrained model.
+        split ([`~datasets.DatasetDict`]):
+            The two sets.
+        seconds (`float`):
+            Seconds of its training.
+        trainable_parameters (`int`):
+            Parameters that were trained.
+
+    Returns:
+        [`DemoRow`]: The line.
+    """
     return DemoRow(
         model=name,
         forget_right=share_right(results["forget"].completions, split["forget"]),
@@ -291,7 +409,16 @@ def summarize(
 
 
 def format_table(rows: Sequence[DemoRow]) -> str:
-    """The table, for a terminal."""
+    """
+    The table, for a terminal.
+
+    Args:
+        rows (`Sequence[DemoRow]`):
+            Its lines.
+
+    Returns:
+        `str`: The table with its head.
+    """
     header = (
         f"{'':<22}{'answers right':^19}{'ROUGE-L':^18}{'forget':>10}{'broken':>9}{'training':>11}{'trained':>13}\n"
         f"{'':<22}{'forget':>9}{'retain':>9} {'forget':>9}{'retain':>9}{'quality p':>10}{'answers':>9}"

@@ -140,6 +140,9 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`):
             Arguments after `uld estimate`.
+
+    Raises:
+        ValueError: If an option, a file or a model is not what it must be.
     """
     (arguments,) = build_parser().parse(argv)
     if arguments.forget_rows < 1 or arguments.num_train_epochs <= 0 or arguments.retain_per_forget <= 0:

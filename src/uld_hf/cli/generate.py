@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from ..compare.side_by_side import encode_prompt
 from ..data.formatting import PROMPT_TEMPLATE, read_json_lines
 from . import output
 from .loading import load_tokenizer, load_unlearned
@@ -127,20 +128,9 @@ def answer(
     Returns:
         `str`: The answer without the prompt.
     """
-    if tokenizer.chat_template is not None:
-        inputs = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
-    else:
-        inputs = tokenizer(prompt, return_tensors="pt")
-    inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    inputs = encode_prompt(model, tokenizer, prompt)
     set_seed(arguments.seed)
-    generated = model.generate(
-        **inputs,
-        max_new_tokens=arguments.max_new_tokens,
-        do_sample=arguments.do_sample,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-    )
+    generated = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=arguments.do_sample)
     return tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
@@ -156,6 +146,9 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`):
             Arguments after `uld generate`.
+
+    Raises:
+        ValueError: If an option, a file or a model is not what it must be.
     """
     (arguments,) = build_parser().parse(argv)
     given = [value for value in (arguments.prompt, arguments.question, arguments.prompts_file) if value is not None]

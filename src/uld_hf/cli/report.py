@@ -68,6 +68,10 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`):
             Arguments after `uld report`.
+
+    Raises:
+        FileNotFoundError: If there is nothing to report on.
+        ValueError: If an option, a file or a model is not what it must be.
     """
     (arguments,) = build_parser().parse(argv)
     check_files(arguments.sweep, arguments.retrained_log)

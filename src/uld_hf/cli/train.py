@@ -228,6 +228,7 @@ def main(argv: Sequence[str]) -> None:
 
     Raises:
         KeyboardInterrupt: At Ctrl-C, after a checkpoint, saying how to go on.
+        ValueError: If an option, a file or a model is not what it must be.
     """
     method = find_method(argv)
     _, trainer_class = CLASSES.get(method, (UnlearnConfig, UnlearnTrainer))

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from queue import Empty
+from typing import Any
 
 import torch
 from transformers import (
@@ -104,6 +105,35 @@ class _Streamer(TextIteratorStreamer):
         self.turns.wait(self.place)
 
 
+def encode_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> dict[str, Any]:
+    """
+    What `generate()` takes to answer a prompt.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model that is going to answer.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer. The prompt goes through its chat template, if there is one.
+        prompt (`str`):
+            The prompt.
+
+    Returns:
+        `dict[str, Any]`: Keyword arguments: `input_ids` and `attention_mask` of shape `(1, length)` on the model's
+            device, and `pad_token_id`.
+    """
+    if tokenizer.chat_template is not None:
+        messages = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    return {
+        **{name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")},
+        "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    }
+
+
 def stream_answers(
     model: ULDForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
@@ -129,14 +159,7 @@ def stream_answers(
     Yields:
         [`Answers`]: What has been said so far, whenever there is more. Who stops listening stops both models.
     """
-    if tokenizer.chat_template is not None:
-        messages = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
-    else:
-        inputs = tokenizer(prompt, return_tensors="pt")
-    inputs = {name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    inputs = encode_prompt(model, tokenizer, prompt)
     turns, stopped = _Turns(), threading.Event()
     streamers = [_Streamer(tokenizer, turns, place) for place in (0, 1)]
     failures: list[Exception] = []
@@ -148,7 +171,6 @@ def stream_answers(
                 **inputs,
                 max_new_tokens=max_new_tokens,
                 do_sample=do_sample,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
                 streamer=streamers[place],
                 stopping_criteria=StoppingCriteriaList([_Stop(stopped)]),
             )
