@@ -60,6 +60,8 @@ def main() -> None:
         uld("train", folder / "target", *data, "--output_dir", folder / "unlearned", *options)
         answers = json.loads(uld("generate", folder / "unlearned", "--question", "Who is Alice ?", "--json"))
         assert set(answers) == {"prompt", "target", "unlearned"}
+        uld("eval", folder / "unlearned", *data, "--output_dir", folder / "evaluation", "--num_samples", 0)
+        assert (folder / "evaluation" / "summary.json").is_file()
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(folder / "unlearned")

@@ -294,17 +294,16 @@ def find_reference(
     if arguments.retrained is None:
         if held_out is None:
             return None
-        lacking = [
-            (arguments.holdout_dataset if of_forget else arguments.forget_dataset, column)
-            for column, of_forget, of_held_out in (
-                ("perturbed_answer", forget[0].perturbed_answers, held_out[0].perturbed_answers),
-                # A ratio to a paraphrase is none to the right answer: what was learned is in the latter's words.
-                ("paraphrased_answer", forget[0].paraphrased_answer, held_out[0].paraphrased_answer),
-            )
-            if bool(of_forget) != bool(of_held_out)
-        ]
-        for file, column in lacking[:1]:
-            output.note(f"No forget quality: the rows of {file} have no {column!r}. Chosen by probability.")
+        lacking = None
+        for column, of_forget, of_held_out in (
+            # A ratio to a paraphrase is none to the right answer: what was learned is in the latter's words.
+            ("paraphrased_answer", forget[0].paraphrased_answer, held_out[0].paraphrased_answer),
+            ("perturbed_answer", forget[0].perturbed_answers, held_out[0].perturbed_answers),
+        ):
+            if bool(of_forget) != bool(of_held_out):
+                lacking = arguments.holdout_dataset if of_forget else arguments.forget_dataset, column
+        if lacking and (forget[0].perturbed_answers or held_out[0].perturbed_answers):
+            output.note(f"No forget quality: the rows of {lacking[0]} have no {lacking[1]!r}. Chosen by probability.")
         return reference_by(model.target, held_out, by_ratios=not lacking)
     found = reference_by(load_model(arguments.retrained), forget)
     # To attacks the forgotten answers should look as the target's own would that it was never told.
