@@ -21,6 +21,7 @@ from transformers import TrainingArguments as Arguments
 from uld_hf import ULDBakeConfig, ULDBakeTrainer, ULDForCausalLM, build_assistant
 from uld_hf.bake import bake_trainer
 from uld_hf.bake.sampling import draw_answers, prompt_of
+from uld_hf.bake.saving import check_output_folder
 from uld_hf.training.forget_retain_trainer import count_tokens
 
 
@@ -804,6 +805,18 @@ def test_a_quantized_target_is_refused(teacher: ULDForCausalLM, tmp_path: Path) 
     teacher.target.config.quantization_config = {"load_in_8bit": True}
     with pytest.raises(ValueError, match="The target is quantized"):
         make_trainer(teacher, tmp_path / "out")
+
+
+def test_logs_of_an_unfinished_bake_do_not_keep_it_from_going_on(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    make_trainer(teacher, folder, save_strategy="steps", save_steps=1, max_steps=1).train()
+    (folder / "runs").mkdir()  # TensorBoard's
+    check_output_folder(folder, goes_on=True)
+    with pytest.raises(ValueError, match=r"is not empty \(it holds runs\)"):
+        check_output_folder(folder)
+    (tmp_path / "logs" / "runs").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"is not empty \(it holds runs\)"):
+        check_output_folder(tmp_path / "logs", goes_on=True)
 
 
 def test_a_folder_that_is_not_empty_is_refused_first(teacher: ULDForCausalLM, tmp_path: Path) -> None:

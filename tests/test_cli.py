@@ -312,6 +312,15 @@ def test_generate_asks_in_the_words_of_training(
         ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"', "Line 2 of .*forget.jsonl is not JSON"),
         ('{"prompt": "a", "completion": "b"}\n{"text": "c"}', r"Row 2 of .*forget.jsonl has \['text'\], row 1 has"),
         ('{"question": "a", "answer": "b"}\n{"question": "c", "anwser": "d"}', r"Row 2 .* has \['question'\], row 1"),
+        (
+            '{"messages": []}\n{"messages": [], "tools": "[]"}\n',
+            r"Row 2 of .* has \['messages', 'tools'\], row 1 has \['messages'\]",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": [{"text": "w1"}]}, '
+            '{"role": "assistant", "content": [{"text": "w2"}]}]}\n',
+            "give it as one text, not in parts",
+        ),
         ("[1]\n", r"Line 1 of .*forget.jsonl is not a JSON object but '\[1\]'"),
     ],
 )
@@ -406,6 +415,7 @@ def test_train_reads_the_method_from_a_yaml_file(rival_arguments: list[str], tmp
         (["uld", "--margin", "3"], "--margin (it belongs to --method ga or npo or simnpo"),
         (["npo", "--btea", "0.5"], "Unknown option --btea (did you mean --beta?)"),
         (["npo", "--retain_loss_type", "gd"], "retain_loss_type"),
+        (["npo", "--loss_type", "simnpo"], "--loss_type simnpo and --method npo differ: give --method only"),
     ],
 )
 def test_a_wrong_method_or_option_is_refused(

@@ -163,6 +163,13 @@ def test_a_mixture_of_experts_is_refused(family: str):
         estimate_training(any_config(family), 2, 16)
 
 
+@pytest.mark.parametrize(("num_epochs", "num_steps"), [(0.5, 7), (1.5, 20), (2.5, 33), (10, 130)])
+def test_steps_of_part_of_an_epoch_are_those_of_trainer(num_epochs: float, num_steps: int):
+    config = tiny_config("llama")
+    estimate = estimate_training(config, 2, 16, rows_per_batch=32, num_rows=400, num_epochs=num_epochs)
+    assert estimate.num_steps == num_steps
+
+
 def test_time_is_that_of_all_steps():
     config = tiny_config("llama")
     estimate = estimate_training(config, 2, 16, rows_per_batch=8, num_rows=20, num_epochs=3)

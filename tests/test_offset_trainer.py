@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from uld_hf import OffsetConfig, OffsetTrainer, ULDForCausalLM
 from uld_hf.assistant import truncate_model
+from uld_hf.hub import load_config
 
 
 FORGET_ROWS, RETAIN_ROWS = make_rows(8, seed=0), make_rows(12, seed=1)
@@ -44,6 +45,14 @@ def make_trainer(
         retain_dataset=retain,
         processing_class=make_tokenizer(),
     )
+
+
+def test_the_revision_of_the_target_is_saved(tmp_path: Path):
+    tiny_model("llama").save_pretrained(tmp_path / "target")
+    trainer = make_trainer(tmp_path / "out", str(tmp_path / "target"), model_init_kwargs={"revision": "v2"})
+    trainer.train()
+    trainer.save_model()
+    assert load_config(tmp_path / "out").target_revision == "v2"
 
 
 class PlainOffset(nn.Module):

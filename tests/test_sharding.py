@@ -14,7 +14,16 @@ from families import make_tokenizer, tiny_model, train_like
 from peft import LoraConfig
 from torch import nn
 
-from uld_hf import ULDBakeConfig, ULDBakeTrainer, ULDConfig, ULDForCausalLM, ULDTrainer, build_assistant
+from uld_hf import (
+    ULDBakeConfig,
+    ULDBakeTrainer,
+    ULDConfig,
+    ULDForCausalLM,
+    ULDTrainer,
+    UnlearnConfig,
+    UnlearnTrainer,
+    build_assistant,
+)
 from uld_hf.bake.student import build_student
 from uld_hf.training.sharding import check_whole_weights, is_sharded
 
@@ -58,6 +67,11 @@ def test_weights_in_the_first_process_only_are_refused(
         ULDTrainer("nowhere", arguments(tmp_path, ULDConfig), forget_dataset=ROWS, retain_dataset=OTHERS)
     with pytest.raises(ValueError, match="fsdp_cpu_ram_efficient_loading=true would give all processes but the first"):
         ULDBakeTrainer("nowhere", arguments(tmp_path), forget_dataset=ROWS, retain_dataset=OTHERS)
+
+
+def test_rivals_are_not_sharded(tmp_path: Path, launched_with_fsdp: None):
+    with pytest.raises(ValueError, match="UnlearnTrainer does not train with FSDP or DeepSpeed"):
+        UnlearnTrainer("nowhere", arguments(tmp_path, UnlearnConfig), forget_dataset=ROWS, retain_dataset=OTHERS)
 
 
 def test_that_setting_means_nothing_without_fsdp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -28,6 +28,7 @@ FORGET_ROWS, RETAIN_ROWS = make_rows(8, seed=0), make_rows(12, seed=1)
 LOSS_TYPES = ("ga", "npo", "simnpo", "dpo", "undial", "rmu")
 METHODS = [(loss_type, retain) for loss_type in LOSS_TYPES for retain in ("none", "nll", "kl")]
 METHODS.append(("rmu", "activations"))
+INPUT_IDS = torch.tensor([[1, 9, 12, 5, 33, 21, 8]])
 LORA = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
 
 
@@ -60,6 +61,51 @@ def make_trainer(
         processing_class=processing_class or make_tokenizer(),
         peft_config=peft_config,
     )
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> str:
+    """Folder of a tiny llama."""
+    tiny_model("llama").save_pretrained(tmp_path / "target")
+    make_tokenizer().save_pretrained(tmp_path / "target")
+    return str(tmp_path / "target")
+
+
+def test_an_adapter_remembers_the_revision_of_its_base(tmp_path: Path, saved: str):
+    trainer = make_trainer(
+        tmp_path / "out", saved, peft_config=LORA, model_init_kwargs={"revision": "v2"}, loss_type="ga", max_steps=1
+    )
+    trainer.save_model()
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["revision"] == "v2"
+    assert LORA.revision is None
+
+
+def test_a_target_given_by_name_is_not_spread_over_devices(tmp_path: Path, saved: str, monkeypatch: pytest.MonkeyPatch):
+    asked: list[dict[str, Any]] = []
+
+    def load(name: str, **options: Any) -> PreTrainedModel:
+        asked.append(options)
+        return AutoModelForCausalLM.from_pretrained(name)
+
+    monkeypatch.setattr("uld_hf.baselines.unlearn_trainer.create_model_from_path", load)
+    make_trainer(tmp_path / "out", saved, loss_type="ga", trust_remote_code=True)
+    assert asked == [{"device_map": None, "trust_remote_code": True}]
+
+
+def test_labels_are_not_smoothed(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1 is not supported"):
+        make_trainer(tmp_path, label_smoothing_factor=0.1)
+
+
+def test_merging_leaves_the_trained_model_as_it_is(tmp_path: Path, saved: str):
+    trainer = make_trainer(tmp_path / "out", saved, peft_config=LORA, loss_type="ga", merge_adapter=True)
+    trainer.train()
+    trainer.model.eval()
+    expected = trainer.model(INPUT_IDS).logits
+    trainer.save_model()
+    torch.testing.assert_close(trainer.model(INPUT_IDS).logits, expected)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    torch.testing.assert_close(merged(INPUT_IDS).logits, expected, rtol=1e-4, atol=1e-5)
 
 
 def plain_loss(

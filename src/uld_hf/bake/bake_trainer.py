@@ -35,7 +35,7 @@ from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, 
 from ..training.losses import add_loss, check_head
 from ..training.preparation import check_disjoint, to_trainable_rows
 from ..training.sharding import check_whole_weights, is_sharded, whole_weights
-from ..training.target import check_tokenizer
+from ..training.target import check_tokenizer, place_whole
 from .bake_config import ULDBakeConfig
 from .losses import BakeLossOutput, ComposedTargets, TopKTargets, bake_loss
 from .sampling import answer_row, draw_answers, prompt_of
@@ -153,7 +153,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             name = model if isinstance(model, str) else model.name_or_path
             args = ULDBakeConfig(f"{os.path.basename(name) or 'model'}-baked")
         # What costs nothing to check is checked before anything is loaded.
-        check_output_folder(Path(args.output_dir))
+        check_output_folder(Path(args.output_dir), goes_on=bool(args.resume_from_checkpoint))
         if not isinstance(model, str):
             check_teacher(model, args.divergence, args.likelihood_weight)
         if peft_config is not None:
@@ -191,7 +191,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
 
         self.teacher, sharded = model, is_sharded(args)
         if not sharded:
-            self._place_teacher(args)  # before the student takes its tensors
+            place_whole(model, args)  # before the student takes its tensors
         # As they are now: trl may give a tokenizer a padding token, and a model's configuration options of its own.
         self._tokenizer_to_save = copy.deepcopy(processing_class)
         self._blueprint = Blueprint.of(target if student is None else student)
@@ -215,7 +215,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         base.forward = forward
         self._check_sharding(base)
         if sharded:
-            self._place_teacher(args)  # after the student's copy, which is divided where it is
+            place_whole(model, args)  # after the student's copy, which is divided where it is
 
         def loss(student: PreTrainedModel, hidden: torch.Tensor, **given: Any) -> BakeLossOutput:
             names = ("retain_weight", "temperature", "likelihood_weight")
@@ -233,10 +233,6 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         eos = target.generation_config.eos_token_id
         eos = [self.processing_class.eos_token_id] if eos is None else eos if isinstance(eos, list) else [eos]
         self._eos_token_ids = [token for token in eos if token is not None]
-
-    def _place_teacher(self, args: ULDBakeConfig) -> None:
-        if args.place_model_on_device and self.teacher.target.device != args.device:
-            self.teacher.to(args.device)
 
     @property
     def _sharded(self) -> bool:

@@ -18,6 +18,7 @@ from ..saved_files import CONFIG_FILE, LOCK_FILE, write_together
 
 
 TEACHER_FOLDER = ".teacher"
+LOG_FOLDER = "runs"  # TensorBoard's, by transformers
 # What a checkpoint has in place of a model: nothing loads a student that has not forgotten yet.
 STUDENT_FILE = "student.safetensors"
 # What a licence may ask to be handed on with the weights.
@@ -41,13 +42,15 @@ def is_working_file(file: Path) -> bool:
     return file.name == TEACHER_FOLDER or file.name.startswith(".saving")
 
 
-def check_output_folder(folder: Path) -> None:
+def check_output_folder(folder: Path, goes_on: bool = False) -> None:
     """
     Refuse a folder that holds anything but an unfinished bake.
 
     Args:
         folder (`Path`):
             Where the baked model is to be saved.
+        goes_on (`bool`, *optional*, defaults to `False`):
+            Whether a bake is resumed, whose logs may be there as well (TensorBoard's `runs`).
 
     Raises:
         ValueError: If it is not a folder, or something else is in it.
@@ -57,7 +60,8 @@ def check_output_folder(folder: Path) -> None:
     names = {file.name for file in folder.iterdir() if not is_working_file(file)} if folder.exists() else set()
     if CONFIG_FILE not in names and (folder / LOCK_FILE).exists():  # a save that was cut off
         return
-    others = sorted(names)
+    is_bake = any((file / STUDENT_FILE).exists() for file in folder.iterdir()) if folder.exists() else False
+    others = sorted(names - ({LOG_FOLDER} if goes_on and is_bake else set()))
     if others:
         raise ValueError(
             f"{folder} is not empty (it holds {others[0]}): files of two models would be mixed. Give another folder, "

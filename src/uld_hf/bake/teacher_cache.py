@@ -170,7 +170,12 @@ class TopKCache:
                 written.flush()
             np.save(staging / "ends.npy", ends)
             (staging / "meta.json").write_text(json.dumps({"fingerprint": fingerprint, "k": k}), encoding="utf-8")
-            os.replace(staging, folder / TOP_K_FOLDER)
+            try:
+                os.replace(staging, folder / TOP_K_FOLDER)
+            except OSError:
+                # Another machine that writes to this folder was first; whether it is of the same is looked at below.
+                if not (folder / TOP_K_FOLDER / "meta.json").exists():
+                    raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return cls(folder, fingerprint)

@@ -12,6 +12,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..assistant import build_assistant, check_num_layers, lora_weights, truncate_model
 from ..modeling_uld import ULDForCausalLM
+from ..training.four_bit import keep_gradients
+from ..training.target import place_whole
 from .scores import Scores, log_likelihoods
 from .unlearn_config import UnlearnConfig
 from .unlearn_trainer import UnlearnTrainer
@@ -74,9 +76,8 @@ class OffsetTrainer(UnlearnTrainer):
         self, model: PreTrainedModel, args: OffsetConfig, peft_config: PeftConfig | None
     ) -> tuple[PeftModel, None]:
         check_num_layers(args.num_assistant_layers, model.config)
-        # Trainer moves the assistant, and with it the tensors that it shares: the target goes along as a whole.
-        if args.place_model_on_device and model.device != args.device and "hf_device_map" not in vars(model):
-            model.to(args.device)
+        place_whole(model, args)
+        keep_gradients(model)
         self._target = model.requires_grad_(False).eval()
         self._untrained = truncate_model(model, args.num_assistant_layers)
         return build_assistant(model, args.num_assistant_layers, peft_config), None
@@ -122,6 +123,7 @@ class OffsetTrainer(UnlearnTrainer):
         )
         names = ("loss_type", "retain_loss_type", "retain_weight", "beta", "learning_rate", "num_train_epochs", "seed")
         settings = {"method": "offset", "steps": self.state.global_step, **{name: vars(args)[name] for name in names}}
+        model.config.target_revision = self._target_revision
         model.config.training["trained"] = {
             **self._num_rows,
             "license": self._target_license,

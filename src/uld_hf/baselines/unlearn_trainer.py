@@ -20,10 +20,13 @@ from trl.trainer.utils import create_model_from_path
 
 from ..assistant import find_decoder_layers, put_adapter, truncate_model
 from ..context import context_length
+from ..hub import find_commit
 from ..model_card import find_license
 from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
+from ..training.four_bit import keep_gradients
 from ..training.preparation import to_trainable_rows
-from ..training.target import check_not_split, check_tokenizer, read_target_config, select_source
+from ..training.sharding import is_sharded
+from ..training.target import check_not_split, check_tokenizer, how_to_load, read_target_config, select_source
 from .checks import check_adapter, check_output_dir, check_steering_layer, check_trainable, default_steering_layer
 from .collator import FORGET, REFUSAL, RETAIN, DataCollatorForUnlearning
 from .losses import (
@@ -162,7 +165,14 @@ class UnlearnTrainer(ForgetRetainTrainer):
                     "say retain_loss_type='none'."
                 )
         check_given(args, sets)
-        model_init_kwargs = dict(args.model_init_kwargs or {})
+        if is_sharded(args):
+            raise ValueError(
+                f"{type(self).__name__} does not train with FSDP or DeepSpeed: some terms need whole weights of the "
+                "target beside what is trained. Start with plain `accelerate launch` (DDP), and give a peft_config to "
+                "save memory."
+            )
+        # trl would spread it over all GPUs, of which each process has one: Trainer moves it there.
+        model_init_kwargs = {"device_map": None, **how_to_load(args)}
         source = select_source(model_init_kwargs)
         check_not_split(model, model_init_kwargs)
         target_config = read_target_config(model, source).get_text_config(decoder=True)
@@ -186,7 +196,10 @@ class UnlearnTrainer(ForgetRetainTrainer):
         if args.loss_type == "dpo":
             self._refusals = refuse_each(sets["forget"], args.refusals or REFUSALS, args.seed)
 
+        self._target_revision = None
         if isinstance(model, str):
+            # The commit where it is known: a branch moves on. Of a loaded model nobody knows it.
+            self._target_revision = find_commit(name, **source)
             model = create_model_from_path(name, **model_init_kwargs)
             check_trainable(model)
         self._target_name = name or None
@@ -224,8 +237,11 @@ class UnlearnTrainer(ForgetRetainTrainer):
         self, model: PreTrainedModel, args: UnlearnConfig, peft_config: PeftConfig | None
     ) -> tuple[PreTrainedModel | PeftModel, PreTrainedModel | None]:
         """What is trained; and without an adapter to disable, a frozen copy of what terms need of the target."""
+        keep_gradients(model)
         if peft_config is not None:
-            return put_adapter(model, copy.deepcopy(peft_config)), None
+            peft_config = copy.deepcopy(peft_config)
+            peft_config.revision = self._target_revision
+            return put_adapter(model, peft_config), None
         model.requires_grad_(True)  # an assistant that was cut from it has frozen what they share
         if args.retain_loss_type == "kl" or args.loss_type == "undial":
             needed = model
@@ -462,7 +478,11 @@ class UnlearnTrainer(ForgetRetainTrainer):
         output_dir = output_dir if output_dir is not None else self.args.output_dir
         is_checkpoint = Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
         if self.args.merge_adapter and not is_checkpoint:  # training goes on from the adapter
-            copy.deepcopy(self.model).merge_and_unload().save_pretrained(output_dir)
+            # A second model would have no room on the device. One in 4 bits has its scales beside its weights.
+            quantized = "quantization_config" in vars(self.model.get_base_model().config)
+            weights = {} if quantized else {id(each): each.detach().cpu().clone() for each in self.model.parameters()}
+            memo = {key: nn.Parameter(weight, requires_grad=False) for key, weight in weights.items()}
+            copy.deepcopy(self.model, memo).merge_and_unload().save_pretrained(output_dir)
             self.processing_class.save_pretrained(output_dir)
             return
         super()._save(output_dir, state_dict)

@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
             f"--output_dir {config.output_dir} and --output {arguments.output} differ: give --output only."
         )
     config.output_dir = arguments.output
-    check_output_folder(Path(arguments.output))
+    check_output_folder(Path(arguments.output), goes_on=bool(config.resume_from_checkpoint))
     check_model_path(arguments.model)
     tokenizer = load_target_tokenizer(load_config(arguments.model), arguments.model)
     conversational = tokenizer.chat_template is not None

@@ -11,6 +11,8 @@ from datasets import Dataset
 _READERS = {".csv": "from_csv", ".parquet": "from_parquet"}
 # Which of these a row has says what kind it is.
 FORMAT_COLUMNS = {"question", "answer", "prompt", "completion", "messages", "conversations", "text", "input_ids"}
+# What a chat template is given besides messages; of rows without it, `null` in its place.
+TEMPLATE_COLUMNS = {"tools", "chat_template_kwargs"}
 
 
 def check_is_json_lines(path: str) -> None:
@@ -68,9 +70,9 @@ def check_one_format(rows: Sequence[dict[str, Any]], path: str) -> None:
     Raises:
         ValueError: If a row is of another format.
     """
-    first = FORMAT_COLUMNS & rows[0].keys()
+    first = (FORMAT_COLUMNS | TEMPLATE_COLUMNS) & rows[0].keys()
     for index, row in enumerate(rows, start=1):
-        found = FORMAT_COLUMNS & row.keys()
+        found = (FORMAT_COLUMNS | TEMPLATE_COLUMNS) & row.keys()
         if found != first:
             raise ValueError(
                 f"Row {index} of {path} has {sorted(found) or sorted(row)}, row 1 has {sorted(first)}: write all rows "

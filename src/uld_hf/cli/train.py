@@ -20,6 +20,7 @@ from ..data.formatting import question_answer_to_prompt_completion, read_json_li
 from ..data.local import load_from_hub
 from ..training.checkpoints import find_last_checkpoint, resolve_checkpoint
 from ..training.forget_retain_trainer import holds_model
+from ..training.target import how_to_load, select_source
 from ..training.uld_config import ULDConfig, check_choice
 from ..training.uld_trainer import ULDTrainer
 from . import output
@@ -165,20 +166,27 @@ def find_method(argv: Sequence[str]) -> str:
         `str`: What `--method`, or the file of `--config`, says; `"uld"` if neither does.
 
     Raises:
-        ValueError: If there is no such method.
+        ValueError: If there is no such method, or another loss is asked for than its own.
     """
+    method = _find_option(argv, "method") or "uld"
+    check_choice("--method", method, METHODS)
+    loss_type = _find_option(argv, "loss_type")
+    if method in LOSS_TYPES and loss_type not in (None, method):
+        raise ValueError(f"--loss_type {loss_type} and --method {method} differ: give --method only.")
+    return method
+
+
+def _find_option(argv: Sequence[str], name: str) -> str | None:
+    """What the command line, or the file of --config, gives for an option."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--method")
+    parser.add_argument(f"--{name}", dest="value")
     parser.add_argument("--config")
     arguments, _ = parser.parse_known_args(argv)
-    method = arguments.method
-    if method is None and arguments.config is not None:
+    if arguments.value is None and arguments.config is not None:
         with suppress(OSError, yaml.YAMLError):  # the parser of all options says what is wrong with the file
             content = yaml.safe_load(Path(arguments.config).read_text(encoding="utf-8"))
-            method = content.get("method") if isinstance(content, dict) else None
-    method = "uld" if method is None else method
-    check_choice("--method", method, METHODS)
-    return method
+            return content.get(name) if isinstance(content, dict) else None
+    return arguments.value
 
 
 def options_of_other_methods(method: str) -> dict[str, str]:
@@ -242,7 +250,7 @@ def main(argv: Sequence[str]) -> None:
     begins_anew = unfinished and resolve_checkpoint(config.resume_from_checkpoint, config.output_dir) is None
     if begins_anew and config.process_index == 0:
         output.note(f"This training starts over; to go on from {unfinished}, add --resume_from_checkpoint True.")
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model, revision=arguments.model_revision)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, **select_source(how_to_load(config)))
     conversational = tokenizer.chat_template is not None
     sets = {
         f"{name}_dataset": None if source is None else load_rows(source, conversational)

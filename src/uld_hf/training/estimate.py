@@ -4,6 +4,7 @@ The first K layers with LoRA are built without memory, and run forward and backw
 contents. What autograd keeps for the backward pass is counted, and so is the arithmetic: no formula per family.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -384,5 +385,5 @@ def estimate_training(
         recomputed_bytes=recomputed,
         loss_bytes=tile + 2 * answers * hidden_size * dtype.itemsize,
         flops=gradient_accumulation_steps * (flops + 4 * answers * vocab_size * hidden_size),
-        num_steps=-(-num_rows // rows_per_step) * round(num_epochs) if num_rows else 0,
+        num_steps=math.ceil(num_epochs * -(-num_rows // rows_per_step)),  # as Trainer counts them
     )

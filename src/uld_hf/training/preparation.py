@@ -89,11 +89,28 @@ def split_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def is_blank(completion: str | list[dict[str, Any]] | None) -> bool:
-    """Whether a completion, plain or conversational, has no text."""
+    """
+    Whether a completion, plain or conversational, has no text.
+
+    Args:
+        completion (`str` or `list[dict[str, Any]]`, *optional*):
+            The completion.
+
+    Returns:
+        `bool`: `True` for none, or one of spaces.
+
+    Raises:
+        ValueError: If a message's content is no text.
+    """
     if completion is None:
         return True
     if isinstance(completion, str):
         return not completion.strip()
+    for message in completion:
+        if not isinstance(message["content"], str | None):
+            raise ValueError(
+                f"A message's content is {str(message['content'])[:80]!r}: give it as one text, not in parts."
+            )
     return not any((message["content"] or "").strip() for message in completion)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from trl import SFTConfig
 
 from ..configuration_uld import ULDModelConfig
 
@@ -31,6 +32,39 @@ def check_processes(args: TrainingArguments) -> None:
             f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: start with `accelerate launch`, "
             "or show the process one GPU, e.g. CUDA_VISIBLE_DEVICES=0."
         )
+
+
+def place_whole(model: PreTrainedModel, args: TrainingArguments) -> None:
+    """
+    Move a loaded model to the trainer's device as a whole.
+
+    Trainer moves what it trains, and with it the tensors that this shares with another model: the rest would stay.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model. One that was spread over devices when it was loaded stays as it is.
+        args ([`~transformers.TrainingArguments`]):
+            The trainer's configuration.
+    """
+    # None is Trainer's own choice, which is to move unless weights are sharded.
+    is_wanted = args.place_model_on_device is not False
+    if is_wanted and model.device != args.device and "hf_device_map" not in vars(model):
+        model.to(args.device)
+
+
+def how_to_load(args: SFTConfig) -> dict[str, Any]:
+    """
+    How a target is loaded that is given by its name.
+
+    Args:
+        args ([`~trl.SFTConfig`]):
+            The trainer's configuration.
+
+    Returns:
+        `dict[str, Any]`: Its `model_init_kwargs`, with `trust_remote_code` where that was said by itself.
+    """
+    trust = {"trust_remote_code": True} if args.trust_remote_code else {}
+    return {**trust, **(args.model_init_kwargs or {})}
 
 
 def select_source(model_init_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,8 +57,8 @@ def check_data_settings(config: SFTConfig) -> None:
             The trainer's configuration.
 
     Raises:
-        ValueError: If rows would be packed, drawn in another order, not prepared, or split between processes, or the
-            embeddings resized.
+        ValueError: If rows would be packed, drawn in another order, not prepared, or split between processes, the
+            embeddings resized, or labels smoothed.
     """
     parallelism = config.parallelism_config
     if parallelism is None and parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"):
@@ -86,6 +86,11 @@ def check_data_settings(config: SFTConfig) -> None:
         raise ValueError(
             f"chat_template_path={config.chat_template_path!r} is not supported: it may resize the embeddings, which "
             "are the target's own. Set processing_class.chat_template instead."
+        )
+    if config.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={config.label_smoothing_factor} is not supported: the losses here are their "
+            "papers' own. Leave it out."
         )
 
 

@@ -54,8 +54,8 @@ from .last_layer import find_answer_parts, on_answers_alone
 from .losses import add_uld_loss, check_head
 from .padding_free import attention_by_row, takes_rows_without_padding
 from .preparation import to_trainable_rows
-from .sharding import check_whole_weights, whole_weights
-from .target import check_not_split, check_tokenizer, read_target_config, select_source
+from .sharding import check_whole_weights, is_sharded, whole_weights
+from .target import check_not_split, check_tokenizer, how_to_load, place_whole, read_target_config, select_source
 from .uld_config import ULDConfig
 
 
@@ -165,7 +165,7 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
             check_likelihood(list(sets), args.alpha)
         check_given(args, sets)
         check_whole_weights(args)
-        model_init_kwargs = dict(args.model_init_kwargs or {})
+        model_init_kwargs = how_to_load(args)
         source = select_source(model_init_kwargs)
         check_not_split(model, model_init_kwargs)
         target_config = read_target_config(model, source)
@@ -185,9 +185,8 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
                 truncated = load_truncated_model(name, args.num_assistant_layers, **model_init_kwargs)
                 assistant = add_lora(truncated, peft_config)
         else:
-            # Trainer moves the assistant, and with it the tensors that it shares: the target goes along as a whole.
-            if args.place_model_on_device and model.device != args.device and "hf_device_map" not in vars(model):
-                model.to(args.device)
+            if not is_sharded(args):
+                place_whole(model, args)
             assistant = build_assistant(model, args.num_assistant_layers, peft_config)
         base = assistant.get_base_model()
         keep_gradients(base)
