@@ -265,6 +265,10 @@ def target_adapted_by_peft(model: Model) -> None:
     get_peft_model(model.target, LORA)
 
 
+def decoder_adapted_by_peft(model: Model) -> None:
+    get_peft_model(model.target.model, LORA)
+
+
 def generated_after_the_target(model: Model) -> torch.Tensor:
     cache = DynamicCache(config=model.target.config)
     model.target(IDS[:, :-1], **{CACHE: cache})
@@ -351,6 +355,7 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
     "a static cache filled by the target": (static_filled_by_the_target, "not filled by the unlearned model"),
     "model.target.add_adapter(...)": (after(target_adapter_added), "The target was given an adapter"),
     "get_peft_model(model.target, ...)": (after(target_adapted_by_peft), "The target was given an adapter"),
+    "get_peft_model(model.target.model, ...)": (after(decoder_adapted_by_peft), "The target was given an adapter"),
     "model.generate(past_key_values=the target's)": (generated_after_the_target, f"{CACHE} has 4 layers"),
     "model.generate(custom_generate='a/repository')": (generated_by_a_repository, "trust_remote_code"),
     "AutoModel.from_pretrained(...)": (loaded(AutoModel), "Unrecognized configuration class"),

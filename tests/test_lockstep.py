@@ -1,23 +1,70 @@
 """Lockstep gives what target and assistants give one after the other, in one pass over the layers that they share."""
 
 import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from all_families import ALL_FAMILIES, any_model
-from families import FAMILIES, tiny_model, train_like
+from families import FAMILIES, randomize, tiny_model, train_like
 from peft import LoraConfig
-from transformers import DynamicCache, StaticCache
+from transformers import AutoModelForCausalLM, DynamicCache, OPTConfig, StaticCache
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cache_name import CACHE
 from uld_hf.lockstep import ROOM, Lockstep, _Buffer
+from uld_hf.subtraction import logit_difference
 
 
 MIXED_EXPERTS = ("mixtral", "qwen3_moe", "deepseek_v3")  # PEFT's LoRA is on their experts' or routers' parameters
 PROMPTS = torch.randint(4, 64, (3, 12), generator=torch.Generator().manual_seed(4))
 MASK = (torch.arange(12) >= torch.tensor([[7], [0], [3]])).long()
 PROMPTS = PROMPTS.masked_fill(MASK == 0, 0)
+
+
+def test_threads_do_not_take_each_others_rows():
+    model = compose("llama", (2,))
+    prompts = [torch.randint(4, 64, (1, 6), generator=torch.Generator().manual_seed(seed)) for seed in range(4)]
+    with torch.no_grad():
+        expected = [model(prompt, use_cache=False).logits for prompt in prompts]
+
+    def ask(index: int) -> torch.Tensor:
+        with torch.no_grad():
+            return model(prompts[index % 4], use_cache=False).logits
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(ask, range(100)))
+    finally:
+        sys.setswitchinterval(interval)
+    for index, logits in enumerate(found):
+        torch.testing.assert_close(logits, expected[index % 4])
+
+
+def test_new_tensors_are_taken():
+    model, other = compose("llama", (2,)), compose("llama", (2,))
+    with torch.no_grad():
+        for parameter in other.target.model.norm.parameters():
+            parameter.mul_(3.0)
+        before, expected = model(PROMPTS).logits, other(PROMPTS).logits
+        model.load_state_dict(other.state_dict(), assign=True)
+        torch.testing.assert_close(model(PROMPTS).logits, expected)
+    assert not torch.allclose(before, expected)
+
+
+def test_lora_outside_of_the_layers_takes_two_passes():
+    # As OPT 350M, whose embeddings are narrower than its layers.
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 8, "ffn_dim": 32, "num_attention_heads": 2, "vocab_size": 64}
+    target = randomize(AutoModelForCausalLM.from_config(OPTConfig(num_hidden_layers=4, **sizes)))
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), relative_top=0)
+    assert model.execution == "two passes"
+    with torch.no_grad():
+        parts = [part(PROMPTS, attention_mask=MASK).logits for part in (target, model.assistant)]
+        expected = logit_difference(parts[0], parts[1:], [1.25], relative_top=0)
+        torch.testing.assert_close(model(PROMPTS, attention_mask=MASK).logits, expected)
 
 
 def compose(family: str, depths: tuple[int, ...] = (2, 3, 4)) -> ULDForCausalLM:

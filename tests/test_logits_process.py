@@ -37,6 +37,25 @@ def model(family) -> ULDForCausalLM:
     return ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), **SETTINGS)
 
 
+def test_a_call_that_failed_half_way_leaves_nothing_behind():
+    target = tiny_model("llama")
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), **SETTINGS)
+    tried, untried = processor(model), processor(model)
+    scores = target(PROMPT).logits[:, -1]
+    head = model.assistant.get_base_model().lm_head
+
+    def fail(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    for prompt in (PROMPT[:, :-2], PROMPT[:, :-1]):  # nothing cached yet; something cached
+        hook = head.register_forward_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            tried(prompt, scores)
+        hook.remove()
+        torch.testing.assert_close(tried(prompt, scores), untried(prompt, scores))
+    torch.testing.assert_close(tried(PROMPT, scores), untried(PROMPT, scores))
+
+
 def processor(model: ULDForCausalLM, **kwargs) -> ULDLogitsProcessor:
     return ULDLogitsProcessor(model.assistant, **SETTINGS, **kwargs)
 

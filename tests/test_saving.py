@@ -257,6 +257,31 @@ def test_an_evaluation_is_recorded_of_the_model_that_was_saved_last(tmp_path: Pa
     assert model.config.training["assistant"]["evaluation"] == {"forget quality": 0.5}
 
 
+def test_a_model_in_float64_is_saved_and_loaded(tmp_path: Path):
+    model = compose(1).double()
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(logits(load(tmp_path)).double(), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_a_name_without_a_folder_of_its_own_is_refused():
+    model = compose(1)
+    with pytest.raises(ValueError, match="cannot be called 'default'"):
+        model.add_assistant(train_like(build_assistant(model.target, 1), 2), name="default")
+
+
+def test_only_the_assistants_files_are_uploaded(tmp_path: Path):
+    compose(1).save_pretrained(tmp_path / "saved")
+    (tmp_path / "secret").write_text("mine")
+    config = hub.load_config(tmp_path / "saved")
+    config.files |= {"../secret": {"size": 4, "sha256": "0"}}
+    config.save_pretrained(tmp_path / "saved")
+    hub.sign_config(tmp_path / "saved")
+    (tmp_path / "upload" / "staging").mkdir(parents=True)
+    hub.copy_unlearned_model(tmp_path / "saved", tmp_path / "upload" / "staging", "org/model", private=True)
+    assert [file.name for file in (tmp_path / "upload").iterdir()] == ["staging"]
+    load(tmp_path / "upload" / "staging")
+
+
 CHANGES = {
     "nothing": lambda model: None,
     "alpha": lambda model: model.set_alpha("assistant", 2.0),

@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from uld_hf import ULDForCausalLM, ULDModelConfig, build_assistant, logit_difference
+from uld_hf.assistant import remember_settings
 from uld_hf.cache_name import CACHE
 
 
@@ -187,11 +188,30 @@ def test_one_alpha_at_loading_is_for_all(tmp_path: Path):
         assert [entry["alpha"] for entry in loaded.config.assistants.values()] == expected
 
 
+def test_assistants_that_were_trained_for_different_settings_want_one_of_them_said():
+    target = tiny_model("llama")
+    assistants = {
+        name: remember_settings(train_like(build_assistant(target, 2), seed), {"alpha": 1.0, "gate": gate})
+        for seed, (name, gate) in enumerate({"a": 0.0, "b": 0.5}.items(), start=1)
+    }
+    with pytest.raises(ValueError, match=r"gate=\{'a': 0.0, 'b': 0.5\}, and share one here: give gate="):
+        ULDForCausalLM(target=target, assistant=assistants)
+    assert ULDForCausalLM(target=target, assistant=assistants, gate=0.2).config.gate == 0.2
+
+
+def test_other_settings_than_trained_for_are_warned_of(caplog):
+    target = tiny_model("llama")
+    model = ULDForCausalLM(target=target, assistant={"a": train_like(build_assistant(target, 2))}, gate=0.5)
+    assistant = remember_settings(train_like(build_assistant(target, 2), 2), {"alpha": 1.0, "gate": 0.0})
+    model.add_assistant(assistant, name="b")
+    assert "b was saved or trained with gate=0.0, this model subtracts with gate=0.5" in caplog.text
+
+
 def test_other_settings_than_saved_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture, transformers_log):
     save_two(tmp_path, relative_top=0.2)
     model = ULDForCausalLM.from_pretrained(tmp_path / "alice", relative_top=0.0)
     model.add_assistant(tmp_path / "bob")
-    assert "bob was saved with relative_top=0.2, this model subtracts with relative_top=0.0" in caplog.text
+    assert "bob was saved or trained with relative_top=0.2, this model subtracts with relative_top=0.0" in caplog.text
 
 
 # What is refused

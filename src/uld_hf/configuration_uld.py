@@ -93,8 +93,10 @@ def check_name(name: str) -> None:
             Name of an assistant.
 
     Raises:
-        ValueError: If it has other characters than letters, digits, `-` and `_`.
+        ValueError: If it has other characters than letters, digits, `-` and `_`, or is `"default"`.
     """
+    if name == "default":  # PEFT writes an adapter of that name to no folder of its own
+        raise ValueError("An assistant cannot be called 'default': give it another name=.")
     # Of names like "keys", PyTorch's containers say that they are taken.
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in dir(nn.ModuleDict()):
         raise ValueError(f"The assistant's name {name!r} must consist of letters, digits, '-' and '_'. Give name=.")

@@ -73,7 +73,7 @@ logger = logging.get_logger(__name__)
 # Values hashed of each tensor: enough to tell two finetuned models apart, cheap on a sharded 70B.
 _SAMPLES_PER_TENSOR = 256
 
-_LORA_DTYPES = ("float32", "bfloat16", "float16")
+_LORA_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 # Tokenizers that split this text alike and have the same vocabulary are the same to an assistant.
 _PROBE = "Who's Ada? Born 10.12.1815; naïve  Ωmega, 東京 مرحبا 🙂\n\tdef f(x): return x**2 # 100% 'ok'"
@@ -689,7 +689,9 @@ def copy_unlearned_model(folder: Path, destination: Path, repo_id: str, private:
     if target is not None and (os.path.isabs(target) or os.path.isdir(target)):
         config.target_name_or_path = None
     config.target_config.name_or_path = ""
-    for file in (*config.files, "generation_config.json"):
+    # By name, and not what config.json lists: somebody else may have written that.
+    of_assistants = [f"{name}/{file}" for name in config.assistants for file in ADAPTER_FILES]
+    for file in (*of_assistants, "generation_config.json"):
         (destination / file).parent.mkdir(exist_ok=True)
         shutil.copy(folder / file, destination / file)
     config.save_pretrained(destination)

@@ -70,7 +70,8 @@ class Watch:
                 "The target was replaced: nobody has looked at whether the assistants belong to it. Build the model "
                 "anew: ULDForCausalLM(target=..., assistant=...)."
             )
-        if self._target is not None and "peft_config" in vars(self._target):  # PEFT leaves it with what it changes
+        parts = [] if target is None else [target, target.base_model, target.get_decoder()]
+        if any("peft_config" in vars(part) for part in parts):  # PEFT leaves it with what it changes
             raise RuntimeError(
                 "The target was given an adapter: whether the assistants would see it depends on the execution, and "
                 "neither belongs to it. Merge the adapter into the target and save that, then train an assistant for "

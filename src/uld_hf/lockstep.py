@@ -6,7 +6,9 @@ before the norm and the head. Every weight is then read once per token, which is
 """
 
 import copy
+import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import chain
 from typing import Any
 
@@ -27,6 +29,9 @@ from transformers.pytorch_utils import Conv1D
 
 from .assistant import find_decoder_layers, shared_with
 from .cache_name import CACHE
+
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def lora_layers(assistant: PeftModel) -> dict[str, LoraLayer]:
@@ -56,12 +61,20 @@ def why_no_lockstep(target: PreTrainedModel, assistants: Sequence[PeftModel]) ->
     Returns:
         `str` or `None`: The reason, `None` if they can.
     """
+    if any(parameter.is_meta for parameter in target.parameters()):
+        return "the target is offloaded"
     if vars(target).get("hf_device_map") and len(set(target.hf_device_map.values())) > 1:
         return "the target is spread over several devices"
     if any(isinstance(parameter, DTensor) for parameter in target.parameters()):
         return "the target is tensor-parallel"
     if "quantization_config" in vars(target.config):
         return "kernels of quantized weights are made for few rows, and 8-bit ones mix rows"
+    for assistant in assistants:
+        holder, attribute = find_decoder_layers(assistant.get_base_model())
+        of_layers = set(holder.get_submodule(attribute).modules())
+        outside = [name for name, lora in lora_layers(assistant).items() if lora not in of_layers]
+        if outside:
+            return f"{outside[0]} has LoRA, and is in no decoder layer"
     for layer in chain.from_iterable(lora_layers(assistant).items() for assistant in assistants):
         name, lora = layer
         if not isinstance(lora.get_base_layer(), nn.Linear | Conv1D) or lora.lora_variant:
@@ -276,9 +289,11 @@ class Lockstep:
             of the target, and of each assistant in the order of `assistants`.
         """
         given = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
-        self.batch_size = len(given)
-        self.waiting = []
-        logits = self.model(**{CACHE: self._join(caches)}, **self._repeat(inputs)).logits
+        # Rows of one call wait here for its last layer: those of another thread's would be taken for them.
+        with nullcontext() if torch.compiler.is_compiling() else _ONE_AT_A_TIME:
+            self.batch_size = len(given)
+            self.waiting = []
+            logits = self.model(**{CACHE: self._join(caches)}, **self._repeat(inputs)).logits
         target_logits, *of_groups = logits.chunk(self.num_groups)
         assistant_logits = [logits for _, logits in sorted(zip(self.order, of_groups, strict=True), key=lambda x: x[0])]
         return target_logits, assistant_logits

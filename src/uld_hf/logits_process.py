@@ -190,14 +190,16 @@ class ULDLogitsProcessor(LogitsProcessor):
         tokens = input_ids.masked_fill(mask == 0, -1)
         start = self._synchronize(tokens)
         position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        # Of a call that fails half-way (out of memory, Ctrl-C) the cache would hold tokens in some layers only.
+        cache, self._cache = self._cache, None
         logits = self.assistant(
             input_ids=input_ids[:, start:],
             attention_mask=mask,
             position_ids=position_ids[:, start:],
-            **{CACHE: self._cache},
+            **{CACHE: cache},
             use_cache=True,
         ).logits[:, -1]
-        self._tokens = tokens
+        self._cache, self._tokens = cache, tokens
         difference = logit_difference(scores, [logits], [self.alpha], **settings)
         # Beam search hands over log-probabilities and does not normalize again.
         return torch.log_softmax(difference, dim=-1)

@@ -229,13 +229,30 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             }
             for name, assistant in assistants.items()
         }
+        settings = given_settings(
+            relative_top=relative_top,
+            outside=outside,
+            center=center,
+            clamp=clamp,
+            remove_top_k=remove_top_k,
+            gate=gate,
+            by_certainty=by_certainty,
+            replace=replace,
+        )
         if not is_configured:  # then what the assistants were trained for counts
-            for name in assistants:
-                trained = remembered_settings(given[name])
-                config.assistants[name]["alpha"] = trained.pop("alpha", config.assistants[name]["alpha"])
+            trained = {name: remembered_settings(given[name]) for name in assistants}
+            for name, of_one in trained.items():
+                config.assistants[name]["alpha"] = of_one.pop("alpha", config.assistants[name]["alpha"])
                 config.training[name] = remembered_training(given[name])
-                for setting in trained:
-                    setattr(config, setting, trained[setting])
+            for setting in SHARED_SETTINGS:
+                values = {name: of_one[setting] for name, of_one in trained.items() if setting in of_one}
+                if len(set(values.values())) > 1 and setting not in settings:
+                    raise ValueError(
+                        f"The assistants were trained for different settings of the subtraction, {setting}={values}, "
+                        f"and share one here: give {setting}=..., and look at what each still forgets."
+                    )
+                for value in values.values():
+                    setattr(config, setting, value)
         name = target.name_or_path
         name = os.path.abspath(name) if os.path.isdir(name) else name or None
         config.target_name_or_path = config.target_name_or_path or name
@@ -248,16 +265,6 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             alphas = alpha if isinstance(alpha, Mapping) else dict.fromkeys(assistants, alpha)
             for name in alphas:
                 config.assistants[check_known(name, assistants)]["alpha"] = alphas[name]
-        settings = given_settings(
-            relative_top=relative_top,
-            outside=outside,
-            center=center,
-            clamp=clamp,
-            remove_top_k=remove_top_k,
-            gate=gate,
-            by_certainty=by_certainty,
-            replace=replace,
-        )
         for name in settings:
             setattr(config, name, settings[name])
         check_assistants(config.assistants, config.target_config)
@@ -317,6 +324,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self._lockstep = None  # it holds the buffers that `.to()` replaces
         return super()._apply(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As PyTorch's; with `assign=True` too, all executions take the new tensors."""
+        self._lockstep = None
+        return super().load_state_dict(*args, **kwargs)
 
     @property
     def assistant(self) -> PeftModel:
@@ -379,7 +391,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         if name in self.assistants:
             raise ValueError(f"There is an assistant {name!r} already: remove it first, or give another name=.")
         if isinstance(assistant, PeftModel):
-            entry = {"alpha": ULDModelConfig().alpha, **remembered_settings(assistant)}
+            trained = remembered_settings(assistant)
+            entry = {"alpha": ULDModelConfig().alpha, **trained}
             training, fingerprint = remembered_training(assistant), None
             adopted = adopt_assistant(self.target, name, assistant, allow_target_mismatch)
         else:
@@ -393,15 +406,16 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 )
             check_saved_target(saved, self.target, str(assistant), allow_target_mismatch, **hub_kwargs)
             entry, fingerprint = saved.assistants[saved_name], saved.target_fingerprint
-            training = saved.training.get(saved_name, {})
-            # A negative alpha that is given was chosen for this model's settings, as in docs/contrast.md.
-            for setting in SHARED_SETTINGS if alpha is None or alpha > 0 else ():
-                if vars(saved)[setting] != vars(self.config)[setting]:
-                    logger.warning(
-                        f"{assistant} was saved with {setting}={vars(saved)[setting]!r}, this model subtracts with "
-                        f"{setting}={vars(self.config)[setting]!r}: its alpha may not fit."
-                    )
+            training, trained = saved.training.get(saved_name, {}), vars(saved)
             adopted = attach_assistant(self.target, entry["num_layers"], *adapters[saved_name], name)
+        # A negative alpha that is given was chosen for this model's settings, as in docs/contrast.md.
+        for setting in SHARED_SETTINGS if alpha is None or alpha > 0 else ():
+            here = vars(self.config)[setting]
+            if trained.get(setting, here) != here:
+                logger.warning(
+                    f"{name} was saved or trained with {setting}={trained[setting]!r}, this model subtracts with "
+                    f"{setting}={here!r}: its alpha may not fit."
+                )
         entry = {
             "num_layers": adopted.config.get_text_config(decoder=True).num_hidden_layers,
             "alpha": entry["alpha"] if alpha is None else alpha,

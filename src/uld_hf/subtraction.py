@@ -340,12 +340,14 @@ def logit_difference(
     target = target_logits.to(dtype)
     possible = target != -torch.inf
 
+    broken = torch.zeros_like(target[..., :1], dtype=torch.bool)
     for logits in assistant_logits:
         if logits.shape != target.shape:
             raise ValueError(
                 f"The assistant's logits have shape {tuple(logits.shape)}, the target's {tuple(target.shape)}: they "
                 "must share one vocabulary. Train the assistant on this target."
             )
+        broken = broken | logits.isnan().any(dim=-1, keepdim=True).to(target.device)
     sure = certainties_of(assistant_logits, alphas, target) if gate or by_certainty else [None] * len(alphas)
     gates = open_gates(sure, gate)
     is_open = any_open(gates)
@@ -378,4 +380,7 @@ def logit_difference(
     elif relative_top > 0:
         excluded = -torch.inf if outside == "mask" else target
         difference = torch.where(plausible, difference, excluded)
-    return difference if is_open is None else torch.where(is_open, difference, target)
+    if is_open is not None:
+        difference = torch.where(is_open, difference, target)
+    # All of it: of the few plausible tokens that would be NaN by themselves, the most probable is the target's own.
+    return difference.masked_fill(broken, torch.nan)
