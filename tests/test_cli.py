@@ -321,7 +321,10 @@ def test_generate_asks_in_the_words_of_training(
             '{"role": "assistant", "content": [{"text": "w2"}]}]}\n',
             "give it as one text, not in parts",
         ),
-        ("[1]\n", r"Line 1 of .*forget.jsonl is not a JSON object but '\[1\]'"),
+        ('{"question": "a", "answer": "b"}\n{"question": "a", "answer": 3}\n', r"Row 2 of .* has 3 under 'answer'"),
+        ('[{"question": "a", "answer": "b"}]\n', r"is one JSON array, and not JSONL.*\n.*Dataset.from_json"),
+        ("[1\n", r"Line 1 of .*forget.jsonl is not JSON"),
+        ("1\n", r"Line 1 of .*forget.jsonl is not a JSON object but '1'"),
     ],
 )
 def test_damaged_data_is_one_line_without_traceback(

@@ -879,6 +879,21 @@ def test_by_probability_first_choices_are_those_of_what_was_never_told():
     assert choose(SETTINGS, [kept(0.1, 0.8, first_choice=0.2)] * 3, target, reference=NEVER_TOLD) == 0
 
 
+def test_a_reference_that_knows_the_answers_chooses_nothing():
+    knowing = Reference(0.89, first_choice=0.99)  # a little less than the target, as rounding makes it
+    with pytest.raises(ValueError, match="the reference knows the answers too"):
+        choose(SETTINGS, [kept(0.1, 0.8)] * 3, TARGET, reference=knowing)
+
+
+def test_the_target_is_no_retrained_model(files, capsys):
+    assert run_eval(files, "--retrained", files["target"]) == 2
+    assert "is the target itself" in capsys.readouterr().err
+    sets = [part for name in ("forget", "retain") for part in (f"--{name}_dataset", files[name])]
+    write_rows(Path(files["forget"]), [{"question": "w1", "answer": "w2"}])
+    assert uld(["sweep", "--model", files["unlearned"], *sets, "--retrained", files["target"]]) == 0
+    assert "Nothing chosen: by this measure the target itself has forgotten enough" in capsys.readouterr().out
+
+
 def test_nothing_is_chosen_where_forgetting_costs_too_much():
     outcomes = [kept(0.5, 0.8), kept(0.1, 0.5), kept(0.01, 0.2)]
     assert choose(SETTINGS, outcomes, TARGET, reference=NEVER_TOLD) is None
@@ -1006,7 +1021,7 @@ def test_sweep_saves_the_model_with_the_chosen_setting(files, tmp_path, capsys):
     assert "evaluation" not in config.training["assistant"]
     printed = capsys.readouterr()
     assert f"Chosen: alpha={setting['alpha']:g}, relative_top={setting['relative_top']:g}, clamp=False" in printed.out
-    assert f'uld generate {saved} --question "..."' in printed.err
+    assert f"uld generate {saved} --prompts_file {files['forget']}" in printed.err
     assert {name: vars(config)[name] for name in SHARED_SETTINGS} == {name: setting[name] for name in SHARED_SETTINGS}
     assert (
         uld(["generate", str(saved), "--question", "w10", "--max_new_tokens", "2"]) == 0

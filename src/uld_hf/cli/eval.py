@@ -15,6 +15,7 @@ from ..evaluation.comparison import compare, figure_table
 from ..evaluation.encoding import encode
 from ..evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS
+from ..evaluation.sweep import FEW
 from ..evaluation.tofu_logs import SetLog, check_has_ratios, check_same_rows, load_tofu_log
 from ..evaluation.verbatim import documents_perplexity
 from ..hub import fingerprint_tokenizer, record_evaluation
@@ -298,7 +299,7 @@ def card_figures(evaluation: Evaluation, compared: Mapping[str, float]) -> dict[
 
 def describe_missing(evaluations: Mapping[str, Evaluation], figures: Mapping[str, float]) -> list[str]:
     """
-    Why figures that one might expect are not there.
+    Why figures that one might expect are not there, or say little.
 
     Args:
         evaluations (`Mapping[str, Evaluation]`):
@@ -315,6 +316,10 @@ def describe_missing(evaluations: Mapping[str, Evaluation], figures: Mapping[str
         reasons.append("No truth ratio and no forget quality: the forget rows have no 'perturbed_answer'.")
     elif "forget quality" not in figures:
         reasons.append("No forget quality: give --retrained or --retrained_log.")
+    elif len(forget.prompts) < FEW:
+        reasons.append(
+            f"Of {len(forget.prompts)} questions a forget quality says little: have {FEW} or more, or look closely."
+        )
     if "privacy" not in figures:
         given = {"--retrained": evaluations, "--holdout_dataset": evaluations["unlearned"].sets}
         needed = [option for option in given if option.strip("-").split("_")[0] not in given[option]]
@@ -396,6 +401,11 @@ def run(arguments: EvalArguments) -> None:
         del model  # one model at a time
         retrained = load_model(arguments.retrained)
         settings = {"retrained": identify(retrained)}
+        if settings["retrained"] == identity["target"]:
+            raise ValueError(
+                f"--retrained {arguments.retrained} is the target itself: every figure would be held against a model "
+                "that knows the forget set. Give one that was trained without it."
+            )
         evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, rows, settings, arguments)
     compared = compare(evaluations, log)
     if arguments.add_to_card:

@@ -1,5 +1,6 @@
 """`uld push`: a saved unlearned model to the Hub, privately unless told otherwise in words."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -60,8 +61,13 @@ def main(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`):
             Arguments after `uld push`.
+
+    Raises:
+        ValueError: If there is no such folder, or what is in it is no whole unlearned model.
     """
     (arguments,) = build_parser().parse(argv)
+    if not os.path.isdir(arguments.folder):
+        raise ValueError(f"There is no folder {arguments.folder!r}: give the one that `uld train` wrote.")
     commit = push_unlearned_model(
         arguments.folder,
         arguments.repo_id,

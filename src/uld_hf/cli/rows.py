@@ -68,7 +68,7 @@ def check_one_format(rows: Sequence[dict[str, Any]], path: str) -> None:
             The file.
 
     Raises:
-        ValueError: If a row is of another format.
+        ValueError: If a row is of another format, or has a number where a text must be.
     """
     first = (FORMAT_COLUMNS | TEMPLATE_COLUMNS) & rows[0].keys()
     for index, row in enumerate(rows, start=1):
@@ -78,3 +78,6 @@ def check_one_format(rows: Sequence[dict[str, Any]], path: str) -> None:
                 f"Row {index} of {path} has {sorted(found) or sorted(row)}, row 1 has {sorted(first)}: write all rows "
                 "of a file alike."
             )
+        for column in sorted(found & {"question", "answer", "prompt", "completion", "text"}):
+            if not isinstance(row[column], str | list | None):
+                raise ValueError(f"Row {index} of {path} has {row[column]!r} under {column!r}, and no text.")

@@ -1,6 +1,7 @@
 """`uld sweep`: the forget-utility trade-off over alpha and filter, and a choice."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -13,21 +14,22 @@ from ..configuration_uld import SHARED_SETTINGS
 from ..evaluation.evaluation import Question, evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction
 from ..evaluation.sweep import (
+    FEW,
     Outcome,
     Reference,
     apply_subtraction,
     as_rows,
     choose,
-    has_forgotten,
     most_first_choices,
     sweep,
+    tells_nothing,
 )
 from ..modeling_uld import ULDForCausalLM
 from . import output
 from .identity import check_tokenizer, hash_rows, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
-from .questions import check_apart, has_questions, note_wrong_answers, questions_of, read_rows
+from .questions import check_apart, note_wrong_answers, questions_of, read_rows
 
 
 DESCRIPTION = """Try many settings of the subtraction, all from one pass of target and assistant, and choose one.
@@ -47,9 +49,6 @@ the model with the chosen setting to a new folder, for `uld generate`, `uld eval
 Of a model with an assistant that is added (docs/contrast.md) --shares tries its weights, and --match_attacks asks that
 membership attacks make the same of the forgotten answers as of those of --holdout_dataset; the smaller p counts then.
 """
-
-# Of fewer questions a forget quality says little.
-FEW = 40
 
 
 @dataclass
@@ -214,18 +213,19 @@ def main(argv: Sequence[str]) -> None:
 
     target, outcomes = sweep(model, tokenizer, forget, retain, settings, reference, arguments.max_batch_tokens)
     chosen, conclusion = None, "Nothing chosen: give --retrained or --holdout_dataset to say how much is enough."
+    whose = "held-out answers" if arguments.retrained is None else "model of --retrained"
     if reference is not None:
-        if has_forgotten(target, reference):
+        if tells_nothing(target, reference):
+            knows = "the held-out answers" if arguments.retrained is None else "what the model of --retrained says"
             conclusion = (
-                "Nothing chosen: by this measure the target itself has forgotten enough. It never learned the forget "
-                "set, the model of --retrained knows it as well, or there are too few questions to tell."
+                "Nothing chosen: by this measure the target itself has forgotten enough, or nearly. It never learned "
+                f"the forget set, {knows} cannot be told from what it did learn, or there are too few questions."
             )
             if by_ratios:
                 conclusion += " Rows without 'perturbed_answer' are chosen by probability, for which fewer do."
         else:
             chosen = choose(settings, outcomes, target, arguments.utility_budget, reference)
             enough = most_first_choices(target, reference) if by_ratios else reference
-            whose = "held-out answers" if arguments.retrained is None else "model of --retrained"
             conclusion = describe_choice(settings, chosen, enough, whose, arguments.match_attacks)
         if by_ratios and len(forget) < FEW:
             conclusion += (
@@ -253,11 +253,10 @@ def main(argv: Sequence[str]) -> None:
         apply_subtraction(model, settings[chosen])
         model.save_pretrained(arguments.save_to)
         tokenizer.save_pretrained(arguments.save_to)
-        as_questions = tokenizer.chat_template is not None or has_questions(rows["forget"])
-        asking = "--question" if as_questions and not forget[0].is_passage else "--prompt"
-        output.note(
-            f'Saved to {arguments.save_to}. Look at its answers:\n  uld generate {arguments.save_to} {asking} "..."'
-        )
+        # A setting is chosen by likelihoods: what the answers then say is another matter.
+        can_be_asked = os.path.isfile(arguments.forget_dataset) and not {"text", "messages"} & rows["forget"][0].keys()
+        asking = f"--prompts_file {arguments.forget_dataset}" if can_be_asked else '--prompt "..."'
+        output.note(f"Saved to {arguments.save_to}. Look at its answers:\n  uld generate {arguments.save_to} {asking}")
 
 
 def find_reference(

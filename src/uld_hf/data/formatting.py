@@ -1,6 +1,7 @@
 """Question-answer rows in trl's prompt-completion format, so that only the answer's tokens are learned."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,17 @@ def read_json_lines(path: str) -> list[dict[str, Any]]:
         ValueError: If there are none, a line is not a JSON object, or the file holds no text.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin files with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 ({error}): give a JSONL file, one object a line.") from error
+    if text.lstrip().startswith("["):
+        with suppress(json.JSONDecodeError):
+            if isinstance(json.loads(text), list):
+                lines = str(Path(path).with_suffix(".jsonl"))
+                raise ValueError(
+                    f"{path} is one JSON array, and not JSONL, which is one object a line. Convert it with:\n"
+                    f'  python -c "from datasets import Dataset; Dataset.from_json({path!r}).to_json({lines!r})"'
+                )
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):  # a JSON text may hold other ends of lines
         if not line.strip():

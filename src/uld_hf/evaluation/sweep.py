@@ -16,6 +16,10 @@ from .tofu import forget_quality, truth_ratio
 
 # TOFU's threshold: above it two models cannot be told apart.
 FORGOTTEN = 0.05
+# Of so few questions a forget quality says little.
+FEW = 40
+# Who finds answers so probable, beside the target, knows them too.
+KNOWN = 0.9
 # Those of the evaluation's attacks that log-probabilities are enough for, by its names.
 MATCHED_ATTACKS: dict[str, Callable[[ChoiceScores], float]] = {"loss": loss_attack, "min_k": min_k_attack}
 
@@ -209,6 +213,27 @@ def has_forgotten(outcome: Outcome, reference: Reference | None = None) -> bool:
     return is_improbable and outcome.forget_first_choice <= reference.first_choice
 
 
+def tells_nothing(target: Outcome, reference: Reference | None = None) -> bool:
+    """
+    Whether a measure of enough cannot tell what a setting does, because the target itself, or nearly, has it.
+
+    Args:
+        target ([`Outcome`]):
+            The target's.
+        reference ([`Reference`], *optional*):
+            What forgotten answers should be like.
+
+    Returns:
+        `bool`: Whether the target has forgotten by that measure, or the reference knows the answers as well as it does.
+    """
+    if has_forgotten(target, reference):
+        return True
+    if reference is None or target.forget_quality is not None:
+        return False
+    knows = reference.probability >= KNOWN * target.forget_probability
+    return knows and reference.first_choice >= KNOWN * target.forget_first_choice
+
+
 def most_first_choices(target: Outcome, reference: Reference | None = None) -> float | None:
     """
     What a setting that is chosen by forget quality must stay below, so that greedy answers are others too.
@@ -265,10 +290,10 @@ def choose(
     Raises:
         ValueError: If there is nothing to go by, or by that the target itself has forgotten.
     """
-    if has_forgotten(target, reference):
+    if tells_nothing(target, reference):
         raise ValueError(
-            "By this measure the target itself has forgotten enough, so it cannot tell what a setting does: the target "
-            "never learned the forget set, or there are too few questions."
+            "By this measure the target itself has forgotten enough, or nearly, so it cannot tell what a setting does: "
+            "the reference knows the answers too, the target never learned them, or there are too few questions."
         )
     least = (1 - utility_budget) * target.retain_probability
     most = None if target.forget_quality is None else most_first_choices(target, reference)
