@@ -104,6 +104,14 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path, capsys):
     assert page.count("<svg") == 1
 
 
+def test_a_retrained_model_that_knows_the_answers_is_told_of():
+    knowing = evaluations()
+    knowing["retrained"].sets["forget"] = results(0.9)
+    statement = "The retrained model, by which all this is judged, does not know the answers itself"
+    for of, passed in ((evaluations(), True), (knowing, False)):
+        assert [check.passed for check in run_checks(of) if check.statement.startswith(statement)] == [passed]
+
+
 def test_what_was_asked_is_shown_at_length(tmp_path):
     assert uld([*write(tmp_path), "--request", "By <letter> of May 5"]) == 0
     assert "By &lt;letter&gt; of May 5" in (tmp_path / "report.html").read_text()

@@ -11,6 +11,7 @@ import numpy as np
 from ..configuration_uld import SHARED_SETTINGS
 from .comparison import compare, figure_table
 from .evaluation import Evaluation, SetResults
+from .sweep import KNOWN
 from .tofu_logs import SetLog
 
 
@@ -184,6 +185,12 @@ def run_checks(
         checks.append(Check(statement, more[worst] <= AUC_MARGIN))
     if "retrained" in evaluations:
         usual = evaluations["retrained"].sets["forget"].summary()
+        most = KNOWN * before["probability"]
+        statement = (
+            "The retrained model, by which all this is judged, does not know the answers itself: probability "
+            f"{usual['probability']:.3g} (at most {most:.3g})"
+        )
+        checks.append(Check(statement, usual["probability"] <= most))
         ways = [measure for measure in usual if measure.startswith("leak") and measure in after]
         if ways:
             worst = max(ways, key=lambda measure: after[measure] - usual[measure])
