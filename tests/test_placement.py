@@ -46,8 +46,9 @@ def test_all_of_a_model_is_moved(tmp_path: Path, elsewhere: None):
 def test_a_model_that_was_spread_over_devices_stays(tmp_path: Path, elsewhere: None):
     target = tiny_model("llama")
     target.hf_device_map = {"": "cpu"}
-    place_whole(target, ULDConfig(str(tmp_path), use_cpu=True))
-    assert devices(target) == {"cpu"}
+    for model in (target, ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)))):
+        place_whole(model, ULDConfig(str(tmp_path), use_cpu=True))
+        assert devices(model) == {"cpu"}
 
 
 def test_who_wants_no_model_moved_gets_none_moved(tmp_path: Path, elsewhere: None, monkeypatch: pytest.MonkeyPatch):

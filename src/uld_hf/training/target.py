@@ -42,13 +42,14 @@ def place_whole(model: PreTrainedModel, args: TrainingArguments) -> None:
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
-            The model. One that was spread over devices when it was loaded stays as it is.
+            The model. One that was spread over devices when it was loaded, or holds such a one, stays as it is.
         args ([`~transformers.TrainingArguments`]):
             The trainer's configuration.
     """
     # None is Trainer's own choice, which is to move unless weights are sharded.
-    is_wanted = args.place_model_on_device is not False
-    if is_wanted and model.device != args.device and "hf_device_map" not in vars(model):
+    if args.place_model_on_device is False or any("hf_device_map" in vars(part) for part in model.modules()):
+        return
+    if model.device != args.device:
         model.to(args.device)
 
 
