@@ -387,7 +387,7 @@ def first(tensors: dict[str, torch.Tensor]) -> str:
     ("change", "message"),
     [
         (lambda tensors: tensors.update({name: tensors[name].long() for name in tensors}), "of type .*int64"),
-        (lambda tensors: tensors.update({name: tensors[name].double() for name in tensors}), "of type .*float64"),
+        (lambda tensors: tensors.update({name: tensors[name].cfloat() for name in tensors}), "of type .*complex64"),
         (
             lambda tensors: tensors.update({name: tensors[name].to(torch.float8_e4m3fn) for name in tensors}),
             "of type .*float8",

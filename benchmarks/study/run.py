@@ -163,8 +163,6 @@ def main() -> int:
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="only these")
     parser.add_argument("--seeds", nargs="*", type=int, help="only these (default: the preset's)")
     args = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    logging.disable(logging.WARNING)
     if args.processes == 2:
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
 
@@ -186,6 +184,8 @@ def main() -> int:
     args.seeds = list(preset.seeds) if args.seeds is None else args.seeds
     output = args.output or Path(__file__).parents[1] / "results" / "study" / preset.name
     work = args.work or Path("out/study") / preset.name
+    transformers.logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
     ledger = Ledger(output, Deadline(args.minutes))
     finished = True
     try:
