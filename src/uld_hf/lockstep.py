@@ -9,7 +9,6 @@ import copy
 import threading
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import chain
 from typing import Any
 
 import torch
@@ -72,13 +71,11 @@ def why_no_lockstep(target: PreTrainedModel, assistants: Sequence[PeftModel]) ->
     for assistant in assistants:
         holder, attribute = find_decoder_layers(assistant.get_base_model())
         of_layers = set(holder.get_submodule(attribute).modules())
-        outside = [name for name, lora in lora_layers(assistant).items() if lora not in of_layers]
-        if outside:
-            return f"{outside[0]} has LoRA, and is in no decoder layer"
-    for layer in chain.from_iterable(lora_layers(assistant).items() for assistant in assistants):
-        name, lora = layer
-        if not isinstance(lora.get_base_layer(), nn.Linear | Conv1D) or lora.lora_variant:
-            return f"{name} has LoRA of a kind that cannot be added to some rows only ({type(lora).__name__})"
+        for name, lora in lora_layers(assistant).items():
+            if lora not in of_layers:
+                return f"{name} has LoRA, and is in no decoder layer"
+            if not isinstance(lora.get_base_layer(), nn.Linear | Conv1D) or lora.lora_variant:
+                return f"{name} has LoRA of a kind that cannot be added to some rows only ({type(lora).__name__})"
     return None
 
 

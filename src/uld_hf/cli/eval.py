@@ -15,7 +15,7 @@ from ..evaluation.comparison import compare, figure_table
 from ..evaluation.encoding import encode
 from ..evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS
-from ..evaluation.sweep import FEW
+from ..evaluation.sweep import caution_of_few
 from ..evaluation.tofu_logs import SetLog, check_has_ratios, check_same_rows, load_tofu_log
 from ..evaluation.verbatim import documents_perplexity
 from ..hub import fingerprint_tokenizer, record_evaluation
@@ -158,18 +158,28 @@ class EvalArguments:
             return None
         return pipeline("text-classification", model=self.fluency_classifier, top_k=None)
 
-    def questions(
-        self, split: str, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase
-    ) -> list[Question]:
-        """Questions of a set, as the models are to see them."""
-        return questions_of(rows, self.data[split], tokenizer, self.prefix_tokens, self.continuation_tokens)
+
+@dataclass(frozen=True)
+class AskedSet:
+    """
+    A dataset as it is put to every model.
+
+    Args:
+        questions (`list[Question]`):
+            Its questions, or passages of its documents.
+        documents (`list[str]`):
+            Its documents, if it is of these.
+    """
+
+    questions: list[Question]
+    documents: list[str]
 
 
 def measure_set(
     split: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Any]],
+    asked: AskedSet,
     arguments: EvalArguments,
 ) -> SetResults:
     """
@@ -182,8 +192,8 @@ def measure_set(
             The model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
-        rows (`Sequence[Mapping[str, Any]]`):
-            The set's rows.
+        asked ([`AskedSet`]):
+            The set.
         arguments ([`EvalArguments`]):
             The command's.
 
@@ -194,7 +204,7 @@ def measure_set(
     results = evaluate(
         model,
         tokenizer,
-        arguments.questions(split, rows, tokenizer),
+        asked.questions,
         arguments.max_new_tokens,
         arguments.batch_size,
         arguments.max_batch_tokens,
@@ -202,10 +212,9 @@ def measure_set(
         num_samples=arguments.num_samples,
         classifier=arguments.classifier if is_forget else None,
     )
-    documents = documents_of(rows, arguments.data[split])
-    if documents:
+    if asked.documents:
         window = min(WINDOW, context_length(model.config) or WINDOW)
-        results.word_perplexity = documents_perplexity(model, tokenizer, documents, window)
+        results.word_perplexity = documents_perplexity(model, tokenizer, asked.documents, window)
     return results
 
 
@@ -213,7 +222,7 @@ def evaluate_or_load(
     name: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    sets: Mapping[str, AskedSet],
     settings: Mapping[str, Any],
     arguments: EvalArguments,
 ) -> Evaluation:
@@ -227,10 +236,10 @@ def evaluate_or_load(
             The model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
-        rows (`Mapping[str, Sequence[Mapping[str, Any]]]`):
-            Rows by set.
+        sets (`Mapping[str, AskedSet]`):
+            Sets by name.
         settings (`Mapping[str, Any]`):
-            What the figures depend on besides the data.
+            What the figures depend on: the model, and hashes of the data.
         arguments ([`EvalArguments`]):
             The command's.
 
@@ -243,17 +252,16 @@ def evaluate_or_load(
         **settings,
         **{option: vars(arguments)[option] for option in options},
         "tokenizer": fingerprint_tokenizer(tokenizer),
-        "data": hash_rows(rows),
     }
     evaluation = Evaluation(name, {}, settings)
     if file.exists():
         earlier = Evaluation.load(file)
         if earlier.settings == json.loads(json.dumps(settings)):
             evaluation.sets = earlier.sets
-    for split, of_set in rows.items():
+    for split, asked in sets.items():
         if split not in evaluation.sets:
             output.note(f"{name}: {split.replace('_', ' ')} set")
-            evaluation.sets[split] = measure_set(split, model, tokenizer, of_set, arguments)
+            evaluation.sets[split] = measure_set(split, model, tokenizer, asked, arguments)
             evaluation.save(file)  # after every set: an interrupted run loses one at most
     return evaluation
 
@@ -316,10 +324,8 @@ def describe_missing(evaluations: Mapping[str, Evaluation], figures: Mapping[str
         reasons.append("No truth ratio and no forget quality: the forget rows have no 'perturbed_answer'.")
     elif "forget quality" not in figures:
         reasons.append("No forget quality: give --retrained or --retrained_log.")
-    elif len(forget.prompts) < FEW:
-        reasons.append(
-            f"Of {len(forget.prompts)} questions a forget quality says little: have {FEW} or more, or look closely."
-        )
+    elif (caution := caution_of_few(len(forget.prompts))) is not None:
+        reasons.append(caution)
     if "privacy" not in figures:
         given = {"--retrained": evaluations, "--holdout_dataset": evaluations["unlearned"].sets}
         needed = [option for option in given if option.strip("-").split("_")[0] not in given[option]]
@@ -378,10 +384,15 @@ def run(arguments: EvalArguments) -> None:
     if arguments.retrained is not None:
         check_tokenizer(arguments.retrained, tokenizer)
     # A mistake in the last file is told before the first is measured.
-    sets = {split: arguments.questions(split, of_set, tokenizer) for split, of_set in rows.items()}
-    check_apart({split: sets[split] for split in ("forget", "retain", "holdout") if split in sets})
-    note_wrong_answers(sets["forget"], sets["retain"], arguments.retain_dataset)
-    for split, questions in sets.items():
+    lengths = (arguments.prefix_tokens, arguments.continuation_tokens)
+    sets = {
+        split: AskedSet(questions_of(rows[split], path, tokenizer, *lengths), documents_of(rows[split], path))
+        for split, path in arguments.data.items()
+    }
+    questions_by_set = {split: asked.questions for split, asked in sets.items()}
+    check_apart({split: each for split, each in questions_by_set.items() if split in ("forget", "retain", "holdout")})
+    note_wrong_answers(questions_by_set["forget"], questions_by_set["retain"], arguments.retain_dataset)
+    for split, questions in questions_by_set.items():
         try:
             check_fit(model, tokenizer, questions, arguments.max_new_tokens)
         except ValueError as error:
@@ -391,22 +402,23 @@ def run(arguments: EvalArguments) -> None:
             encoded = [encode(tokenizer, question.prompt, question.answer) for question in questions]
             check_same_rows(log, [question.answer for question in questions], [len(ids) - at for ids, at in encoded])
     identity = identify_unlearned(model)
-    target = {"target": identity["target"]}
-    settings = {**identity, **model.config.subtraction}
+    data = {"data": hash_rows(rows)}
+    target = {"target": identity["target"], **data}
+    settings = {**identity, **model.config.subtraction, **data}
     evaluations = {
-        "target": evaluate_or_load("target", model.target, tokenizer, rows, target, arguments),
-        "unlearned": evaluate_or_load("unlearned", model, tokenizer, rows, settings, arguments),
+        "target": evaluate_or_load("target", model.target, tokenizer, sets, target, arguments),
+        "unlearned": evaluate_or_load("unlearned", model, tokenizer, sets, settings, arguments),
     }
     if arguments.retrained is not None:
         del model  # one model at a time
         retrained = load_model(arguments.retrained)
-        settings = {"retrained": identify(retrained)}
+        settings = {"retrained": identify(retrained), **data}
         if settings["retrained"] == identity["target"]:
             raise ValueError(
                 f"--retrained {arguments.retrained} is the target itself: every figure would be held against a model "
                 "that knows the forget set. Give one that was trained without it."
             )
-        evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, rows, settings, arguments)
+        evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, sets, settings, arguments)
     compared = compare(evaluations, log)
     if arguments.add_to_card:
         record_evaluation(arguments.model, card_figures(evaluations["unlearned"], compared["unlearned"]))

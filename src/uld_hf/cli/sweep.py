@@ -14,11 +14,11 @@ from ..configuration_uld import SHARED_SETTINGS
 from ..evaluation.evaluation import Question, evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction
 from ..evaluation.sweep import (
-    FEW,
     Outcome,
     Reference,
     apply_subtraction,
     as_rows,
+    caution_of_few,
     choose,
     most_first_choices,
     sweep,
@@ -227,10 +227,8 @@ def main(argv: Sequence[str]) -> None:
             chosen = choose(settings, outcomes, target, arguments.utility_budget, reference)
             enough = most_first_choices(target, reference) if by_ratios else reference
             conclusion = describe_choice(settings, chosen, enough, whose, arguments.match_attacks)
-        if by_ratios and len(forget) < FEW:
-            conclusion += (
-                f"\nOf {len(forget)} questions a forget quality says little: have {FEW} or more, or look closely."
-            )
+        if by_ratios and (caution := caution_of_few(len(forget))) is not None:
+            conclusion += f"\n{caution}"
     never_told = reference and {"probability": reference.probability, "first_choice": reference.first_choice}
     report = {
         "target": vars(target),

@@ -332,6 +332,22 @@ def apply_subtraction(model: ULDForCausalLM, subtraction: Subtraction) -> None:
     model.set_alphas(weights)
 
 
+def caution_of_few(num_questions: int) -> str | None:
+    """
+    What is to be said of a forget quality of few questions.
+
+    Args:
+        num_questions (`int`):
+            How many there are.
+
+    Returns:
+        `str` or `None`: A sentence; `None` if there are enough.
+    """
+    if num_questions >= FEW:
+        return None
+    return f"Of {num_questions} questions a forget quality says little: have {FEW} or more, or look closely."
+
+
 def as_rows(subtractions: Sequence[Subtraction], outcomes: Sequence[Outcome]) -> list[dict[str, float | bool | str]]:
     """
     Settings and outcomes together, for a JSON file.
