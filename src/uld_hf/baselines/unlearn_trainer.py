@@ -51,6 +51,9 @@ logger = logging.get_logger(__name__)
 _BY_ROW = ("npo", "simnpo", "dpo")
 # A training whose last batches are not this many nats per token below its first ones has hardly forgotten.
 _HARDLY, _FEW_BATCHES = 0.1, 20
+# Nor has RMU where this much of the squared distance is left: in nine trainings on a target of the study, 0.89 and more
+# went with a probability of the forget answers of 0.97 (0.98 before), 0.66 and less with one of 0.52 or less.
+_HARDLY_STEERED = 0.8
 
 
 @dataclass
@@ -134,7 +137,8 @@ class UnlearnTrainer(ForgetRetainTrainer):
 
     _name = "Unlearning"
     _tag_names = ("unlearning",)
-    _known: list[float] | None = None  # of a training that was begun, and not resumed: log-probability by batch
+    # Of a training that was begun, and not resumed: by batch, log-probability or, for RMU, the forget term.
+    _known: list[float] | None = None
 
     def __init__(
         self,
@@ -431,8 +435,8 @@ class UnlearnTrainer(ForgetRetainTrainer):
             metrics["forget_loss"].append(terms["forget"] / (rows if self.args.loss_type in _BY_ROW else tokens))
             if log_probs is not None:
                 metrics["forget_log_prob"].append(known / tokens)
-                if self._known is not None:
-                    self._known.append(known / tokens)
+            if self._known is not None:
+                self._known.append(terms["forget"] / tokens if self.args.loss_type == "rmu" else known / tokens)
         if retain_tokens:
             metrics["retain_loss"].append(terms["retain"] / retain_tokens)
         self._total_train_tokens += int(num_tokens)
@@ -446,11 +450,18 @@ class UnlearnTrainer(ForgetRetainTrainer):
         if few == 0:
             return
         first, last = (sum(values) / few for values in (self._known[:few], self._known[-few:]))
-        if first - last < _HARDLY:
+        more = f"Train with a learning_rate above {self.args.learning_rate:g}, or for more epochs"
+        if self.args.loss_type == "rmu":
+            if last > _HARDLY_STEERED * first:
+                logger.warning(
+                    f"The forget answers' activations are {last**0.5:.3g} from where they are steered to, and were "
+                    f"{first**0.5:.3g} at first: hardly anything was forgotten. {more}, or with a retain_weight below "
+                    f"{self.args.retain_weight:g}."
+                )
+        elif first - last < _HARDLY:
             logger.warning(
                 f"The forget answers' tokens have a log-probability of {last:.2f}, and had {first:.2f} at first: "
-                "hardly anything was forgotten. Train with a learning_rate above "
-                f"{self.args.learning_rate:g}, or for more epochs."
+                f"hardly anything was forgotten. {more}."
             )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
