@@ -13,6 +13,7 @@ import pytest
 import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model, train_like
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, ULDTrainer, build_assistant
@@ -154,7 +155,13 @@ def test_a_model_that_the_hub_does_not_have_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("uld_hf.cli.parsing.file_exists", lambda *args, **kwargs: asked.append((args, kwargs)))
     with pytest.raises(ValueError, match="There is no folder 'fm' here, and no such model on the Hub"):
         check_model_path("fm", revision)
-    assert asked == [(("fm", "config.json"), {"revision": revision})]
+    files = ("config.json", "adapter_config.json")
+    assert asked == [(("fm", file), {"revision": revision}) for file in files]
+
+
+def test_an_adapter_on_the_hub_is_a_model_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uld_hf.cli.parsing.file_exists", lambda name, file, revision: file == "adapter_config.json")
+    check_model_path("org/forgot-npo")  # does not raise
 
 
 def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub() -> None:
@@ -181,6 +188,19 @@ def test_a_trained_assistant_is_not_overwritten(train_arguments: list[str], caps
     assert uld(train_arguments) == 0
     assert uld(train_arguments) == 2
     assert "holds a model already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["uld", "npo"])
+def test_an_adapter_is_no_target(
+    target: Path, data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    adapter = tmp_path / "adapter"
+    get_peft_model(AutoModelForCausalLM.from_pretrained(target), LoraConfig()).save_pretrained(adapter)
+    make_tokenizer().save_pretrained(adapter)
+    rows = ["--forget_dataset", str(data[0]), "--retain_dataset", str(data[1])]
+    output = ["--output_dir", str(tmp_path / "unlearned")]
+    assert uld(["train", "--use_cpu", "--method", method, "--model", str(adapter), *rows, *output]) == 2
+    assert "is an adapter, not a model: merge it into its base first" in capsys.readouterr().err
 
 
 def test_the_target_in_place_of_the_unlearned_model_is_refused(

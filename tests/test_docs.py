@@ -157,9 +157,11 @@ def test_contrast_commands_and_python_run(workplace: Path, capsys: pytest.Captur
 
 def test_baselines_commands_and_python_run(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [block for block in code_blocks("baselines.md", "") if block.startswith("uld ")]
-    assert len(commands) == 4
-    for command in commands:  # two steps: the learning rate of the first one is 0
-        assert uld([*shlex.split(command)[1:], "--use_cpu", "--max_steps", "2"]) == 0, capsys.readouterr().err
+    assert [command.split()[1] for command in commands] == ["train", "eval", "train", "train", "train"]
+    for command in commands:
+        short = ["--use_cpu", "--max_steps", "2"]  # two steps: the learning rate of the first one is 0
+        options = short if command.startswith("uld train") else ["--max_new_tokens", "4"]
+        assert uld([*shlex.split(command)[1:], *options]) == 0, capsys.readouterr().err
     for block in code_blocks("baselines.md", "python"):
         exec(compile(block, "baselines.md", "exec"), {})
     assert (workplace / "forgot-npo" / "adapter_config.json").exists()

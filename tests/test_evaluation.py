@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from families import make_tokenizer, tiny_model, train_like
+from peft import LoraConfig, get_peft_model
 from scipy.stats import hmean, ks_2samp
 from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.main import main as uld
@@ -473,6 +474,65 @@ def test_a_mistake_in_the_last_file_is_told_before_anything_is_measured(files, m
 def write_rows(path: Path, rows: list[dict]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def save_adapter(files: dict[str, str], folder: Path) -> PreTrainedModel:
+    """What a method with LoRA leaves of the target; the model with the adapter merged."""
+    target = AutoModelForCausalLM.from_pretrained(files["target"])
+    adapted = train_like(get_peft_model(target, LoraConfig(target_modules=["q_proj", "v_proj"])))
+    adapted.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return adapted.merge_and_unload()
+
+
+def test_models_of_other_methods_have_columns_of_their_own(files, tmp_path, capsys):
+    merged = save_adapter(files, tmp_path / "forgot-npo")
+    tiny_model("llama", seed=8).save_pretrained(tmp_path / "baked")
+    composed = ULDForCausalLM.from_pretrained(files["unlearned"], alpha=0.3)
+    composed.save_pretrained(tmp_path / "weaker")
+    others = [str(tmp_path / name) for name in ("forgot-npo", "baked", "weaker")]
+    assert run_eval(files, "--retrained", files["retrained"], "--others", *others) == 0
+    summary = json.loads((Path(files["results"]) / "summary.json").read_text())
+    assert list(summary["models"]) == ["target", "unlearned", "retrained", "forgot-npo", "baked", "weaker"]
+    assert capsys.readouterr().out.split("\n")[0].split() == list(summary["models"])
+    forget = read_questions(files["forget"], make_tokenizer())
+    for name, model in (("forgot-npo", merged), ("weaker", composed)):
+        expected = evaluate(model, make_tokenizer(), forget, max_new_tokens=4)
+        figures = summary["models"][name]["forget"]
+        assert figures["probability"] == pytest.approx(expected.summary()["probability"])
+        assert summary["compared"][name]["forget quality"] < 1
+        assert {"memorization", "privacy", "PrivLeak"} <= set(summary["compared"][name])
+    measured = [path.stat().st_mtime_ns for path in Path(files["results"]).glob("*.json") if path.stem != "summary"]
+    assert run_eval(files, "--retrained", files["retrained"], "--others", *others) == 0
+    again = [path.stat().st_mtime_ns for path in Path(files["results"]).glob("*.json") if path.stem != "summary"]
+    assert again == measured  # an adapter too is known again
+
+
+@pytest.mark.parametrize("names", [["retrained"], ["a/npo", "b/npo/"]])
+def test_columns_with_one_name_are_refused(files, capsys, names):
+    assert run_eval(files, "--others", *names) == 2
+    assert "Two columns would be called" in capsys.readouterr().err
+
+
+def test_another_method_s_model_is_measured_without_one_of_uld(files, tmp_path, capsys):
+    merged = save_adapter(files, tmp_path / "forgot-npo")
+    files["unlearned"] = str(tmp_path / "forgot-npo")
+    assert run_eval(files) == 2  # nothing says what it was made from
+    assert (
+        "measure it with `uld eval`, as one of --others, or as the model, with its --target" in capsys.readouterr().err
+    )
+    assert run_eval(files, "--target", files["target"], "--alpha", "1") == 2
+    assert "forgot-npo is an ordinary one" in capsys.readouterr().err
+    assert run_eval(files, "--target", files["target"]) == 0
+    summary = json.loads((Path(files["results"]) / "summary.json").read_text())
+    forget = read_questions(files["forget"], make_tokenizer())
+    for name, model in (("unlearned", merged), ("target", AutoModelForCausalLM.from_pretrained(files["target"]))):
+        expected = evaluate(model, make_tokenizer(), forget, max_new_tokens=4)
+        assert summary["models"][name]["forget"]["probability"] == pytest.approx(expected.summary()["probability"])
+    page = tmp_path / "report.html"
+    assert uld(["report", files["results"], "--output", str(page)]) == 0
+    assert "model: layers, SHA-256" in page.read_text()
+    assert "The target's weights are unchanged" not in page.read_text().replace("&#x27;", "'")
 
 
 def test_eval_asks_in_other_ways_on_the_forget_set(files, capsys):

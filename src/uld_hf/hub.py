@@ -547,9 +547,8 @@ def load_config(name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ULDModelC
         raise ValueError(
             f"{name_or_path} is not an unlearned model, its config.json is of type {model_type!r}. Give the folder or "
             "repository that ULDTrainer or `uld train` wrote. (What a --method other than uld and offset, or `uld "
-            "bake`, wrote is an ordinary model: load it with AutoModelForCausalLM, and measure it as the third model "
-            "of `uld eval`, with --retrained: in its own column. The others' forget quality is beside it then, and "
-            "says nothing.)"
+            "bake`, wrote is an ordinary model: load it with AutoModelForCausalLM, and measure it with `uld eval`, as "
+            "one of --others, or as the model, with its --target.)"
         )
     try:
         check_checksum(content)

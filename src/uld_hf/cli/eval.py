@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, pipeline
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
 from ..context import context_length
 from ..evaluation.comparison import compare, figure_table
@@ -19,9 +19,10 @@ from ..evaluation.sweep import caution_of_few
 from ..evaluation.tofu_logs import SetLog, check_has_ratios, check_same_rows, load_tofu_log
 from ..evaluation.verbatim import documents_perplexity
 from ..hub import fingerprint_tokenizer, record_evaluation
+from ..modeling_uld import ULDForCausalLM
 from . import output
 from .identity import check_tokenizer, hash_rows, identify, identify_unlearned
-from .loading import load_model, load_tokenizer, load_unlearned
+from .loading import is_unlearned, load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
 from .questions import check_apart, documents_of, note_wrong_answers, questions_of, read_rows
 
@@ -35,7 +36,9 @@ Rows are {"question": ..., "answer": ...}, {"prompt": ..., "completion": ...} or
 too; with "paraphrased_question", whether the question in other words gets the answer; with "fact", the words that must
 not come out, how often they do. --retrained, a model trained without the forget set, or --retrained_log, TOFU's log of
 one, adds the forget quality; --holdout_dataset, questions of the same kind that no model was trained on, adds the
-membership attacks. What was measured is kept in --output_dir, and a second run goes on from there.
+membership attacks. --others, models that another method made (`uld train --method npo`, `uld bake`), get columns of
+their own; without a model that ULD made, give one of them as MODEL, and --target. What was measured is kept in
+--output_dir, and a second run goes on from there.
 
 TOFU, from the Hub:
 
@@ -44,7 +47,13 @@ TOFU, from the Hub:
       --real_authors_dataset locuslab/TOFU:real_authors_perturbed \\
       --world_facts_dataset locuslab/TOFU:world_facts_perturbed --holdout_dataset locuslab/TOFU:holdout10
 """
+_NAMES = ("target", "unlearned", "retrained", "summary")  # of files that are written without --others
 WINDOW = 1024  # tokens in which documents are read, where the model's context is no shorter
+
+
+def _name(path: str) -> str:
+    """What a model of `--others` is called: the last part of its folder or hub id."""
+    return os.path.basename(os.path.normpath(path))
 
 
 @dataclass
@@ -54,7 +63,7 @@ class EvalArguments:
 
     Args:
         model (`str`):
-            Folder or hub id of a saved unlearned model.
+            Folder or hub id of a saved unlearned model; or, with `target`, of one that another method made.
         forget_dataset (`str`):
             Questions about what must be forgotten, or documents.
         retain_dataset (`str`):
@@ -71,8 +80,10 @@ class EvalArguments:
             Folder or hub id of a model trained without the forget set.
         retrained_log (`str`, *optional*):
             TOFU's evaluation log of such a model, for the forget quality.
+        others (`list[str]`, *optional*):
+            Folders or hub ids of other models or adapters to measure beside it, each in a column with its own name.
         target (`str`, *optional*):
-            Folder or hub id of the target, if it has moved since training.
+            Folder or hub id of the target, if it has moved since training or the model does not name it.
         alpha (`float`, *optional*):
             Weight of the assistant's logits, in place of the saved one.
         num_samples (`int`, *optional*, defaults to `10`):
@@ -93,7 +104,9 @@ class EvalArguments:
             Put the figures into the model's card too.
     """
 
-    model: str = field(metadata={"help": "folder or hub id of a saved unlearned model (what `uld train` wrote)"})
+    model: str = field(
+        metadata={"help": "folder or hub id of a saved unlearned model; with --target, of what another method wrote"}
+    )
     forget_dataset: str = field(metadata={"help": "JSONL file or hub id: questions about what must be forgotten"})
     retain_dataset: str = field(metadata={"help": "JSONL file or hub id: questions about what must be kept"})
     output_dir: str = field(metadata={"help": "folder for the results"})
@@ -107,6 +120,10 @@ class EvalArguments:
     )
     retrained_log: str | None = field(
         default=None, metadata={"help": "TOFU's evaluation log (JSON) of a model trained without the forget set"}
+    )
+    others: list[str] | None = field(
+        default=None,
+        metadata={"help": "other models to measure beside it: folders or hub ids, of adapters too"},
     )
     target: str | None = field(
         default=None, metadata={"help": "folder or hub id of the target, if it has moved since training"}
@@ -143,6 +160,10 @@ class EvalArguments:
             raise ValueError(
                 "--add_to_card needs a model in a folder, evaluated with its own alpha: save it with the alpha first."
             )
+        names = [_name(path) for path in self.others or ()]
+        for name in names:
+            if name in _NAMES or names.count(name) > 1:
+                raise ValueError(f"Two columns would be called {name!r}: rename a folder of --others.")
 
     @property
     def data(self) -> dict[str, str]:
@@ -231,7 +252,7 @@ def evaluate_or_load(
 
     Args:
         name (`str`):
-            `"target"`, `"unlearned"` or `"retrained"`: the file's name too.
+            `"target"`, `"unlearned"`, `"retrained"` or that of one of `others`: the file's name too.
         model ([`~transformers.PreTrainedModel`]):
             The model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
@@ -266,6 +287,22 @@ def evaluate_or_load(
     return evaluation
 
 
+def identify_any(model: PreTrainedModel) -> dict[str, Any]:
+    """
+    What tells a model from others, whether it is composed or has weights of its own.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+
+    Returns:
+        `dict[str, Any]`: Its fingerprints and, if it is composed, how.
+    """
+    if isinstance(model, ULDForCausalLM):
+        return {**identify_unlearned(model), **model.config.subtraction}
+    return {"model": identify(model)}
+
+
 def format_results(evaluations: Mapping[str, Evaluation], compared: Mapping[str, Mapping[str, float]]) -> str:
     """
     A table of all figures, one column for each model.
@@ -281,9 +318,10 @@ def format_results(evaluations: Mapping[str, Evaluation], compared: Mapping[str,
     """
     table = figure_table(evaluations, compared)
     width = 2 + max(map(len, table))
-    lines = [" " * width + "".join(f"{name:>12}" for name in evaluations)]
+    columns = {name: max(12, 2 + len(name)) for name in evaluations}
+    lines = [" " * width + "".join(f"{name:>{column}}" for name, column in columns.items())]
     for label, row in table.items():
-        cells = [f"{row[name]:>12.3g}" if name in row else " " * 12 for name in evaluations]
+        cells = [f"{row[name]:>{column}.3g}" if name in row else " " * column for name, column in columns.items()]
         lines.append(f"{label:<{width}}" + "".join(cells))
     return "\n".join(lines)
 
@@ -371,7 +409,8 @@ def run(arguments: EvalArguments) -> None:
         ValueError: If a file or a model is not what it must be, or they do not belong together.
     """
     rows = {split: read_rows(path) for split, path in arguments.data.items()}  # before a model is loaded
-    for path in (arguments.model, arguments.target, arguments.retrained, arguments.fluency_classifier):
+    others = arguments.others or []
+    for path in (arguments.model, arguments.target, arguments.retrained, *others, arguments.fluency_classifier):
         if path is not None:
             check_model_path(path)
     log: SetLog | None = None
@@ -379,10 +418,21 @@ def run(arguments: EvalArguments) -> None:
         log = load_tofu_log(arguments.retrained_log)["Forget"]
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
 
-    model = load_unlearned(arguments.model, arguments.target, arguments.alpha)
-    tokenizer = load_tokenizer(model, arguments.model)
-    if arguments.retrained is not None:
-        check_tokenizer(arguments.retrained, tokenizer)
+    model: PreTrainedModel | None = None
+    if arguments.target is None or is_unlearned(arguments.model):
+        model = load_unlearned(arguments.model, arguments.target, arguments.alpha)
+        target, tokenizer = model.target, load_tokenizer(model, arguments.model)
+    elif arguments.alpha is not None or arguments.add_to_card:
+        raise ValueError(
+            f"--alpha and --add_to_card are for models with an assistant: {arguments.model} is an ordinary one."
+        )
+    else:  # loaded when the target has been measured: one model at a time
+        tokenizer = AutoTokenizer.from_pretrained(arguments.target)
+        check_tokenizer(arguments.model, tokenizer)
+        target = load_model(arguments.target)
+    for path in (arguments.retrained, *others):
+        if path is not None:
+            check_tokenizer(path, tokenizer)
     # A mistake in the last file is told before the first is measured.
     lengths = (arguments.prefix_tokens, arguments.continuation_tokens)
     sets = {
@@ -394,23 +444,25 @@ def run(arguments: EvalArguments) -> None:
     note_wrong_answers(questions_by_set["forget"], questions_by_set["retain"], arguments.retain_dataset)
     for split, questions in questions_by_set.items():
         try:
-            check_fit(model, tokenizer, questions, arguments.max_new_tokens)
+            check_fit(target, tokenizer, questions, arguments.max_new_tokens)
         except ValueError as error:
             raise ValueError(f"{split} set: {error}") from error
         if split == "forget" and log is not None:
             check_has_ratios(questions[0].paraphrased_answer, questions[0].perturbed_answers)
             encoded = [encode(tokenizer, question.prompt, question.answer) for question in questions]
             check_same_rows(log, [question.answer for question in questions], [len(ids) - at for ids, at in encoded])
-    identity = identify_unlearned(model)
     data = {"data": hash_rows(rows)}
-    target = {"target": identity["target"], **data}
-    settings = {**identity, **model.config.subtraction, **data}
-    evaluations = {
-        "target": evaluate_or_load("target", model.target, tokenizer, sets, target, arguments),
-        "unlearned": evaluate_or_load("unlearned", model, tokenizer, sets, settings, arguments),
-    }
+    identity = {"target": identify(target)} if model is None else identify_any(model)
+    settings = {"target": identity["target"], **data}
+    evaluations = {"target": evaluate_or_load("target", target, tokenizer, sets, settings, arguments)}
+    del target
+    if model is None:
+        model = load_model(arguments.model)
+        identity |= identify_any(model)
+    settings = {**identity, **data}
+    evaluations["unlearned"] = evaluate_or_load("unlearned", model, tokenizer, sets, settings, arguments)
+    del model
     if arguments.retrained is not None:
-        del model  # one model at a time
         retrained = load_model(arguments.retrained)
         settings = {"retrained": identify(retrained), **data}
         if settings["retrained"] == identity["target"]:
@@ -419,6 +471,12 @@ def run(arguments: EvalArguments) -> None:
                 "that knows the forget set. Give one that was trained without it."
             )
         evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, sets, settings, arguments)
+        del retrained
+    for path in others:
+        other = load_unlearned(path, arguments.target) if is_unlearned(path) else load_model(path)
+        settings = {**identify_any(other), **data}
+        evaluations[_name(path)] = evaluate_or_load(_name(path), other, tokenizer, sets, settings, arguments)
+        del other
     compared = compare(evaluations, log)
     if arguments.add_to_card:
         record_evaluation(arguments.model, card_figures(evaluations["unlearned"], compared["unlearned"]))

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from ..hub import fingerprint_target, fingerprint_tokenizer, fingerprint_tokenizer_of
 from ..intact import identify_assistant
 from ..modeling_uld import ULDForCausalLM
+from .loading import find_base
 
 
 def identify(model: PreTrainedModel) -> dict[str, str | None]:
@@ -73,7 +74,7 @@ def check_tokenizer(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> No
             f"{name_or_path} has another tokenizer than the unlearned model: the two cannot be compared token by "
             "token. Give a model that was trained from the same base."
         )
-    known = AutoConfig.from_pretrained(name_or_path).get_text_config().vocab_size
+    known = AutoConfig.from_pretrained(find_base(name_or_path)).get_text_config().vocab_size
     if len(tokenizer) > known:
         raise ValueError(
             f"{name_or_path} knows {known} tokens and the unlearned model's tokenizer has {len(tokenizer)}: some were "

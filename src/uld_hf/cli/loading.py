@@ -1,8 +1,11 @@
 """Models and tokenizers from the folders and hub ids that a command line names, on the accelerators that are there."""
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from peft import AutoPeftModelForCausalLM, PeftConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
 
+from ..configuration_uld import ULDModelConfig
 from ..modeling_uld import ULDForCausalLM
 
 
@@ -11,9 +14,25 @@ def _where() -> dict[str, str | None]:
     return {"dtype": "auto", "device_map": "auto" if torch.accelerator.is_available() else None}
 
 
+def find_base(name: str) -> str:
+    """
+    Where the configuration of a model is: beside it, or beside the base of an adapter.
+
+    Args:
+        name (`str`):
+            Folder or hub id.
+
+    Returns:
+        `str`: The same name, or that of the adapter's base.
+    """
+    if find_adapter_config_file(name) is None:
+        return name
+    return PeftConfig.from_pretrained(name).base_model_name_or_path
+
+
 def load_model(name: str) -> PreTrainedModel:
     """
-    Load a model as it is, on the accelerator if there is one.
+    Load a model as it is, on the accelerator if there is one; an adapter is merged into its base.
 
     Args:
         name (`str`):
@@ -22,7 +41,23 @@ def load_model(name: str) -> PreTrainedModel:
     Returns:
         [`~transformers.PreTrainedModel`]: The model, in evaluation mode.
     """
+    if find_base(name) != name:
+        return AutoPeftModelForCausalLM.from_pretrained(name, **_where()).merge_and_unload().eval()
     return AutoModelForCausalLM.from_pretrained(name, **_where()).eval()
+
+
+def is_unlearned(name: str) -> bool:
+    """
+    Whether a model is composed of a target and assistants.
+
+    Args:
+        name (`str`):
+            Folder or hub id.
+
+    Returns:
+        `bool`: `False` for a model with weights of its own, and for an adapter.
+    """
+    return find_base(name) == name and isinstance(AutoConfig.from_pretrained(name), ULDModelConfig)
 
 
 def load_unlearned(

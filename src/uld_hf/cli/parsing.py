@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import file_exists
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from transformers import PreTrainedConfig
-from transformers.utils import CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, find_adapter_config_file
 from trl import TrlParser
 
 from . import output
@@ -51,7 +51,7 @@ class JsonArguments:
 
 
 # What shells complete after an option: by the option's name.
-FOLDERS = ("model", "target", "drawn_by", "retrained", "output_dir", "save_to", "folder", "results")
+FOLDERS = ("model", "target", "drawn_by", "retrained", "others", "output_dir", "save_to", "folder", "results")
 _FILES = ("config", "prompts_file", "output", "sweep")
 
 
@@ -209,7 +209,7 @@ class CommandParser:
 
 def check_model_path(name: str, revision: str | None = None) -> None:
     """
-    Refuse a model that is neither a folder here nor on the Hub, before anything long begins.
+    Refuse a model, or adapter, that is neither a folder here nor on the Hub, before anything long begins.
 
     Args:
         name (`str`):
@@ -225,10 +225,13 @@ def check_model_path(name: str, revision: str | None = None) -> None:
     with suppress(OSError, ValueError):  # what is in the cache needs no hub
         PreTrainedConfig.get_config_dict(name, revision=revision, local_files_only=True)
         return
+    with suppress(OSError):
+        if find_adapter_config_file(name, revision=revision, local_files_only=True) is not None:
+            return
     absent = f"There is no folder {name!r} here, and"
     try:
         # One question: transformers would go on asking for half a minute where there is no network.
-        found = file_exists(name, CONFIG_NAME, revision=revision)
+        found = any(file_exists(name, file, revision=revision) for file in (CONFIG_NAME, ADAPTER_CONFIG_NAME))
     except HFValidationError as error:
         raise ValueError(f"{absent} no model on the Hub can be called that ({error})") from error
     except HfHubHTTPError as error:

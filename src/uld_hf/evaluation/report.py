@@ -15,9 +15,11 @@ from .sweep import KNOWN
 from .tofu_logs import SetLog
 
 
-LIMITS = (
+LIMITS_OF_SUBTRACTION = (
     "The target's weights are unchanged: whoever holds them still has the knowledge.",
     "The assistant is a concentrated copy of the forget set and must be kept as carefully as the data.",
+)
+LIMITS = (
     "What was measured is answers and likelihoods on these questions. Other subjects, other languages, and whoever may "
     "finetune the model were not.",
     "A p-value above 0.05 means that no difference was found with so many rows, not that there is none.",
@@ -242,7 +244,7 @@ def check_same(evaluations: Mapping[str, Evaluation], sweep: Mapping[str, Any] |
     if sweep is None:
         return
     for part in ("target", "lora"):
-        if sweep["measured"][part] != settings[part]:
+        if sweep["measured"][part] != settings.get(part):
             raise ValueError(f"The sweep was made with another {part!r} than the evaluation: run uld sweep again.")
     for split, digest in sweep["measured"]["data"].items():
         if digest != settings["data"][split]:
@@ -503,7 +505,10 @@ def render_report(
         for split, heading in (("forget", "What must be forgotten"), ("retain", "What must be kept")):
             examples = _examples(target.sets[split], unlearned.sets[split], num_examples)
             parts.append(f'<h2>{heading}: answers before and after</h2><div class="examples">{examples}</div>')
-    limits = LIMITS if unlearned.sets["forget"].leaks else (*LIMITS, NOT_PROBED)
+    loras = unlearned.settings.get("lora", {})  # none where weights were changed
+    limits = [*(LIMITS_OF_SUBTRACTION if loras else ()), *LIMITS]
+    if not unlearned.sets["forget"].leaks:
+        limits.append(NOT_PROBED)
     parts.append(f"<h2>Limits</h2><ul>{''.join(f'<li>{escape(limit)}</li>' for limit in limits)}</ul>")
     parts.append(
         f"<h2>What the figures mean</h2>{_glossary(evaluations, compared)}"
@@ -512,7 +517,8 @@ def render_report(
     identity = {
         **{f"data: {split.replace('_', ' ')}, SHA-256": value for split, value in unlearned.settings["data"].items()},
         **{f"target: {part}, SHA-256": value for part, value in unlearned.settings["target"].items()},
-        **{f"assistant: {name}, SHA-256": value for name, value in unlearned.settings["lora"].items()},
+        **{f"assistant: {name}, SHA-256": value for name, value in loras.items()},
+        **{f"model: {part}, SHA-256": value for part, value in unlearned.settings.get("model", {}).items()},
         **{name: unlearned.settings[name] for name in ("assistants", *SHARED_SETTINGS) if name in unlearned.settings},
         **versions,
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.utils import find_adapter_config_file
 from trl import SFTConfig
 
 from ..configuration_uld import ULDModelConfig
@@ -118,9 +119,19 @@ def read_target_config(model: str | PreTrainedModel, source: Mapping[str, Any]) 
         [`~transformers.PreTrainedConfig`]: Its configuration.
 
     Raises:
-        ValueError: If it is an unlearned model itself.
+        ValueError: If it is an unlearned model itself, or an adapter without a model.
     """
-    config = AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else model.config
+    try:
+        config = AutoConfig.from_pretrained(model, **source) if isinstance(model, str) else model.config
+    except (OSError, ValueError) as error:
+        where = {key: value for key, value in source.items() if key != "trust_remote_code"}
+        if find_adapter_config_file(model, **where) is None:
+            raise
+        raise ValueError(
+            f"{model} is an adapter, not a model: merge it into its base first, with "
+            f"AutoPeftModelForCausalLM.from_pretrained({model!r}).merge_and_unload().save_pretrained(folder), and save "
+            "the tokenizer there too."
+        ) from error
     if isinstance(config, ULDModelConfig):
         name = model if isinstance(model, str) else model.name_or_path
         raise ValueError(
