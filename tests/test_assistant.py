@@ -6,11 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from all_families import any_model
 from families import FAMILIES, tiny_config, tiny_model, train_like
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    Lfm2Config,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.pytorch_utils import Conv1D
 
 from uld_hf.assistant import (
@@ -24,6 +32,7 @@ from uld_hf.assistant import (
     truncate_model,
 )
 from uld_hf.modeling_uld import ULDForCausalLM
+from uld_hf.truncated_config import check_has_attention
 
 
 TOKENS = torch.randint(4, 64, (2, 20), generator=torch.Generator().manual_seed(7))
@@ -372,3 +381,13 @@ def test_add_lora_to_a_truncated_load_gives_the_assistant_of_the_whole(target, t
     assert isinstance(loaded, PeftModel)
     assert not shares_tensors(loaded, target)
     assert torch.equal(logits(loaded), logits(train_like(build_assistant(target, 2))))
+
+
+def test_an_assistant_without_attention_is_refused():
+    target = any_model("qwen3_5_text")  # every other layer is attention
+    with pytest.raises(ValueError, match=r"would be linear_attention only: .* Use at least 2 layers"):
+        build_assistant(target, 1)
+    build_assistant(target, 2)  # does not raise
+    of_convolutions = Lfm2Config(num_hidden_layers=4, layer_types=["conv"] * 4)
+    with pytest.raises(ValueError, match=r"would be conv only: .* is not supported as a target"):
+        check_has_attention(2, of_convolutions)

@@ -6,13 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from all_families import ALL_FAMILIES, any_model
+import transformers
+from all_families import ALL_FAMILIES, DECODER, HEAD_DIM, LOCAL_EXPERTS, MOE, TOKENS, any_config, any_model
 from families import FAMILIES, randomize, tiny_model, train_like
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, DynamicCache, OPTConfig, StaticCache
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, MptConfig, OPTConfig, StaticCache
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cache_name import CACHE
+from uld_hf.lockstep import FAMILIES as IN_LOCKSTEP
 from uld_hf.lockstep import ROOM, Lockstep, _Buffer
 from uld_hf.subtraction import logit_difference
 
@@ -108,6 +110,67 @@ def test_logits_of_target_and_assistants_of_any_depth(family):
     torch.testing.assert_close(target_logits[read], expected_target[read])
     for actual, expected in zip(assistant_logits, expected_assistants, strict=True):
         torch.testing.assert_close(actual[read], expected[read])
+
+
+# What families call the sizes that make a model tiny; each takes those it knows.
+SIZES = TOKENS | DECODER | HEAD_DIM | MOE | LOCAL_EXPERTS | {
+    "num_hidden_layers": 4, "sliding_window": 8, "n_inner": 64, "ffn_dim": 64, "shared_expert_intermediate_size": 32,
+    "moe_num_experts": 4, "n_routed_experts": 4,
+}  # fmt: skip
+OTHERS = sorted(IN_LOCKSTEP - {any_config(family).get_text_config(decoder=True).model_type for family in ALL_FAMILIES})
+
+
+@pytest.mark.parametrize("family", OTHERS)
+@torch.no_grad()
+def test_other_families_that_are_said_to_run_in_lockstep_do(family):
+    if family not in CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {family}")
+    config_class = CONFIG_MAPPING[family]
+    known = {*config_class().to_dict(), *config_class.attribute_map}
+    torch.manual_seed(0)
+    config = config_class(**{name: size for name, size in SIZES.items() if name in known})
+    target = randomize(AutoModelForCausalLM.from_config(config))
+    assistant = train_like(build_assistant(target, 2))
+    model = ULDForCausalLM(target=target, assistant=assistant, alpha=0.5, relative_top=0)
+    assert model.execution == "lockstep"
+    options = {"attention_mask": MASK, "max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    options |= {"output_logits": True, "return_dict_in_generate": True}
+    generated = model.generate(PROMPTS, **options)
+    logits = model(PROMPTS, attention_mask=MASK, use_cache=False).logits
+    model.execution = "two passes"
+    expected = model.generate(PROMPTS, **options)
+    assert torch.equal(generated.sequences, expected.sequences)
+    torch.testing.assert_close(generated.logits, expected.logits, rtol=1e-4, atol=1e-4)
+    read = MASK.bool()
+    expected = model(PROMPTS, attention_mask=MASK, use_cache=False).logits
+    torch.testing.assert_close(logits[read], expected[read], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(logits[read], target(PROMPTS, attention_mask=MASK).logits[read], atol=0.1)
+
+
+@pytest.mark.parametrize("family", MIXED_EXPERTS)
+@torch.no_grad()
+def test_mixtures_of_experts_with_lora_on_attention_only_run_in_lockstep(family):
+    target = any_model(family)
+    lora = LoraConfig(target_modules=r".*self_attn\.\w*proj\w*", r=8)
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2, lora)), relative_top=0)
+    assert model.execution == "lockstep"
+    actual = model(PROMPTS, attention_mask=MASK).logits
+    model.execution = "two passes"
+    expected = model(PROMPTS, attention_mask=MASK).logits
+    torch.testing.assert_close(actual[MASK.bool()], expected[MASK.bool()], rtol=1e-4, atol=1e-4)
+
+
+def test_a_family_that_nobody_has_tried_takes_two_passes():
+    sizes = {"d_model": 32, "n_heads": 4, "vocab_size": 64, "max_seq_len": 128}
+    target = randomize(AutoModelForCausalLM.from_config(MptConfig(n_layers=4, **sizes)))
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), relative_top=0)
+    assert model.execution == "two passes"
+    with pytest.raises(ValueError, match="nobody has shown that 'mpt' runs so"):
+        model.execution = "lockstep"
+    with torch.no_grad():
+        parts = [part(PROMPTS, attention_mask=MASK).logits for part in (target, model.assistant)]
+        expected = logit_difference(parts[0], parts[1:], [1.25], relative_top=0)
+        torch.testing.assert_close(model(PROMPTS, attention_mask=MASK).logits, expected)
 
 
 @pytest.mark.parametrize("family", MIXED_EXPERTS)

@@ -16,8 +16,9 @@ from uld_hf.training.padding_free import (
 )
 
 
-# Attention without this interface (ALiBi, sinks), or layers that do not pass on where rows begin.
-PADDED = ("bloom", "falcon", "gpt_oss", "stablelm")
+# Attention without this interface (ALiBi, sinks), layers that do not pass on where rows begin, or linear attention,
+# which needs kernels for that.
+PADDED = ("bloom", "falcon", "gpt_oss", "stablelm", "qwen3_5_text")
 
 
 def make_rows(lengths: tuple[int, ...]) -> list[dict]:

@@ -7,7 +7,8 @@ its LoRA weights and nothing else.
 import copy
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from itertools import chain
 from numbers import Real
@@ -22,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_bitsandbytes_available, logging
 
-from .truncated_config import ADAPTER_NAME, check_num_layers, select_layers, truncate_config
+from .truncated_config import ADAPTER_NAME, check_has_attention, check_num_layers, select_layers, truncate_config
 
 
 # Stands where PEFT names an adapter's base. With the target's name there, AutoModelForCausalLM and AutoPeftModel would
@@ -305,9 +306,17 @@ def _refuse_push(*args: Any, **kwargs: Any) -> None:
     )
 
 
+@contextmanager
+def without_old_name_warning() -> Iterator[None]:
+    """No warning of an old name by which PEFT up to 0.21 asks transformers, whenever it makes a model."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
 def put_adapter(model: PreTrainedModel, peft_config: PeftConfig, name: str = "default") -> PeftModel:
     """
-    PEFT's `get_peft_model`, without its warning of an old name by which PEFT up to 0.21 asks transformers.
+    PEFT's `get_peft_model`, [`without_old_name_warning`].
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -320,8 +329,7 @@ def put_adapter(model: PreTrainedModel, peft_config: PeftConfig, name: str = "de
     Returns:
         [`~peft.PeftModel`]: The model with the adapter.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    with without_old_name_warning():
         return get_peft_model(model, peft_config, adapter_name=name)
 
 
@@ -492,6 +500,9 @@ def build_assistant(target: PreTrainedModel, num_layers: int = 8, peft_config: P
 
     Raises:
         TypeError: If the target is a PEFT model.
-        ValueError: If the target does not have that many layers, or the adapter is not LoRA on its linear layers.
+        ValueError: If the target does not have that many layers, none of them is attention, or the adapter is not LoRA
+            on its linear layers.
     """
-    return add_lora(truncate_model(target, num_layers), peft_config)
+    truncated = truncate_model(target, num_layers)
+    check_has_attention(num_layers, target.config)
+    return add_lora(truncated, peft_config)

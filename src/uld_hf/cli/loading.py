@@ -5,6 +5,7 @@ from peft import AutoPeftModelForCausalLM, PeftConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import find_adapter_config_file
 
+from ..assistant import without_old_name_warning
 from ..configuration_uld import ULDModelConfig
 from ..modeling_uld import ULDForCausalLM
 
@@ -42,7 +43,9 @@ def load_model(name: str) -> PreTrainedModel:
         [`~transformers.PreTrainedModel`]: The model, in evaluation mode.
     """
     if find_base(name) != name:
-        return AutoPeftModelForCausalLM.from_pretrained(name, **_where()).merge_and_unload().eval()
+        with without_old_name_warning():
+            adapted = AutoPeftModelForCausalLM.from_pretrained(name, **_where())
+        return adapted.merge_and_unload().eval()
     return AutoModelForCausalLM.from_pretrained(name, **_where()).eval()
 
 

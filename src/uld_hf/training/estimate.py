@@ -222,7 +222,7 @@ def trace_layers(
     try:
         with attention_by_row(base):
             return _trace(assistant, flat, dtype, products_are_kept)
-    except (NotImplementedError, TypeError):  # it is padded in training
+    except (NotImplementedError, TypeError, ValueError):  # it is padded in training, see keeps_rows_apart
         padded = {"input_ids": flat["input_ids"].view(rows, tokens_per_row)}
         return _trace(assistant, padded, dtype, products_are_kept)
 
@@ -350,7 +350,9 @@ def estimate_training(
         raise ValueError(f"quantization={quantization!r} must be '4bit', '8bit' or left out.")
     truncated = build_without_memory(truncate_config(config, num_layers), dtype)
     whole = build_without_memory(config, dtype)
-    if any(weight.dim() > 2 for weight in truncated.parameters()):
+    # Linear attention has convolutions.
+    dense = [module for module in truncated.modules() if not isinstance(module, nn.Conv1d)]
+    if any(weight.dim() > 2 for module in dense for weight in module.parameters(recurse=False)):
         raise NotImplementedError(
             f"{type(truncated).__name__} is a mixture of experts: its memory and time depend on its input. Estimate "
             "a dense model of as many active parameters."

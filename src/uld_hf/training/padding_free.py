@@ -157,7 +157,8 @@ def keeps_rows_apart(model: PreTrainedModel) -> bool:
             actual = model.base_model(**flat, use_cache=False).last_hidden_state[0].float()
         with torch.no_grad():
             alone = [model.base_model(input_ids=row, use_cache=False).last_hidden_state[0] for row in rows]
-    except (NotImplementedError, TypeError):  # it does not take these arguments, or does not pass them on
+    # It does not take these arguments, does not pass them on, or says that it lacks the kernels (linear attention).
+    except (NotImplementedError, TypeError, ValueError):
         return False
     finally:
         model.train(was_training)

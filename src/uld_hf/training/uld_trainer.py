@@ -36,6 +36,7 @@ from ..assistant import (
     ADAPTER_NAME,
     add_lora,
     build_assistant,
+    check_has_attention,
     check_num_layers,
     load_truncated_model,
     remember_settings,
@@ -170,6 +171,7 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
         check_not_split(model, model_init_kwargs)
         target_config = read_target_config(model, source)
         check_num_layers(args.num_assistant_layers, target_config)
+        check_has_attention(args.num_assistant_layers, target_config)
         if processing_class is None:
             processing_class = AutoTokenizer.from_pretrained(name, **source)
         self._vocab_size = target_config.get_text_config(decoder=True).vocab_size
