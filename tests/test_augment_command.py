@@ -50,6 +50,18 @@ def test_train_takes_the_files_as_they_are(data: tuple[Path, Path], tmp_path: Pa
     assert status == 0
 
 
+def test_too_few_held_out_answers_are_told(
+    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--paraphrases", "1", "--wrong_answers", "1", "--held_out")
+    assert augment(data, tmp_path / "enough", *options, "1") == 0
+    assert "of these have fewer than" not in capsys.readouterr().out
+    assert augment(data, tmp_path / "augmented", *options, "50") == 0
+    asked = read_json_lines(str(tmp_path / "augmented" / "questions.jsonl"))
+    fewest = min(len(row["perturbed_answer"]) for row in asked)
+    assert f"{len(asked)} of these have fewer than 50 wrong answers: {fewest} or more." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("write", "read"),
     [

@@ -386,4 +386,9 @@ def main(argv: Sequence[str]) -> None:
         lines.append(
             f"{folder / 'questions.jsonl'}: {len(made.questions)} of {forget['given']} rows, for uld sweep and uld eval"
         )
+        numbers = [len(row["perturbed_answer"]) for row in made.questions]
+        if short := sum(number < arguments.held_out for number in numbers):
+            lines.append(
+                f"{short} of these have fewer than {arguments.held_out} wrong answers: {min(numbers)} or more."
+            )
     output.result("\n".join(lines), {"output_dir": str(folder), **report})
