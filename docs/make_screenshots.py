@@ -6,30 +6,22 @@ It needs Chromium (Debian's packages `chromium` and `chromium-driver`) and `pip 
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import time
 from pathlib import Path
 
-from datasets import Dataset
 from PIL import Image, ImageChops
 from transformers import AutoTokenizer
 
-from uld_hf import ULDForCausalLM, fictitious_dataset, invent_people, split_people
+from uld_hf import ULDForCausalLM
 from uld_hf.cli.demo import run_demo
 from uld_hf.cli.main import main as uld
+from uld_hf.data.formatting import read_json_lines
 
 
 # Width in CSS pixels, and a height that the page is shorter than: what is below its end is cut off.
 WINDOWS = {"desktop": (1100, 12000), "phone": (390, 20000)}
-
-
-def write_rows(path: Path, rows: Dataset) -> None:
-    """A JSONL file for `uld eval`."""
-    columns = ["question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer"]
-    lines = [{**{name: row[name] for name in columns}, "fact": row["value"]} for row in rows]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def run(*command: object) -> None:
@@ -42,17 +34,7 @@ def make_page(folder: Path) -> Path:
     """Train the demo's models unless they are there, measure them, and write the page."""
     if not (folder / "results.json").exists():
         run_demo(folder)
-    made = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-    number, seed = made["num_people"], made["seed"]
-    people = invent_people(number, seed)
-    split = split_people(fictitious_dataset(people, seed), 0.1, seed)
-    # People that no model has seen.
-    names = {person.name for person in people}
-    others = [person for person in invent_people(number, seed + 1) if person.name not in names]
-    unseen = fictitious_dataset(others, seed).select(range(len(split["forget"])))
-    sets = {"forget": split["forget"], "retain": split["retain"], "holdout": unseen}
-    for name, rows in sets.items():
-        write_rows(folder / f"{name}.jsonl", rows)
+    sets = ("forget", "retain", "holdout")
     files = [part for name in sets for part in (f"--{name}_dataset", folder / f"{name}.jsonl")]
     models = ["--model", folder / "unlearned", "--retrained", folder / "retrained", *files]
     run("eval", *models, "--output_dir", folder / "evaluation")
@@ -96,9 +78,7 @@ def picture_compare(demo: Path, output_dir: Path, chromium: str) -> None:
     model = ULDForCausalLM.from_pretrained(demo / "unlearned")
     tokenizer = AutoTokenizer.from_pretrained(demo / "unlearned")
     address = launch_page(build_page(model, tokenizer, "four invented people"), "127.0.0.1", 0, wait=False)
-    made = json.loads((demo / "results.json").read_text(encoding="utf-8"))
-    people = fictitious_dataset(invent_people(made["num_people"], made["seed"]), made["seed"])
-    question = split_people(people, 0.1, made["seed"])["forget"]["question"][0]
+    question = read_json_lines(str(demo / "forget.jsonl"))[0]["question"]
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which(chromium) or chromium
     for argument in ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1280,800"):

@@ -196,7 +196,6 @@ def test_an_adapter_is_no_target(
 ) -> None:
     adapter = tmp_path / "adapter"
     get_peft_model(AutoModelForCausalLM.from_pretrained(target), LoraConfig()).save_pretrained(adapter)
-    make_tokenizer().save_pretrained(adapter)
     rows = ["--forget_dataset", str(data[0]), "--retain_dataset", str(data[1])]
     output = ["--output_dir", str(tmp_path / "unlearned")]
     assert uld(["train", "--use_cpu", "--method", method, "--model", str(adapter), *rows, *output]) == 2

@@ -1,11 +1,14 @@
 """The demo: its mechanics on a model that has no time to learn; its promises over three seeds in `make test-all`."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from uld_hf.cli import demo
+from uld_hf.cli.main import main as uld
+from uld_hf.data.formatting import read_json_lines
 
 
 def test_demo_writes_the_table_and_a_model_that_loads(
@@ -25,6 +28,26 @@ def test_demo_writes_the_table_and_a_model_that_loads(
     assert demo.format_table(rows) in output
     assert notes.count("\nQ  ") == 4  # three of the forget set, one through the pipeline
     assert f"uld generate {tmp_path / 'demo' / 'unlearned'} --prompt" in notes
+
+
+def test_what_the_demo_leaves_can_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learn = demo.learn
+    monkeypatch.setattr(demo, "learn", lambda *args: learn(*args, hidden_size=16, num_epochs=1))
+    monkeypatch.setitem(demo.ULD_SETTINGS, "num_train_epochs", 1)
+    demo.run_demo(tmp_path / "demo", num_people=10)
+    _, _, command = capsys.readouterr().err.partition("Measure it:")
+    _, *arguments = shlex.split(command.splitlines()[0])
+    assert uld([*arguments, "--num_samples", "0", "--max_new_tokens", "4"]) == 0
+    table = capsys.readouterr().out
+    assert "leak" in table
+    assert {"forget quality", "privacy"} <= {line.split("  ")[0] for line in table.splitlines()}
+    rows = {part: read_json_lines(str(tmp_path / "demo" / f"{part}.jsonl")) for part in ("forget", "retain", "holdout")}
+    assert [len(rows[part]) for part in rows] == [8, 72, 8]
+    assert all(row["fact"] in row["answer"] for part in rows.values() for row in part)
+    questions = [row["question"] for part in rows.values() for row in part]
+    assert len(set(questions)) == 88
 
 
 def test_augmentation_keeps_forget_and_retain_rows_apart() -> None:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from families import make_tokenizer, tiny_model, train_like
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from scipy.stats import hmean, ks_2samp
 from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from uld_hf import ULDForCausalLM, build_assistant
+from uld_hf.cli.identity import identify
 from uld_hf.cli.main import main as uld
 from uld_hf.cli.questions import check_apart, has_questions, read_questions, read_rows
 from uld_hf.cli.sweep import describe_choice
@@ -511,16 +512,97 @@ def test_models_of_other_methods_have_columns_of_their_own(files, tmp_path, caps
 @pytest.mark.parametrize("names", [["retrained"], ["a/npo", "b/npo/"]])
 def test_columns_with_one_name_are_refused(files, capsys, names):
     assert run_eval(files, "--others", *names) == 2
-    assert "Two columns would be called" in capsys.readouterr().err
+    assert f"there is a column {Path(names[0]).name!r} already" in capsys.readouterr().err
+
+
+def test_the_model_itself_and_the_target_are_no_others(files, tmp_path, capsys):
+    assert run_eval(files, "--others", files["unlearned"]) == 2
+    assert "it is the model itself" in capsys.readouterr().err
+    Path(files["target"]).rename(tmp_path / "original")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "original").save_pretrained(tmp_path / "copy")
+    for tokenizer_folder in ("original", "copy"):
+        make_tokenizer().save_pretrained(tmp_path / tokenizer_folder)
+    assert run_eval(files, "--target", str(tmp_path / "original"), "--others", str(tmp_path / "copy")) == 2
+    assert "copy is the target itself: nothing has changed its weights" in capsys.readouterr().err
+
+
+def test_an_adapter_is_measured_on_the_target_wherever_it_was_trained(files, tmp_path, monkeypatch, capsys):
+    merged = save_adapter(files, tmp_path / "forgot-npo")
+    config = tmp_path / "forgot-npo" / "adapter_config.json"
+    relative = json.loads(config.read_text()) | {"base_model_name_or_path": "elsewhere/target"}
+    config.write_text(json.dumps(relative))
+    tiny_model("llama", seed=9).save_pretrained(tmp_path / "elsewhere" / "target")  # not what it was trained on
+    monkeypatch.chdir(tmp_path)
+    assert run_eval(files, "--others", "forgot-npo") == 0
+    summary = json.loads((Path(files["results"]) / "summary.json").read_text())
+    expected = evaluate(merged, make_tokenizer(), read_questions(files["forget"], make_tokenizer()), max_new_tokens=4)
+    actual = summary["models"]["forgot-npo"]["forget"]["probability"]
+    assert actual == pytest.approx(expected.summary()["probability"])
+    assert (
+        f"forgot-npo is an adapter for elsewhere/target. It is measured on {files['target']}" in capsys.readouterr().err
+    )
+
+
+def test_a_model_of_another_target_is_refused_before_anything_is_measured(files, tmp_path, monkeypatch, capsys):
+    tiny_model("llama", seed=9).save_pretrained(tmp_path / "another")
+    make_tokenizer().save_pretrained(tmp_path / "another")
+    another = AutoModelForCausalLM.from_pretrained(tmp_path / "another")
+    composed = ULDForCausalLM(target=another, assistant=train_like(build_assistant(another, 2)), relative_top=0)
+    composed.save_pretrained(tmp_path / "of-another")
+    monkeypatch.setattr("uld_hf.cli.eval.evaluate", lambda *args, **options: pytest.fail("measured already"))
+    assert run_eval(files, "--others", str(tmp_path / "of-another")) == 2
+    assert "was trained on another target" in capsys.readouterr().err
+
+
+def test_an_assistant_by_itself_and_what_cannot_be_merged_are_refused(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("uld_hf.cli.eval.evaluate", lambda *args, **options: pytest.fail("measured already"))
+    assert run_eval(files, "--others", str(Path(files["unlearned"]) / "assistant")) == 2
+    assert "is an adapter that names no base" in capsys.readouterr().err
+    target = AutoModelForCausalLM.from_pretrained(files["target"])
+    prompts = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    get_peft_model(target, prompts).save_pretrained(tmp_path / "prompts")
+    assert run_eval(files, "--others", str(tmp_path / "prompts")) == 2
+    assert "PROMPT_TUNING, which has no weights to be merged" in capsys.readouterr().err
+
+
+def test_a_memorization_of_0_is_explained(files, capsys):
+    assert run_eval(files, "--others", files["retrained"], "--target", files["target"]) == 2
+    renamed = Path(files["retrained"]).rename(Path(files["retrained"]).with_name("other"))
+    assert run_eval(files, "--others", str(renamed)) == 0
+    summary = json.loads((Path(files["results"]) / "summary.json").read_text())
+    printed = capsys.readouterr().out
+    for name in ("unlearned", "other"):
+        is_zero = summary["compared"][name]["memorization"] == 0
+        assert (f"{name}: memorization is 0, as its " in printed) is is_zero
+    assert 0 in {summary["compared"][name]["memorization"] for name in ("unlearned", "other")}
+
+
+def test_the_report_has_a_column_for_every_model(files, tmp_path):
+    save_adapter(files, tmp_path / "forgot-npo")
+    assert run_eval(files, "--others", str(tmp_path / "forgot-npo")) == 0
+    page = tmp_path / "report.html"
+    assert uld(["report", files["results"], "--output", str(page)]) == 0
+    assert '<th class="forgot-npo">forgot-npo</th>' in page.read_text()
+
+
+@pytest.mark.parametrize("kind", ["packed", "LoRA"])
+def test_what_the_fingerprint_leaves_out_is_told_apart_all_the_same(kind):
+    def make(seed: int) -> PreTrainedModel:
+        model = tiny_model("llama")
+        if kind == "LoRA":
+            return train_like(get_peft_model(model, LoraConfig(target_modules=["q_proj"])), seed).get_base_model()
+        values = torch.randint(0, 255, (8,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+        model.model.layers[0].packed = torch.nn.Parameter(values, requires_grad=False)
+        return model
+
+    assert identify(make(1)) == identify(make(1)) != identify(make(2))
 
 
 def test_another_method_s_model_is_measured_without_one_of_uld(files, tmp_path, capsys):
     merged = save_adapter(files, tmp_path / "forgot-npo")
     files["unlearned"] = str(tmp_path / "forgot-npo")
     assert run_eval(files) == 2  # nothing says what it was made from
-    assert (
-        "measure it with `uld eval`, as one of --others, or as the model, with its --target" in capsys.readouterr().err
-    )
+    assert "forgot-npo is an adapter: say what it was trained on, with --target" in capsys.readouterr().err
     assert run_eval(files, "--target", files["target"], "--alpha", "1") == 2
     assert "forgot-npo is an ordinary one" in capsys.readouterr().err
     assert run_eval(files, "--target", files["target"]) == 0
@@ -633,7 +715,7 @@ def test_a_retrained_model_with_another_tokenizer_is_refused(files, monkeypatch,
     sets = ["--forget_dataset", files["forget"], "--retain_dataset", files["retain"]]
     output = ["--output_dir", files["results"]] if command == "eval" else []
     assert uld([command, "--model", files["unlearned"], *sets, *output, "--retrained", files["retrained"]]) == 2
-    assert "has another tokenizer than the unlearned model" in capsys.readouterr().err
+    assert "has another tokenizer than the target" in capsys.readouterr().err
 
 
 def test_rows_over_the_context_are_refused_before_anything_is_measured(files, monkeypatch, capsys):
@@ -869,7 +951,7 @@ def test_a_retrained_model_that_lacks_tokens_is_refused(files, monkeypatch, caps
     output = ["--output_dir", files["results"]] if command == "eval" else []
     assert uld([command, "--model", files["unlearned"], *sets, *output, "--retrained", files["retrained"]]) == 2
     number = len(make_tokenizer())
-    assert f"knows 32 tokens and the unlearned model's tokenizer has {number}" in capsys.readouterr().err
+    assert f"knows 32 tokens and the target's tokenizer has {number}" in capsys.readouterr().err
 
 
 def test_a_subtraction_is_applied_to_all_assistants_in_proportion():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from all_families import any_model
 from families import VOCAB_SIZE, make_tokenizer, tiny_model, train_like
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -68,6 +69,12 @@ def test_a_target_whose_tokenizer_was_exchanged_is_refused(saved: Path):
     other_tokenizer(swapped=True).save_pretrained(saved / "target")
     with pytest.raises(ValueError, match=r"trained on another target than .*: their tokenizers differ"):
         ULDForCausalLM.from_pretrained(saved / "unlearned")
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "qwen3_5_text", "llama"])
+def test_without_files_there_is_no_tokenizer(family: str, tmp_path: Path):
+    any_model(family).save_pretrained(tmp_path)  # of which some families make one of a few special tokens
+    assert hub.fingerprint_tokenizer_of(str(tmp_path)) is None
 
 
 def test_a_target_without_a_tokenizer_beside_it_is_compared_by_its_weights(saved: Path):

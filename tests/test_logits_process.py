@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from all_families import any_model
 from families import BOS, EOS, PAD, VOCAB_SIZE, tiny_model, train_like
 from torch import nn
 from transformers import ContinuousBatchingConfig, PreTrainedModel
@@ -54,6 +55,16 @@ def test_a_call_that_failed_half_way_leaves_nothing_behind():
         hook.remove()
         torch.testing.assert_close(tried(prompt, scores), untried(prompt, scores))
     torch.testing.assert_close(tried(PROMPT, scores), untried(PROMPT, scores))
+
+
+def test_one_processor_serves_several_prompts_of_a_hybrid():
+    target = any_model("qwen3_5_text")  # its states cannot be taken back by a few tokens
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), **SETTINGS)
+    used = processor(model)
+    for prompt in (PROMPT, PROMPT, PROMPT[:, :-2]):
+        options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+        actual = target.generate(prompt, logits_processor=[used], **options)
+        assert torch.equal(actual, model.generate(prompt, **options))
 
 
 def processor(model: ULDForCausalLM, **kwargs) -> ULDLogitsProcessor:

@@ -302,19 +302,23 @@ def test_in_bfloat16_the_reference_is_computed_as_the_model_is(tmp_path: Path, p
     assert logged(trainer, "retain_loss")[0] == pytest.approx(0.0, abs=1e-7)  # nothing has changed yet
 
 
-@pytest.mark.parametrize("loss_type", ["npo", "rmu"])
+@pytest.mark.parametrize(
+    "method",
+    [{"loss_type": "npo"}, {"loss_type": "rmu"}, {"loss_type": "rmu", "steering_coefficient": 200.0}],
+    ids=["npo", "rmu", "rmu, far"],
+)
 @pytest.mark.parametrize(("learning_rate", "warned"), [(1e-8, True), (1e-2, False)])
 def test_a_training_that_hardly_forgets_is_warned_of(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     transformers_log: None,
-    loss_type: str,
+    method: dict[str, Any],
     learning_rate: float,
     warned: bool,
 ):
     monitored = logging.getLogger("uld_hf.baselines.unlearn_trainer")
     monitored.addHandler(caplog.handler)
-    make_trainer(tmp_path, loss_type=loss_type, num_train_epochs=8, learning_rate=learning_rate).train()
+    make_trainer(tmp_path, num_train_epochs=8, learning_rate=learning_rate, **method).train()
     monitored.removeHandler(caplog.handler)
     assert ("hardly anything was forgotten" in caplog.text) is warned
 

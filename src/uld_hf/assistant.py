@@ -19,11 +19,12 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import is_bitsandbytes_available, logging
 
-from .truncated_config import ADAPTER_NAME, check_has_attention, check_num_layers, select_layers, truncate_config
+from .truncated_config import ADAPTER_NAME, check_num_layers, select_layers, truncate_config
 
 
 # Stands where PEFT names an adapter's base. With the target's name there, AutoModelForCausalLM and AutoPeftModel would
@@ -158,6 +159,35 @@ def shared_with(target: PreTrainedModel) -> dict[int, Any]:
     # Of an 8-bit weight, bitsandbytes moves the scales into the first module that uses it: all must look at one place.
     states = [module.state for module in target.modules() if is_8bit(module)]
     return {id(kept): kept for kept in chain(target.parameters(), target.buffers(), offloaded, states)}
+
+
+def check_has_attention(num_layers: int, config: PreTrainedConfig) -> None:
+    """
+    Refuse an assistant without a layer of attention, as the first layers of hybrid models may be.
+
+    Args:
+        num_layers (`int`):
+            Number of decoder layers K of the assistant.
+        config ([`~transformers.PreTrainedConfig`]):
+            Configuration of the target.
+
+    Raises:
+        ValueError: If the cache of the first `num_layers` layers would not know how many tokens it has seen.
+    """
+
+    def counts_tokens(layers: int) -> bool:
+        # States of one size (linear attention, convolutions) are no CacheLayerMixin; without kinds of layers all are.
+        cached = DynamicCache(config=truncate_config(config, layers)).layers
+        return not cached or any(isinstance(layer, CacheLayerMixin) for layer in cached)
+
+    if not counts_tokens(num_layers):
+        available = config.get_text_config(decoder=True).num_hidden_layers
+        enough = next((layers for layers in range(num_layers + 1, available + 1) if counts_tokens(layers)), None)
+        advice = "This architecture is not supported as a target." if enough is None else f"Use at least {enough}."
+        raise ValueError(
+            f"An assistant of {num_layers} of this target's layers would have no attention: its cache would not know "
+            f"how long a text is, and generate() would fail. {advice}"
+        )
 
 
 def truncate_model(target: PreTrainedModel, num_layers: int) -> PreTrainedModel:

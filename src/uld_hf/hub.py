@@ -196,7 +196,9 @@ def fingerprint_tokenizer_of(name_or_path: str, revision: str | None = None, **h
         )
     except Exception:  # each family's tokenizer has its own way to say that its files are missing
         return None
-    return fingerprint_tokenizer(tokenizer) if len(tokenizer) else None
+    # Some families make one of a few added tokens where there are no files.
+    is_empty = tokenizer.get_vocab().keys() <= tokenizer.get_added_vocab().keys()
+    return None if is_empty else fingerprint_tokenizer(tokenizer)
 
 
 def check_fingerprint(
@@ -544,11 +546,12 @@ def load_config(name_or_path: str | os.PathLike, **hub_kwargs: Any) -> ULDModelC
             f"The config.json of {name_or_path} is damaged: {type(error).__name__}: {error}. Download or save it again."
         ) from error
     if model_type != ULDModelConfig.model_type:
+        kind = "it has no config.json" if not content else f"its config.json is of type {model_type!r}"
         raise ValueError(
-            f"{name_or_path} is not an unlearned model, its config.json is of type {model_type!r}. Give the folder or "
-            "repository that ULDTrainer or `uld train` wrote. (What a --method other than uld and offset, or `uld "
-            "bake`, wrote is an ordinary model: load it with AutoModelForCausalLM, and measure it with `uld eval`, as "
-            "one of --others, or as the model, with its --target.)"
+            f"{name_or_path} is not an unlearned model, {kind}. Give the "
+            "folder or repository that ULDTrainer, or `uld train` with --method uld or offset, wrote. (What other "
+            "methods and `uld bake` write is an ordinary model or adapter: AutoModelForCausalLM loads it, and `uld "
+            "eval` measures it, as one of --others, or as the model, with --target.)"
         )
     try:
         check_checksum(content)

@@ -3,6 +3,7 @@
 import torch
 from peft import PeftModel
 from transformers import Cache, DynamicCache, LogitsProcessor
+from transformers.cache_utils import DynamicLayer
 
 from .assistant import ADAPTER_NAME, remembered_settings
 from .cache_name import CACHE
@@ -146,8 +147,8 @@ class ULDLogitsProcessor(LogitsProcessor):
             # The last position must be computed again to have its logits.
             keep = min(int(prefix.amax(dim=1).min()), tokens.shape[1] - 1)
             drop = self._tokens.shape[1] - keep
-            # A sliding window has already dropped what cropping would have to bring back.
-            if keep > 0 and (drop == 0 or not any(self._cache.is_sliding)):
+            # What a sliding window has dropped, or a state has taken in, cropping cannot bring back.
+            if keep > 0 and (drop == 0 or all(type(layer) is DynamicLayer for layer in self._cache.layers)):
                 source = prefix.argmax(dim=1)
                 if len(source) != len(self._tokens) or not torch.equal(source, torch.arange(len(source)).to(source)):
                     self._cache.reorder_cache(source)

@@ -9,7 +9,6 @@ from transformers import PreTrainedConfig
 
 
 ADAPTER_NAME = "assistant"
-_UNCOUNTED = ("linear_attention", "conv")  # transformers' names of layers whose cache is a state of one size
 
 
 def check_num_layers(num_layers: int, config: PreTrainedConfig) -> None:
@@ -32,30 +31,6 @@ def check_num_layers(num_layers: int, config: PreTrainedConfig) -> None:
         raise ValueError(
             f"The assistant cannot have {num_layers} layers: the target has {available}. Use 1 to {available}, "
             f"e.g. {suggested} ({'half, as the model is small' if small else 'a quarter, as in the paper'})."
-        )
-
-
-def check_has_attention(num_layers: int, config: PreTrainedConfig) -> None:
-    """
-    Refuse an assistant without a layer of attention, as the first layers of hybrid models may be.
-
-    Args:
-        num_layers (`int`):
-            Number of decoder layers K of the assistant.
-        config ([`~transformers.PreTrainedConfig`]):
-            Configuration of the target.
-
-    Raises:
-        ValueError: If the cache of the first `num_layers` layers would not know how many tokens it has seen.
-    """
-    kinds = config.get_text_config(decoder=True).to_dict().get("layer_types") or []
-    counted = [index for index, kind in enumerate(kinds, start=1) if kind not in _UNCOUNTED]
-    if kinds and (not counted or num_layers < counted[0]):
-        only = " and ".join(sorted(set(kinds[:num_layers])))
-        advice = f"Use at least {counted[0]} layers." if counted else "This architecture is not supported as a target."
-        raise ValueError(
-            f"An assistant of {num_layers} of this target's layers would be {only} only: its cache would not "
-            f"know how long a text is, and generate() would fail. {advice}"
         )
 
 

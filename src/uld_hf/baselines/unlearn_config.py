@@ -98,8 +98,8 @@ class UnlearnConfig(SFTConfig):
     retain_loss_type: str | None = field(
         default=None,
         metadata={
-            "help": "Term of the retain set: none, nll, kl (to the target), or for rmu activations. Default: nll, for "
-            "rmu activations.",
+            "help": "Term of the retain set: none, nll (with ga: gradient difference), kl (to the target), or for rmu "
+            "activations. Default: nll, for rmu activations.",
             "choices": list(RETAIN_LOSS_TYPES),
         },
     )

@@ -46,7 +46,8 @@ DESCRIPTION = """Make a tiny language model learn 40 invented people, then forge
   uld demo --seed 1 --output_dir out/demo1
 
 Needs no download and no GPU. Prints a table of the target, a model retrained without the four people, and the target
-with ULD's assistant.
+with ULD's assistant. The questions are written beside the models, to go on with `uld train` and `uld eval`:
+forget.jsonl, retain.jsonl, and holdout.jsonl about people that no model has seen.
 """
 
 # Found by trying. A target this small, trained from scratch, needs a larger part of its layers, more
@@ -86,7 +87,7 @@ class DemoArguments:
 
     Args:
         output_dir (`str`, *optional*, defaults to `"uld-demo"`):
-            Folder for the models, the assistant and `results.json`.
+            Folder for the models, the assistant, the questions and `results.json`.
         num_people (`int`, *optional*, defaults to `40`):
             Number of invented people; a tenth of them is forgotten.
         seed (`int`, *optional*, defaults to `0`):
@@ -94,7 +95,7 @@ class DemoArguments:
     """
 
     output_dir: str = field(
-        default="uld-demo", metadata={"help": "folder for the models, the assistant and results.json"}
+        default="uld-demo", metadata={"help": "folder for the models, the assistant, the questions and results.json"}
     )
     num_people: int = field(default=40, metadata={"help": "number of invented people; a tenth of them is forgotten"})
     seed: int = field(default=0, metadata={"help": "seed of the people and of every training"})
@@ -408,6 +409,21 @@ def summarize(
     )
 
 
+def write_questions(path: Path, rows: Dataset) -> None:
+    """
+    Write a set down as `uld train` and `uld eval` take it.
+
+    Args:
+        path (`Path`):
+            JSONL file.
+        rows ([`~datasets.Dataset`]):
+            The set.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = ["question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer", "value"]
+    rows.select_columns(columns).rename_column("value", "fact").to_json(path)
+
+
 def format_table(rows: Sequence[DemoRow]) -> str:
     """
     The table, for a terminal.
@@ -439,7 +455,7 @@ def run_demo(output_dir: str | os.PathLike, num_people: int = 40, seed: int = 0)
 
     Args:
         output_dir (`str` or `os.PathLike`):
-            Folder for the models, the assistant and `results.json`.
+            Folder for the models, the assistant, the questions and `results.json`.
         num_people (`int`, *optional*, defaults to `40`):
             Number of invented people; a tenth of them is forgotten.
         seed (`int`, *optional*, defaults to `0`):
@@ -449,10 +465,17 @@ def run_demo(output_dir: str | os.PathLike, num_people: int = 40, seed: int = 0)
         `list[DemoRow]`: The table's lines: target, retrained, unlearned.
     """
     folder = Path(output_dir)
-    dataset = fictitious_dataset(invent_people(num_people, seed), seed)
+    people = invent_people(num_people, seed)
+    dataset = fictitious_dataset(people, seed)
     split = split_people(dataset, forget_fraction=0.1, seed=seed)
     forget, retain = split["forget"], split["retain"]
     names = list(dict.fromkeys(forget["person"]))
+    known = {person.name for person in people}
+    others = [person for person in invent_people(num_people, seed + 1) if person.name not in known]
+    never_seen = fictitious_dataset(others, seed)
+    holdout = never_seen.select(range(min(len(forget), len(never_seen))))
+    for part, its_rows in {**split, "holdout": holdout}.items():
+        write_questions(folder / f"{part}.jsonl", its_rows)
     tokenizer = train_tokenizer(
         [
             text
@@ -505,6 +528,9 @@ def run_demo(output_dir: str | os.PathLike, num_people: int = 40, seed: int = 0)
     command = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "uld"))
     question = forget["question"][0]
     output.note(f'\nAsk it yourself:  {command} generate {folder / "unlearned"} --prompt "{question}"')
+    sets = " ".join(f"--{part}_dataset {folder / part}.jsonl" for part in ("forget", "retain", "holdout"))
+    models = f"{folder / 'unlearned'} --retrained {folder / 'retrained'} --output_dir {folder / 'evaluation'}"
+    output.note(f"Measure it:       {command} eval {models} {sets}")
     return rows
 
 

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 from peft import LoraConfig
-from transformers import AutoConfig
 
 from ..training.estimate import TrainingEstimate, estimate_training
+from ..training.target import read_target_config
 from . import output
 from .parsing import CommandParser, check_model_path
 
@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"tflops={arguments.tflops} must be above 0.")
     check_model_path(arguments.model)
     estimate = estimate_training(
-        AutoConfig.from_pretrained(arguments.model),
+        read_target_config(arguments.model, {}),
         arguments.num_assistant_layers,
         arguments.tokens_per_row,
         arguments.answer_tokens_per_row,

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
 from ..context import context_length
-from ..evaluation.comparison import compare, figure_table
+from ..evaluation.comparison import compare, figure_table, remembered
 from ..evaluation.encoding import encode
 from ..evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS
@@ -22,7 +22,7 @@ from ..hub import fingerprint_tokenizer, record_evaluation
 from ..modeling_uld import ULDForCausalLM
 from . import output
 from .identity import check_tokenizer, hash_rows, identify, identify_unlearned
-from .loading import is_unlearned, load_model, load_tokenizer, load_unlearned
+from .loading import find_base, is_unlearned, load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
 from .questions import check_apart, documents_of, note_wrong_answers, questions_of, read_rows
 
@@ -161,9 +161,12 @@ class EvalArguments:
                 "--add_to_card needs a model in a folder, evaluated with its own alpha: save it with the alpha first."
             )
         names = [_name(path) for path in self.others or ()]
-        for name in names:
-            if name in _NAMES or names.count(name) > 1:
-                raise ValueError(f"Two columns would be called {name!r}: rename a folder of --others.")
+        for path, name in zip(self.others or (), names, strict=True):
+            if name in _NAMES or names.count(name) > 1 or os.path.realpath(path) == os.path.realpath(self.model):
+                raise ValueError(
+                    f"--others {path}: there is a column {name!r} already, or it is the model itself. Leave it out if "
+                    "that is the same model, else rename its folder."
+                )
 
     @property
     def data(self) -> dict[str, str]:
@@ -287,6 +290,40 @@ def evaluate_or_load(
     return evaluation
 
 
+def note_base(path: str, base: str | None) -> None:
+    """
+    Say so where an adapter is measured on another base than the one that it names, which may have moved.
+
+    Args:
+        path (`str`):
+            Folder or hub id of a model or an adapter.
+        base (`str`, *optional*):
+            Folder or hub id of the target, on which adapters are measured.
+    """
+    named = find_base(path)
+    if base is not None and named not in (path, base) and os.path.realpath(named) != os.path.realpath(base):
+        output.note(f"{path} is an adapter for {named}. It is measured on {base}.")
+
+
+def check_is_not_target(path: str, found: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    """
+    Refuse to measure the target as a model that has forgotten.
+
+    Args:
+        path (`str`):
+            Folder or hub id of the model.
+        found (`Mapping[str, str]`):
+            Its fingerprint.
+        target (`Mapping[str, str]`):
+            The target's.
+
+    Raises:
+        ValueError: If both are the same.
+    """
+    if found == target:
+        raise ValueError(f"{path} is the target itself: nothing has changed its weights. Leave it out.")
+
+
 def identify_any(model: PreTrainedModel) -> dict[str, Any]:
     """
     What tells a model from others, whether it is composed or has weights of its own.
@@ -373,6 +410,32 @@ def describe_missing(evaluations: Mapping[str, Evaluation], figures: Mapping[str
     return reasons
 
 
+def describe_zeros(evaluations: Mapping[str, Evaluation], compared: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """
+    What makes a memorization 0 that other figures would not: one part of it, which the harmonic mean follows.
+
+    Args:
+        evaluations (`Mapping[str, Evaluation]`):
+            By name.
+        compared (`Mapping[str, Mapping[str, float]]`):
+            Figures that need more than one set or model, by name.
+
+    Returns:
+        `list[str]`: A sentence for each part of each model.
+    """
+    before = remembered(evaluations["target"])
+    sentences = []
+    for name, evaluation in evaluations.items():
+        if name != "target" and compared[name]["memorization"] == 0:
+            sentences += [
+                f"{name}: memorization is 0, as its {measure} ({value:.3g}) is not below the target's "
+                f"({before[measure]:.3g})."
+                for measure, value in remembered(evaluation).items()
+                if value >= before[measure] > 0
+            ]
+    return sentences
+
+
 def build_parser() -> CommandParser:
     """The command line of `uld eval`."""
     return CommandParser((EvalArguments,), "uld eval", DESCRIPTION, words=("model",), has_json=True)
@@ -419,6 +482,8 @@ def run(arguments: EvalArguments) -> None:
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
 
     model: PreTrainedModel | None = None
+    if arguments.target is None and find_base(arguments.model) != arguments.model:
+        raise ValueError(f"{arguments.model} is an adapter: say what it was trained on, with --target.")
     if arguments.target is None or is_unlearned(arguments.model):
         model = load_unlearned(arguments.model, arguments.target, arguments.alpha)
         target, tokenizer = model.target, load_tokenizer(model, arguments.model)
@@ -428,11 +493,15 @@ def run(arguments: EvalArguments) -> None:
         )
     else:  # loaded when the target has been measured: one model at a time
         tokenizer = AutoTokenizer.from_pretrained(arguments.target)
-        check_tokenizer(arguments.model, tokenizer)
         target = load_model(arguments.target)
-    for path in (arguments.retrained, *others):
-        if path is not None:
-            check_tokenizer(path, tokenizer)
+    composed = {path: ULDForCausalLM.from_pretrained(path, target=target) for path in others if is_unlearned(path)}
+    base = arguments.target or target.name_or_path or None  # of adapters
+    for path in others if model is not None else (arguments.model, *others):
+        check_tokenizer(path, tokenizer, base)
+        note_base(path, base)
+    if arguments.retrained is not None:
+        check_model_path(find_base(arguments.retrained))
+        check_tokenizer(arguments.retrained, tokenizer)
     # A mistake in the last file is told before the first is measured.
     lengths = (arguments.prefix_tokens, arguments.continuation_tokens)
     sets = {
@@ -457,11 +526,17 @@ def run(arguments: EvalArguments) -> None:
     evaluations = {"target": evaluate_or_load("target", target, tokenizer, sets, settings, arguments)}
     del target
     if model is None:
-        model = load_model(arguments.model)
+        model = load_model(arguments.model, base)
         identity |= identify_any(model)
+        check_is_not_target(arguments.model, identity["model"], identity["target"])
     settings = {**identity, **data}
     evaluations["unlearned"] = evaluate_or_load("unlearned", model, tokenizer, sets, settings, arguments)
     del model
+    of_others = {}
+    for path, other in composed.items():  # while their target is there
+        settings = {**identify_any(other), **data}
+        of_others[path] = evaluate_or_load(_name(path), other, tokenizer, sets, settings, arguments)
+    composed = None
     if arguments.retrained is not None:
         retrained = load_model(arguments.retrained)
         settings = {"retrained": identify(retrained), **data}
@@ -473,10 +548,13 @@ def run(arguments: EvalArguments) -> None:
         evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, sets, settings, arguments)
         del retrained
     for path in others:
-        other = load_unlearned(path, arguments.target) if is_unlearned(path) else load_model(path)
-        settings = {**identify_any(other), **data}
-        evaluations[_name(path)] = evaluate_or_load(_name(path), other, tokenizer, sets, settings, arguments)
-        del other
+        if path not in of_others:
+            other = load_model(path, base)
+            settings = {**identify_any(other), **data}
+            check_is_not_target(path, settings["model"], identity["target"])
+            of_others[path] = evaluate_or_load(_name(path), other, tokenizer, sets, settings, arguments)
+            del other
+        evaluations[_name(path)] = of_others[path]
     compared = compare(evaluations, log)
     if arguments.add_to_card:
         record_evaluation(arguments.model, card_figures(evaluations["unlearned"], compared["unlearned"]))
@@ -489,7 +567,7 @@ def run(arguments: EvalArguments) -> None:
     }
     file = Path(arguments.output_dir) / "summary.json"
     file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    sentences = describe_missing(evaluations, compared["unlearned"])
+    sentences = [*describe_missing(evaluations, compared["unlearned"]), *describe_zeros(evaluations, compared)]
     output.result("\n".join([format_results(evaluations, compared), *sentences]), summary)
     output.note(
         f"\nWritten to {arguments.output_dir}: summary.json, and for each model a file with the values of every row."

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..hub import fingerprint_target, fingerprint_tokenizer, fingerprint_tokenizer_of
@@ -22,9 +23,20 @@ def identify(model: PreTrainedModel) -> dict[str, str | None]:
             The model.
 
     Returns:
-        `dict[str, str]`: See [`uld_hf.hub.fingerprint_target`].
+        `dict[str, str]`: See [`uld_hf.hub.fingerprint_target`]; and `"packed"` of quantized weights and adapters, which
+            it leaves out, where there are any.
     """
-    return fingerprint_target(model, model.config.get_text_config(decoder=True).num_hidden_layers)
+    found = fingerprint_target(model, model.config.get_text_config(decoder=True).num_hidden_layers)
+    packed = hashlib.sha256()
+    left_out = {
+        name: weight
+        for name, weight in model.named_parameters()
+        if not weight.is_meta and ("lora_" in name or not weight.is_floating_point())
+    }
+    for name, weight in left_out.items():
+        packed.update(name.encode())
+        packed.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return {**found, "packed": packed.hexdigest()} if left_out else found
 
 
 def identify_unlearned(model: ULDForCausalLM) -> dict[str, dict[str, Any]]:
@@ -56,7 +68,7 @@ def hash_rows(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]
     return {name: hashlib.sha256(json.dumps(rows).encode()).hexdigest() for name, rows in sets.items()}
 
 
-def check_tokenizer(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_tokenizer(name_or_path: str, tokenizer: PreTrainedTokenizerBase, base: str | None = None) -> None:
     """
     Refuse a model whose own tokenizer is another one, with which its figures would mean nothing.
 
@@ -65,18 +77,22 @@ def check_tokenizer(name_or_path: str, tokenizer: PreTrainedTokenizerBase) -> No
             Hub id or folder of the model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             The tokenizer that it is going to be measured with.
+        base (`str`, *optional*):
+            Hub id or folder of its base, if it is an adapter. Defaults to the one that the adapter names.
 
     Raises:
         ValueError: If there is a tokenizer beside it, and it differs, or this one has tokens that it does not know.
     """
     if fingerprint_tokenizer_of(name_or_path) not in (None, fingerprint_tokenizer(tokenizer)):
         raise ValueError(
-            f"{name_or_path} has another tokenizer than the unlearned model: the two cannot be compared token by "
-            "token. Give a model that was trained from the same base."
+            f"{name_or_path} has another tokenizer than the target: the two cannot be compared token by token. Give a "
+            "model that was trained from the same base."
         )
-    known = AutoConfig.from_pretrained(find_base(name_or_path)).get_text_config().vocab_size
+    named = find_base(name_or_path)
+    source = base if base is not None and named != name_or_path else named
+    known = AutoConfig.from_pretrained(source).get_text_config().vocab_size
     if len(tokenizer) > known:
         raise ValueError(
-            f"{name_or_path} knows {known} tokens and the unlearned model's tokenizer has {len(tokenizer)}: some were "
+            f"{name_or_path} knows {known} tokens and the target's tokenizer has {len(tokenizer)}: some were "
             "added later, as chat templates do. Give a model that knows them."
         )

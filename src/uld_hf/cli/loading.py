@@ -1,11 +1,20 @@
 """Models and tokenizers from the folders and hub ids that a command line names, on the accelerators that are there."""
 
+from contextlib import suppress
+
 import torch
-from peft import AutoPeftModelForCausalLM, PeftConfig
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import find_adapter_config_file
 
-from ..assistant import without_old_name_warning
+from ..assistant import NO_BASE, without_old_name_warning
 from ..configuration_uld import ULDModelConfig
 from ..modeling_uld import ULDForCausalLM
 
@@ -25,28 +34,48 @@ def find_base(name: str) -> str:
 
     Returns:
         `str`: The same name, or that of the adapter's base.
+
+    Raises:
+        ValueError: If it is an adapter that names no base, or one that cannot be merged into it.
     """
+    with suppress(OSError):
+        if PreTrainedConfig.get_config_dict(name)[0]:
+            return name
     if find_adapter_config_file(name) is None:
         return name
-    return PeftConfig.from_pretrained(name).base_model_name_or_path
+    adapter = PeftConfig.from_pretrained(name)
+    if adapter.base_model_name_or_path in (None, NO_BASE):
+        raise ValueError(f"{name} is an adapter that names no base (nor is an assistant by itself a model).")
+    if adapter.is_prompt_learning:
+        raise ValueError(f"{name} is an adapter of type {adapter.peft_type.value}, which has no weights to be merged.")
+    return adapter.base_model_name_or_path
 
 
-def load_model(name: str) -> PreTrainedModel:
+def load_model(name: str, base: str | None = None) -> PreTrainedModel:
     """
     Load a model as it is, on the accelerator if there is one; an adapter is merged into its base.
 
     Args:
         name (`str`):
             Folder or hub id.
+        base (`str`, *optional*):
+            Folder or hub id of an adapter's base. Defaults to the one that the adapter names, which may have moved, or
+            be relative to another folder than this one.
 
     Returns:
         [`~transformers.PreTrainedModel`]: The model, in evaluation mode.
     """
-    if find_base(name) != name:
-        with without_old_name_warning():
+    named = find_base(name)
+    if named == name:
+        return AutoModelForCausalLM.from_pretrained(name, **_where()).eval()
+    with without_old_name_warning():
+        if base is None:
             adapted = AutoPeftModelForCausalLM.from_pretrained(name, **_where())
-        return adapted.merge_and_unload().eval()
-    return AutoModelForCausalLM.from_pretrained(name, **_where()).eval()
+        else:
+            adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, **_where()), name)
+    merged = adapted.merge_and_unload().eval()
+    merged.name_or_path = name
+    return merged
 
 
 def is_unlearned(name: str) -> bool:

@@ -168,7 +168,7 @@ class CommandParser:
         except yaml.YAMLError as error:
             raise ValueError(f"The file of --config is not YAML: {error}") from error
         except ValueError as error:
-            raise self._explain(error) from error
+            raise self._explain(error, argv) from error
         common = parsed[self.num_own :]
         output.configure(common[0].quiet, self.has_json and common[1].json)
         return parsed[: self.num_own]
@@ -188,11 +188,14 @@ class CommandParser:
             named += [f"--{word}", value]
         return [*named, *argv[count:]]
 
-    def _explain(self, error: ValueError) -> ValueError:
+    def _explain(self, error: ValueError, argv: Sequence[str]) -> ValueError:
         """TrlParser's message is for developers: name the options and what they may have been meant to be."""
         known = [option for action in self.parser._actions for option in action.option_strings]
         unknown = [f"--{word.lstrip('-')}" for word in re.findall(r"'(-*[A-Za-z]\w*)'", str(error))]
         unknown = [option for option in unknown if option not in known]
+        # The values of unknown options are listed too; keys of a YAML file are not in the command line at all.
+        typed = {part.partition("=")[0] for part in argv if part.startswith("--")}
+        unknown = [option for option in unknown if option in typed] or unknown
         if not unknown or not re.search("not used by|Unknown arguments", str(error)):
             return error
         named = [f"{option}{self._hint(option, known)}" for option in unknown]

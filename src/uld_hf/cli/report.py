@@ -79,7 +79,10 @@ def main(argv: Sequence[str]) -> None:
     missing = [name for name in ("target", "unlearned") if not (folder / f"{name}.json").is_file()]
     if missing:
         raise FileNotFoundError(f"{folder} has no {missing[0]}.json: run uld eval with --output_dir {folder} first.")
-    names = [name for name in ("target", "retrained", "unlearned") if (folder / f"{name}.json").is_file()]
+    main = [name for name in ("target", "retrained", "unlearned") if (folder / f"{name}.json").is_file()]
+    summary = folder / "summary.json"  # of the last run, with the models of --others
+    measured = json.loads(summary.read_text(encoding="utf-8"))["models"] if summary.is_file() else ()
+    names = [*main, *(name for name in measured if name not in main)]
     evaluations = {name: Evaluation.load(folder / f"{name}.json") for name in names}
     for name, evaluation in evaluations.items():
         lacking = {"forget", "retain"} - set(evaluation.sets)
@@ -104,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
         log,
     )
     Path(arguments.output).write_text(page, encoding="utf-8")
-    checks = run_checks(evaluations, retrained_log=log)
+    checks = run_checks({name: evaluations[name] for name in main}, retrained_log=log)
     failed = [check.statement for check in checks if not check.passed]
     output.result(
         f"Written to {arguments.output}. " + (f"Failed: {'; '.join(failed)}" if failed else "All checks passed."),

@@ -20,7 +20,7 @@ from ..data.formatting import question_answer_to_prompt_completion, read_json_li
 from ..data.local import load_from_hub
 from ..training.checkpoints import find_last_checkpoint, resolve_checkpoint
 from ..training.forget_retain_trainer import holds_model
-from ..training.target import how_to_load, select_source
+from ..training.target import how_to_load, read_target_config, select_source
 from ..training.uld_config import ULDConfig, check_choice
 from ..training.uld_trainer import ULDTrainer
 from . import output
@@ -250,7 +250,9 @@ def main(argv: Sequence[str]) -> None:
     begins_anew = unfinished and resolve_checkpoint(config.resume_from_checkpoint, config.output_dir) is None
     if begins_anew and config.process_index == 0:
         output.note(f"This training starts over; to go on from {unfinished}, add --resume_from_checkpoint True.")
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model, **select_source(how_to_load(config)))
+    source = select_source(how_to_load(config))
+    read_target_config(arguments.model, source)  # its mistakes are told before those of a tokenizer
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model, **source)
     conversational = tokenizer.chat_template is not None
     sets = {
         f"{name}_dataset": None if source is None else load_rows(source, conversational)

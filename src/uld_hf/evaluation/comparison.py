@@ -66,15 +66,30 @@ def compare(evaluations: Mapping[str, Evaluation], retrained_log: SetLog | None 
             figures[name]["model utility"] = kept_utility(evaluation)
         if target is not None:
             # What the target itself does not remember cannot be forgotten.
-            before = {measure: value for measure, value in _remembered(target).items() if value > 0}
-            remembered = {measure: _remembered(evaluation)[measure] for measure in before}
-            figures[name]["memorization"] = memorization_score(remembered, before)
+            before = {measure: value for measure, value in remembered(target).items() if value > 0}
+            left = {measure: remembered(evaluation)[measure] for measure in before}
+            figures[name]["memorization"] = memorization_score(left, before)
             if kept_utility(target) > 0:
                 figures[name]["utility"] = utility_score(evaluation, target)
         parts = [figures[name].get(part) for part in ("memorization", "privacy", "utility")]
         if None not in parts:
             figures[name]["aggregate"] = float(hmean(parts))
     return figures
+
+
+def remembered(evaluation: Evaluation) -> dict[str, float]:
+    """
+    What OpenUnlearning's memorization is made of, of a model's forget set.
+
+    Args:
+        evaluation ([`Evaluation`]):
+            Of a model.
+
+    Returns:
+        `dict[str, float]`: By measure, those that were measured.
+    """
+    summary = evaluation.sets["forget"].summary()
+    return {name: summary[name] for name in REMEMBERED if name in summary}
 
 
 def kept_utility(evaluation: Evaluation) -> float:
@@ -187,8 +202,3 @@ def _retrained_truth_ratios(evaluations: Mapping[str, Evaluation], retrained_log
     if ratios is None:
         raise ValueError("The retrained model was evaluated without wrong answers: evaluate it again.")
     return ratios
-
-
-def _remembered(evaluation: Evaluation) -> dict[str, float]:
-    summary = evaluation.sets["forget"].summary()
-    return {name: summary[name] for name in REMEMBERED if name in summary}

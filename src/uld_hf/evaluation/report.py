@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from html import escape
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -225,7 +226,7 @@ def check_same(evaluations: Mapping[str, Evaluation], sweep: Mapping[str, Any] |
 
     Args:
         evaluations (`Mapping[str, Evaluation]`):
-            `"target"`, `"unlearned"` and, if there is one, `"retrained"`.
+            `"target"`, `"unlearned"` and, if there are any, `"retrained"` and others.
         sweep (`Mapping[str, Any]`, *optional*):
             What `uld sweep --output` wrote.
 
@@ -393,8 +394,8 @@ def plot_frontier(outcomes: Sequence[Mapping[str, Any]], target: Mapping[str, An
 
 
 def _examples(before: SetResults, after: SetResults, number: int) -> str:
-    # Spread over the set: the first ten may all be about the same.
-    indices = np.unique(np.linspace(0, len(before.prompts) - 1, min(number, len(before.prompts))).astype(int))
+    # Drawn: the first ten may all be about the same, and evenly spaced ones all the same question about others.
+    indices = sorted(Random(0).sample(range(len(before.prompts)), min(number, len(before.prompts))))
     return "".join(
         f"<article><p>{escape(_shown(before.prompts[index]))}</p>"
         f"<div><span>before</span><div>{mark_differences(after.completions[index], before.completions[index])}</div>"
@@ -411,7 +412,7 @@ def _shown(prompt: str) -> str:
 
 def _table(evaluations: Mapping[str, Evaluation], compared: Mapping[str, Mapping[str, float]]) -> str:
     columns = list(evaluations)
-    head = "".join(f'<th class="{name}">{escape(name)}</th>' for name in columns)
+    head = "".join(f'<th class="{escape(name)}">{escape(name)}</th>' for name in columns)
     groups: dict[str, list[str]] = {}
     rows_of = {
         split.replace("_", " "): len(results.prompts) for split, results in evaluations["unlearned"].sets.items()
@@ -422,8 +423,7 @@ def _table(evaluations: Mapping[str, Evaluation], compared: Mapping[str, Mapping
             continue
         digits = ".0f" if measure == "broken answers" else ".3g"
         cells = "".join(
-            f'<td class="{name}">{row[name]:{digits}}</td>' if name in row else f'<td class="{name}"></td>'
-            for name in columns
+            f'<td class="{escape(name)}">{f"{row[name]:{digits}}" if name in row else ""}</td>' for name in columns
         )
         groups.setdefault(split, []).append(f"<tr><td>{escape(measure)}</td>{cells}</tr>")
     body = "".join(
@@ -463,7 +463,7 @@ def render_report(
         title (`str`):
             What was asked, e.g. `"Forget Alice"`.
         evaluations (`Mapping[str, Evaluation]`):
-            `"target"`, `"unlearned"` and, if there is one, `"retrained"`.
+            `"target"`, `"unlearned"` and, if there is one, `"retrained"`; others have a column of the table, no more.
         versions (`Mapping[str, str]`):
             Versions of the packages used.
         date (`str`):
@@ -480,7 +480,8 @@ def render_report(
     Returns:
         `str`: A self-contained HTML document.
     """
-    checks = run_checks(evaluations, retrained_log=retrained_log)
+    main = {name: evaluation for name, evaluation in evaluations.items() if name in COLORS}
+    checks = run_checks(main, retrained_log=retrained_log)
     failed = sum(not check.passed for check in checks)
     verdict = "All checks passed." if not failed else f"{failed} of {len(checks)} checks failed."
     items = "".join(
@@ -490,7 +491,7 @@ def render_report(
     )
     target, unlearned = evaluations["target"], evaluations["unlearned"]
     compared = compare(evaluations, retrained_log)
-    plots = plot_truth_ratios(evaluations)
+    plots = plot_truth_ratios(main)
     if sweep is not None:
         plots += plot_frontier(sweep["settings"], sweep["target"], sweep["chosen"])
     parts = [

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ..assistant import add_lora, truncate_config
+from ..assistant import add_lora, check_has_attention, truncate_config
 from .checkpointing import check_recomputes, is_kept, keep_products
 from .losses import tile_tokens
 from .padding_free import attention_by_row
@@ -348,6 +348,7 @@ def estimate_training(
     check_recomputes(keep_products, activation_checkpointing)
     if quantization not in (None, "4bit", "8bit"):
         raise ValueError(f"quantization={quantization!r} must be '4bit', '8bit' or left out.")
+    check_has_attention(num_layers, config)
     truncated = build_without_memory(truncate_config(config, num_layers), dtype)
     whole = build_without_memory(config, dtype)
     # Linear attention has convolutions.

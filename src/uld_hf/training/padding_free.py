@@ -194,6 +194,6 @@ def takes_rows_without_padding(model: PreTrainedModel, asked: bool | None) -> bo
     if not keeps_rows_apart(model):
         raise ValueError(
             f"padding_free=True: in {type(model).__name__} with attn_implementation={attention!r}, rows would see each "
-            "other. Leave padding_free out."
+            "other, or kernels that keep them apart are missing. Leave padding_free out."
         )
     return True
