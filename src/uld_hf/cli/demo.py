@@ -421,7 +421,8 @@ def write_questions(path: Path, rows: Dataset) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = ["question", "answer", "paraphrased_question", "paraphrased_answer", "perturbed_answer", "value"]
-    rows.select_columns(columns).rename_column("value", "fact").to_json(path)
+    lines = [json.dumps(row) + "\n" for row in rows.select_columns(columns).rename_column("value", "fact")]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def format_table(rows: Sequence[DemoRow]) -> str:

@@ -21,8 +21,8 @@ from ..evaluation.verbatim import documents_perplexity
 from ..hub import fingerprint_tokenizer, record_evaluation
 from ..modeling_uld import ULDForCausalLM
 from . import output
-from .identity import check_tokenizer, hash_rows, identify, identify_unlearned
-from .loading import find_base, is_unlearned, load_model, load_tokenizer, load_unlearned
+from .identity import check_is_not_target, check_tokenizer, hash_rows, identify, identify_any
+from .loading import find_base, is_unlearned, load_model, load_tokenizer, load_unlearned, note_base
 from .parsing import CommandParser, check_model_path
 from .questions import check_apart, documents_of, note_wrong_answers, questions_of, read_rows
 
@@ -290,56 +290,6 @@ def evaluate_or_load(
     return evaluation
 
 
-def note_base(path: str, base: str | None) -> None:
-    """
-    Say so where an adapter is measured on another base than the one that it names, which may have moved.
-
-    Args:
-        path (`str`):
-            Folder or hub id of a model or an adapter.
-        base (`str`, *optional*):
-            Folder or hub id of the target, on which adapters are measured.
-    """
-    named = find_base(path)
-    if base is not None and named not in (path, base) and os.path.realpath(named) != os.path.realpath(base):
-        output.note(f"{path} is an adapter for {named}. It is measured on {base}.")
-
-
-def check_is_not_target(path: str, found: Mapping[str, Any], target: Mapping[str, Any]) -> None:
-    """
-    Refuse to measure the target as a model that has forgotten.
-
-    Args:
-        path (`str`):
-            Folder or hub id of the model.
-        found (`Mapping[str, str]`):
-            Its fingerprint.
-        target (`Mapping[str, str]`):
-            The target's.
-
-    Raises:
-        ValueError: If both are the same.
-    """
-    if found == target:
-        raise ValueError(f"{path} is the target itself: nothing has changed its weights. Leave it out.")
-
-
-def identify_any(model: PreTrainedModel) -> dict[str, Any]:
-    """
-    What tells a model from others, whether it is composed or has weights of its own.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            The model.
-
-    Returns:
-        `dict[str, Any]`: Its fingerprints and, if it is composed, how.
-    """
-    if isinstance(model, ULDForCausalLM):
-        return {**identify_unlearned(model), **model.config.subtraction}
-    return {"model": identify(model)}
-
-
 def format_results(evaluations: Mapping[str, Evaluation], compared: Mapping[str, Mapping[str, float]]) -> str:
     """
     A table of all figures, one column for each model.
@@ -436,6 +386,84 @@ def describe_zeros(evaluations: Mapping[str, Evaluation], compared: Mapping[str,
     return sentences
 
 
+def load_model_and_target(
+    arguments: EvalArguments,
+) -> tuple[PreTrainedModel | None, PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Load what is measured first.
+
+    Args:
+        arguments ([`EvalArguments`]):
+            The command's.
+
+    Returns:
+        `tuple[PreTrainedModel | None, PreTrainedModel, PreTrainedTokenizerBase]`: The model, the target and their
+            tokenizer. `None` stands for a model with weights of its own, which is to be loaded when the target has been
+            measured: one model at a time.
+
+    Raises:
+        ValueError: If the model does not say what its target is, or has no assistant, and options are for such a one.
+    """
+    if arguments.target is None and find_base(arguments.model) != arguments.model:
+        raise ValueError(f"{arguments.model} is an adapter: say what it was trained on, with --target.")
+    if arguments.target is None or is_unlearned(arguments.model):
+        model = load_unlearned(arguments.model, arguments.target, arguments.alpha)
+        return model, model.target, load_tokenizer(model, arguments.model)
+    if arguments.alpha is not None or arguments.add_to_card:
+        raise ValueError(
+            f"--alpha and --add_to_card are for models with an assistant: {arguments.model} is an ordinary one."
+        )
+    return None, load_model(arguments.target), AutoTokenizer.from_pretrained(arguments.target)
+
+
+def prepare_sets(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    target: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    log: SetLog | None,
+    arguments: EvalArguments,
+) -> dict[str, AskedSet]:
+    """
+    Put the rows as every model is asked, and look for mistakes in all of them.
+
+    Args:
+        rows (`Mapping[str, Sequence[Mapping[str, Any]]]`):
+            By set.
+        target ([`~transformers.PreTrainedModel`]):
+            The target, whose context they must fit into.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        log ([`SetLog`], *optional*):
+            TOFU's log of a retrained model, which must be of the same rows.
+        arguments ([`EvalArguments`]):
+            The command's.
+
+    Returns:
+        `dict[str, AskedSet]`: By set.
+
+    Raises:
+        ValueError: If rows are too long, in two sets, or not those of the log.
+    """
+    lengths = (arguments.prefix_tokens, arguments.continuation_tokens)
+    sets = {
+        split: AskedSet(questions_of(rows[split], path, tokenizer, *lengths), documents_of(rows[split], path))
+        for split, path in arguments.data.items()
+    }
+    questions_by_set = {split: asked.questions for split, asked in sets.items()}
+    check_apart({split: each for split, each in questions_by_set.items() if split in ("forget", "retain", "holdout")})
+    note_wrong_answers(questions_by_set["forget"], questions_by_set["retain"], arguments.retain_dataset)
+    for split, questions in questions_by_set.items():
+        try:
+            check_fit(target, tokenizer, questions, arguments.max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"{split} set: {error}") from error
+        if split == "forget" and log is not None:
+            check_has_ratios(questions[0].paraphrased_answer, questions[0].perturbed_answers)
+            encoded = [encode(tokenizer, question.prompt, question.answer) for question in questions]
+            check_same_rows(log, [question.answer for question in questions], [len(ids) - at for ids, at in encoded])
+    return sets
+
+
 def build_parser() -> CommandParser:
     """The command line of `uld eval`."""
     return CommandParser((EvalArguments,), "uld eval", DESCRIPTION, words=("model",), has_json=True)
@@ -481,45 +509,18 @@ def run(arguments: EvalArguments) -> None:
         log = load_tofu_log(arguments.retrained_log)["Forget"]
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
 
-    model: PreTrainedModel | None = None
-    if arguments.target is None and find_base(arguments.model) != arguments.model:
-        raise ValueError(f"{arguments.model} is an adapter: say what it was trained on, with --target.")
-    if arguments.target is None or is_unlearned(arguments.model):
-        model = load_unlearned(arguments.model, arguments.target, arguments.alpha)
-        target, tokenizer = model.target, load_tokenizer(model, arguments.model)
-    elif arguments.alpha is not None or arguments.add_to_card:
-        raise ValueError(
-            f"--alpha and --add_to_card are for models with an assistant: {arguments.model} is an ordinary one."
-        )
-    else:  # loaded when the target has been measured: one model at a time
-        tokenizer = AutoTokenizer.from_pretrained(arguments.target)
-        target = load_model(arguments.target)
-    composed = {path: ULDForCausalLM.from_pretrained(path, target=target) for path in others if is_unlearned(path)}
+    model, target, tokenizer = load_model_and_target(arguments)
     base = arguments.target or target.name_or_path or None  # of adapters
+    composed = [path for path in others if is_unlearned(path)]
+    for path in composed:
+        ULDForCausalLM.from_pretrained(path, target=target)  # refuses what was made for another
     for path in others if model is not None else (arguments.model, *others):
         check_tokenizer(path, tokenizer, base)
         note_base(path, base)
     if arguments.retrained is not None:
         check_model_path(find_base(arguments.retrained))
         check_tokenizer(arguments.retrained, tokenizer)
-    # A mistake in the last file is told before the first is measured.
-    lengths = (arguments.prefix_tokens, arguments.continuation_tokens)
-    sets = {
-        split: AskedSet(questions_of(rows[split], path, tokenizer, *lengths), documents_of(rows[split], path))
-        for split, path in arguments.data.items()
-    }
-    questions_by_set = {split: asked.questions for split, asked in sets.items()}
-    check_apart({split: each for split, each in questions_by_set.items() if split in ("forget", "retain", "holdout")})
-    note_wrong_answers(questions_by_set["forget"], questions_by_set["retain"], arguments.retain_dataset)
-    for split, questions in questions_by_set.items():
-        try:
-            check_fit(target, tokenizer, questions, arguments.max_new_tokens)
-        except ValueError as error:
-            raise ValueError(f"{split} set: {error}") from error
-        if split == "forget" and log is not None:
-            check_has_ratios(questions[0].paraphrased_answer, questions[0].perturbed_answers)
-            encoded = [encode(tokenizer, question.prompt, question.answer) for question in questions]
-            check_same_rows(log, [question.answer for question in questions], [len(ids) - at for ids, at in encoded])
+    sets = prepare_sets(rows, target, tokenizer, log, arguments)  # a mistake in the last file is told before any work
     data = {"data": hash_rows(rows)}
     identity = {"target": identify(target)} if model is None else identify_any(model)
     settings = {"target": identity["target"], **data}
@@ -532,11 +533,6 @@ def run(arguments: EvalArguments) -> None:
     settings = {**identity, **data}
     evaluations["unlearned"] = evaluate_or_load("unlearned", model, tokenizer, sets, settings, arguments)
     del model
-    of_others = {}
-    for path, other in composed.items():  # while their target is there
-        settings = {**identify_any(other), **data}
-        of_others[path] = evaluate_or_load(_name(path), other, tokenizer, sets, settings, arguments)
-    composed = None
     if arguments.retrained is not None:
         retrained = load_model(arguments.retrained)
         settings = {"retrained": identify(retrained), **data}
@@ -548,13 +544,12 @@ def run(arguments: EvalArguments) -> None:
         evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, sets, settings, arguments)
         del retrained
     for path in others:
-        if path not in of_others:
-            other = load_model(path, base)
-            settings = {**identify_any(other), **data}
+        other = load_unlearned(path, base) if path in composed else load_model(path, base)
+        settings = {**identify_any(other), **data}
+        if path not in composed:
             check_is_not_target(path, settings["model"], identity["target"])
-            of_others[path] = evaluate_or_load(_name(path), other, tokenizer, sets, settings, arguments)
-            del other
-        evaluations[_name(path)] = of_others[path]
+        evaluations[_name(path)] = evaluate_or_load(_name(path), other, tokenizer, sets, settings, arguments)
+        del other
     compared = compare(evaluations, log)
     if arguments.add_to_card:
         record_evaluation(arguments.model, card_figures(evaluations["unlearned"], compared["unlearned"]))

@@ -54,6 +54,41 @@ def identify_unlearned(model: ULDForCausalLM) -> dict[str, dict[str, Any]]:
     return {"target": identify(model.target), "lora": lora}
 
 
+def identify_any(model: PreTrainedModel) -> dict[str, Any]:
+    """
+    What tells a model from others, whether it is composed or has weights of its own.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+
+    Returns:
+        `dict[str, Any]`: Its fingerprints and, if it is composed, how.
+    """
+    if isinstance(model, ULDForCausalLM):
+        return {**identify_unlearned(model), **model.config.subtraction}
+    return {"model": identify(model)}
+
+
+def check_is_not_target(path: str, found: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+    """
+    Refuse to measure the target as a model that has forgotten.
+
+    Args:
+        path (`str`):
+            Folder or hub id of the model.
+        found (`Mapping[str, str]`):
+            Its fingerprint.
+        target (`Mapping[str, str]`):
+            The target's.
+
+    Raises:
+        ValueError: If both are the same.
+    """
+    if found == target:
+        raise ValueError(f"{path} is the target itself: nothing has changed its weights. Leave it out.")
+
+
 def hash_rows(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
     """
     SHA-256 of datasets.

@@ -1,5 +1,6 @@
 """Models and tokenizers from the folders and hub ids that a command line names, on the accelerators that are there."""
 
+import os
 from contextlib import suppress
 
 import torch
@@ -17,6 +18,7 @@ from transformers.utils import find_adapter_config_file
 from ..assistant import NO_BASE, without_old_name_warning
 from ..configuration_uld import ULDModelConfig
 from ..modeling_uld import ULDForCausalLM
+from . import output
 
 
 def _where() -> dict[str, str | None]:
@@ -76,6 +78,21 @@ def load_model(name: str, base: str | None = None) -> PreTrainedModel:
     merged = adapted.merge_and_unload().eval()
     merged.name_or_path = name
     return merged
+
+
+def note_base(path: str, base: str | None) -> None:
+    """
+    Say so where an adapter is measured on another base than the one that it names, which may have moved.
+
+    Args:
+        path (`str`):
+            Folder or hub id of a model or an adapter.
+        base (`str`, *optional*):
+            Folder or hub id of the target, on which adapters are measured.
+    """
+    named = find_base(path)
+    if base is not None and named not in (path, base) and os.path.realpath(named) != os.path.realpath(base):
+        output.note(f"{path} is an adapter for {named}. It is measured on {base}.")
 
 
 def is_unlearned(name: str) -> bool:
