@@ -304,10 +304,11 @@ def test_in_bfloat16_the_reference_is_computed_as_the_model_is(tmp_path: Path, p
 
 @pytest.mark.parametrize(
     "method",
-    [{"loss_type": "npo"}, {"loss_type": "rmu"}, {"loss_type": "rmu", "steering_coefficient": 200.0}],
-    ids=["npo", "rmu", "rmu, far"],
+    # A random model does not know the answers: only activations that are far from all others make them less likely.
+    [{"loss_type": "npo"}, {"loss_type": "rmu", "steering_coefficient": 200.0}],
+    ids=["npo", "rmu"],
 )
-@pytest.mark.parametrize(("learning_rate", "warned"), [(1e-8, True), (1e-2, False)])
+@pytest.mark.parametrize(("learning_rate", "warned"), [(1e-8, True), (5e-2, False)])
 def test_a_training_that_hardly_forgets_is_warned_of(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,

@@ -50,8 +50,9 @@ logger = logging.get_logger(__name__)
 
 # Methods whose forget term is a mean over rows, not over tokens.
 _BY_ROW = ("npo", "simnpo", "dpo")
-# A training whose last batches are not this many nats per token below its first ones has hardly forgotten.
-_HARDLY, _FEW_BATCHES = 0.1, 20
+# A training whose last batches are not this many nats per token below its first ones has hardly forgotten: the demo's
+# target, 0.1 below, still gave seven of eight answers.
+_HARDLY, _FEW_BATCHES = 0.3, 20
 
 
 @dataclass
