@@ -11,12 +11,17 @@ from uld_hf.cli.main import main as uld
 from uld_hf.data.formatting import read_json_lines
 
 
-def test_demo_writes_the_table_and_a_model_that_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that have no time to learn."""
     learn = demo.learn
     monkeypatch.setattr(demo, "learn", lambda *args: learn(*args, hidden_size=16, num_epochs=1))
     monkeypatch.setitem(demo.ULD_SETTINGS, "num_train_epochs", 1)
+
+
+def test_demo_writes_the_table_and_a_model_that_loads(
+    tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = demo.run_demo(tmp_path / "demo", num_people=10, seed=3)
     assert [row.model for row in rows] == ["target", "retrained", "unlearned (ULD)"]
     assert rows[1].forget_quality == 1.0  # the retrained model beside itself
@@ -30,12 +35,7 @@ def test_demo_writes_the_table_and_a_model_that_loads(
     assert f"uld generate {tmp_path / 'demo' / 'unlearned'} --prompt" in notes
 
 
-def test_what_the_demo_leaves_can_be_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    learn = demo.learn
-    monkeypatch.setattr(demo, "learn", lambda *args: learn(*args, hidden_size=16, num_epochs=1))
-    monkeypatch.setitem(demo.ULD_SETTINGS, "num_train_epochs", 1)
+def test_what_the_demo_leaves_can_be_measured(tmp_path: Path, quick: None, capsys: pytest.CaptureFixture[str]) -> None:
     demo.run_demo(tmp_path / "demo", num_people=10)
     _, _, command = capsys.readouterr().err.partition("Measure it:")
     _, *arguments = shlex.split(command.splitlines()[0])

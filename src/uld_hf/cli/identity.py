@@ -35,7 +35,7 @@ def identify(model: PreTrainedModel) -> dict[str, str | None]:
     }
     for name, weight in left_out.items():
         packed.update(name.encode())
-        packed.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        packed.update(weight.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return {**found, "packed": packed.hexdigest()} if left_out else found
 
 
