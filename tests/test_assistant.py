@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from all_families import any_model
-from families import FAMILIES, tiny_config, tiny_model, train_like
+from families import FAMILIES, randomize, tiny_config, tiny_model, train_like
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     Lfm2Config,
@@ -33,6 +35,7 @@ from uld_hf.assistant import (
     truncate_model,
 )
 from uld_hf.modeling_uld import ULDForCausalLM
+from uld_hf.subtraction import logit_difference
 
 
 TOKENS = torch.randint(4, 64, (2, 20), generator=torch.Generator().manual_seed(7))
@@ -391,3 +394,27 @@ def test_an_assistant_without_attention_is_refused():
     of_convolutions = Lfm2Config(num_hidden_layers=4, layer_types=["conv"] * 4)
     with pytest.raises(ValueError, match=r"would have no attention: .* is not supported as a target"):
         check_has_attention(2, of_convolutions)
+
+
+@pytest.mark.parametrize("family", ["llama4_text", "phimoe"])
+@torch.no_grad()
+def test_routers_that_return_more_than_a_product_have_no_lora(family: str, tmp_path: Path):
+    config_class = CONFIG_MAPPING[family]
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "intermediate_size_mlp": 64}
+    sizes |= {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    sizes |= {"num_local_experts": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    known = config_class().to_dict()
+    target = randomize(AutoModelForCausalLM.from_config(config_class(**{k: v for k, v in sizes.items() if k in known})))
+    target.save_pretrained(tmp_path / "target")
+    target = AutoModelForCausalLM.from_pretrained(tmp_path / "target")
+    assistant = train_like(build_assistant(target, 2))
+    with_lora = {name.rpartition(".")[2] for name, module in assistant.named_modules() if isinstance(module, LoraLayer)}
+    assert "q_proj" in with_lora
+    assert "router" not in with_lora
+    model = ULDForCausalLM(target=target, assistant=assistant, alpha=0.5, relative_top=0)
+    parts = [part(TOKENS, use_cache=False).logits for part in (target, assistant)]
+    expected = logit_difference(parts[0], parts[1:], [0.5], relative_top=0)
+    torch.testing.assert_close(model(TOKENS).logits, expected)
+    model.save_pretrained(tmp_path / "unlearned")
+    loaded = ULDForCausalLM.from_pretrained(tmp_path / "unlearned")
+    torch.testing.assert_close(loaded(TOKENS).logits, expected)

@@ -346,19 +346,27 @@ def without_old_name_warning() -> Iterator[None]:
 
 def put_adapter(model: PreTrainedModel, peft_config: PeftConfig, name: str = "default") -> PeftModel:
     """
-    PEFT's `get_peft_model`, [`without_old_name_warning`].
+    PEFT's `get_peft_model`, [`without_old_name_warning`] and, with "all-linear", without LoRA on routers.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             The base.
         peft_config ([`~peft.PeftConfig`]):
-            Configuration of the adapter.
+            Configuration of the adapter. It is changed.
         name (`str`, *optional*, defaults to `"default"`):
             Name of the adapter.
 
     Returns:
         [`~peft.PeftModel`]: The model with the adapter.
     """
+    # Linear layers that return more than a product (Llama 4, PhiMoE), which PEFT cannot add anything to.
+    routers = [
+        name
+        for name, module in model.named_modules()
+        if name.endswith(".router") and isinstance(module, nn.Linear) and "transformers." in type(module).__module__
+    ]
+    if routers and peft_config.target_modules == "all-linear" and peft_config.exclude_modules is None:
+        peft_config.exclude_modules = ["router"]
     with without_old_name_warning():
         return get_peft_model(model, peft_config, adapter_name=name)
 
