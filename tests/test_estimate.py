@@ -334,7 +334,13 @@ def docs_row(name: str) -> str:
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
+# Tracing takes the longer the more layers there are.
+DEEP = ("Llama 2 13B", "Llama 3.1 8B", "Llama 3.1 70B")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in MODELS]
+)
 def test_table_in_the_docs_is_what_the_estimate_says(name: str):
     page = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
     table = page.split("<!-- estimates: begin -->")[1].split("<!-- estimates: end -->")[0]
