@@ -359,13 +359,16 @@ def put_adapter(model: PreTrainedModel, peft_config: PeftConfig, name: str = "de
     Returns:
         [`~peft.PeftModel`]: The model with the adapter.
     """
+    is_all = isinstance(peft_config, LoraConfig) and peft_config.target_modules == "all-linear"
     # Linear layers that return more than a product (Llama 4, PhiMoE), which PEFT cannot add anything to.
-    routers = [
-        name
-        for name, module in model.named_modules()
-        if name.endswith(".router") and isinstance(module, nn.Linear) and "transformers." in type(module).__module__
-    ]
-    if routers and peft_config.target_modules == "all-linear" and peft_config.exclude_modules is None:
+    if (
+        is_all
+        and peft_config.exclude_modules is None
+        and any(
+            name.endswith(".router") and isinstance(module, nn.Linear) and "transformers." in type(module).__module__
+            for name, module in model.named_modules()
+        )
+    ):
         peft_config.exclude_modules = ["router"]
     with without_old_name_warning():
         return get_peft_model(model, peft_config, adapter_name=name)

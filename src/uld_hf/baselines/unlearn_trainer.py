@@ -286,18 +286,26 @@ class UnlearnTrainer(ForgetRetainTrainer):
         return count_units(batch)
 
     @torch.no_grad()
-    def _remember_reference_log_probs(self) -> None:
-        """Log-probability of each forget answer, and of its refusal, by the target; as columns of the rows."""
+    def _score_forget_rows(self, num_batches: int | None = None) -> list[tuple[torch.Tensor, Scores]]:
+        """Kinds of the rows and the model's likelihoods, of the first batches of the forget set or of all."""
         forget = self.train_dataset.select(range(self._num_forget_rows))
         loader = DataLoader(forget, self.args.per_device_train_batch_size, collate_fn=self.data_collator)
-        log_probs: dict[int, list[float]] = {FORGET: [], REFUSAL: []}
+        total = len(loader) if num_batches is None else min(num_batches, len(loader))
+        was_training = self.model.training
         self.model.eval()
-        for batch in tqdm(loader, desc="Scoring forget answers", disable=self.args.disable_tqdm):
+        scored = []
+        for batch in tqdm(islice(loader, total), "Scoring forget answers", total=total, disable=self.args.disable_tqdm):
             batch = {name: tensor.to(self.args.device) for name, tensor in batch.items()}
-            scores = self._score(self.model, batch)
+            scored.append((batch["kinds"], self._score(self.model, batch)))
+        self.model.train(was_training)
+        return scored
+
+    def _remember_reference_log_probs(self) -> None:
+        """Log-probability of each forget answer, and of its refusal, by the target; as columns of the rows."""
+        log_probs: dict[int, list[float]] = {FORGET: [], REFUSAL: []}
+        for kinds, scores in self._score_forget_rows():
             for kind, values in log_probs.items():
-                values += sum_rows(scores.log_probs, scores.rows, batch["kinds"] == kind).tolist()
-        self.model.train()
+                values += sum_rows(scores.log_probs, scores.rows, kinds == kind).tolist()
         of_retain = [0.0] * (len(self.train_dataset) - self._num_forget_rows)
         names = {FORGET: "reference_log_prob", REFUSAL: "refusal_reference_log_prob"}
         for kind, values in log_probs.items():
@@ -462,18 +470,9 @@ class UnlearnTrainer(ForgetRetainTrainer):
                 f"{self.args.learning_rate:g}, or for more epochs."
             )
 
-    @torch.no_grad()
     def _forget_log_prob(self) -> float:
         """Mean log-probability of the tokens of a few batches of forget answers: RMU's own passes make no logits."""
-        forget = self.train_dataset.select(range(self._num_forget_rows))
-        loader = DataLoader(forget, self.args.per_device_train_batch_size, collate_fn=self.data_collator)
-        was_training = self.model.training
-        self.model.eval()
-        log_probs = [
-            self._score(self.model, {name: tensor.to(self.args.device) for name, tensor in batch.items()}).log_probs
-            for batch in islice(loader, _FEW_BATCHES)
-        ]
-        self.model.train(was_training)
+        log_probs = [scores.log_probs for _, scores in self._score_forget_rows(_FEW_BATCHES)]
         return torch.cat(log_probs).float().mean().item()
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

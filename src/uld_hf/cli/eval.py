@@ -518,7 +518,6 @@ def run(arguments: EvalArguments) -> None:
         check_tokenizer(path, tokenizer, base)
         note_base(path, base)
     if arguments.retrained is not None:
-        check_model_path(find_base(arguments.retrained))
         check_tokenizer(arguments.retrained, tokenizer)
     sets = prepare_sets(rows, target, tokenizer, log, arguments)  # a mistake in the last file is told before any work
     data = {"data": hash_rows(rows)}
@@ -546,8 +545,7 @@ def run(arguments: EvalArguments) -> None:
     for path in others:
         other = load_unlearned(path, base) if path in composed else load_model(path, base)
         settings = {**identify_any(other), **data}
-        if path not in composed:
-            check_is_not_target(path, settings["model"], identity["target"])
+        check_is_not_target(path, settings.get("model"), identity["target"])
         evaluations[_name(path)] = evaluate_or_load(_name(path), other, tokenizer, sets, settings, arguments)
         del other
     compared = compare(evaluations, log)

@@ -12,6 +12,7 @@ from ..hub import fingerprint_target, fingerprint_tokenizer, fingerprint_tokeniz
 from ..intact import identify_assistant
 from ..modeling_uld import ULDForCausalLM
 from .loading import find_base
+from .parsing import check_model_path
 
 
 def identify(model: PreTrainedModel) -> dict[str, str | None]:
@@ -70,15 +71,15 @@ def identify_any(model: PreTrainedModel) -> dict[str, Any]:
     return {"model": identify(model)}
 
 
-def check_is_not_target(path: str, found: Mapping[str, Any], target: Mapping[str, Any]) -> None:
+def check_is_not_target(path: str, found: Mapping[str, Any] | None, target: Mapping[str, Any]) -> None:
     """
     Refuse to measure the target as a model that has forgotten.
 
     Args:
         path (`str`):
             Folder or hub id of the model.
-        found (`Mapping[str, str]`):
-            Its fingerprint.
+        found (`Mapping[str, str]`, *optional*):
+            Its fingerprint; `None` for one that is composed.
         target (`Mapping[str, str]`):
             The target's.
 
@@ -116,7 +117,8 @@ def check_tokenizer(name_or_path: str, tokenizer: PreTrainedTokenizerBase, base:
             Hub id or folder of its base, if it is an adapter. Defaults to the one that the adapter names.
 
     Raises:
-        ValueError: If there is a tokenizer beside it, and it differs, or this one has tokens that it does not know.
+        ValueError: If there is a tokenizer beside it, and it differs, or this one has tokens that it does not know; or
+            there is no such base.
     """
     if fingerprint_tokenizer_of(name_or_path) not in (None, fingerprint_tokenizer(tokenizer)):
         raise ValueError(
@@ -125,6 +127,7 @@ def check_tokenizer(name_or_path: str, tokenizer: PreTrainedTokenizerBase, base:
         )
     named = find_base(name_or_path)
     source = base if base is not None and named != name_or_path else named
+    check_model_path(source)  # an adapter's base may have moved
     known = AutoConfig.from_pretrained(source).get_text_config().vocab_size
     if len(tokenizer) > known:
         raise ValueError(

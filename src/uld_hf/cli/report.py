@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
         log,
     )
     Path(arguments.output).write_text(page, encoding="utf-8")
-    checks = run_checks({name: evaluations[name] for name in main}, retrained_log=log)
+    checks = run_checks(evaluations, retrained_log=log)
     failed = [check.statement for check in checks if not check.passed]
     output.result(
         f"Written to {arguments.output}. " + (f"Failed: {'; '.join(failed)}" if failed else "All checks passed."),

@@ -480,8 +480,7 @@ def render_report(
     Returns:
         `str`: A self-contained HTML document.
     """
-    main = {name: evaluation for name, evaluation in evaluations.items() if name in COLORS}
-    checks = run_checks(main, retrained_log=retrained_log)
+    checks = run_checks(evaluations, retrained_log=retrained_log)
     failed = sum(not check.passed for check in checks)
     verdict = "All checks passed." if not failed else f"{failed} of {len(checks)} checks failed."
     items = "".join(
@@ -491,7 +490,7 @@ def render_report(
     )
     target, unlearned = evaluations["target"], evaluations["unlearned"]
     compared = compare(evaluations, retrained_log)
-    plots = plot_truth_ratios(main)
+    plots = plot_truth_ratios({name: each for name, each in evaluations.items() if name in COLORS})
     if sweep is not None:
         plots += plot_frontier(sweep["settings"], sweep["target"], sweep["chosen"])
     parts = [
