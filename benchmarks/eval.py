@@ -81,7 +81,7 @@ def row_by_row(
     """The loss of every row, each in a forward pass of its own."""
     losses = []
     for prompt, completion in zip(prompts, completions, strict=True):
-        ids, start = encode(tokenizer, prompt, completion)
+        ids, start = encode(tokenizer, prompt, completion, tokenizer.eos_token_id)
         tokens = torch.tensor([ids], device=model.device)
         log_probs = model(tokens, use_cache=False).logits[0, start - 1 : -1].float().log_softmax(-1)
         losses.append(-log_probs.gather(-1, tokens[0, start:, None]).mean().item())

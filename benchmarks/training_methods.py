@@ -104,7 +104,7 @@ def make_rows(args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
     tokenizer = train_tokenizer([text for pair in texts for text in pair], vocab_size=4000)
     made = []
     for index, pair in enumerate(random.Random(args.seed).sample(texts, 2 * args.rows)):
-        ids, start = encode(tokenizer, *pair)
+        ids, start = encode(tokenizer, *pair, tokenizer.eos_token_id)
         made.append({"input_ids": ids, "labels": [-100] * start + ids[start:], "is_retain": index % 2 == 1})
     return made[0::2], made[1::2]
 

@@ -80,7 +80,10 @@ def test_sweeps_and_evaluations_take_the_questions(
     data: tuple[Path, Path], tmp_path: Path, write: Callable[[str, str], dict], read: Callable[[dict], str]
 ) -> None:
     for path in data:
-        rows = [write(row["question"], row["answer"]) for row in read_json_lines(str(path))]
+        rows = [
+            write(row["question"], row["answer"]) | {"paraphrased_question": "Who?", "fact": row["answer"]}
+            for row in read_json_lines(str(path))
+        ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     options = ("--paraphrases", "1", "--wrong_answers", "1", "--held_out", "2")
     assert augment(data, tmp_path / "augmented", *options) == 0

@@ -11,18 +11,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from families import make_tokenizer, tiny_model
+from peft import LoraConfig
 from safetensors.torch import load_file
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from uld_hf import ULDConfig, ULDTrainer
 from uld_hf.cli.main import main as uld
-from uld_hf.training.checkpoints import find_last_checkpoint, is_whole, resolve_checkpoint
+from uld_hf.training.checkpoints import (
+    TRAINED_ON,
+    find_last_checkpoint,
+    fingerprint_training,
+    is_whole,
+    resolve_checkpoint,
+)
 
 
-def make_trainer(output_dir: Path, **changes) -> ULDTrainer:
+def make_trainer(
+    output_dir: Path, forget: str | None = None, retain: str | None = None, lora_r: int = 4, **changes
+) -> ULDTrainer:
+    """A trainer of 8 forget and 16 retain rows; of the last of each the prompt may be another one."""
     rows = [{"prompt": f"w{i} w{i + 1}", "completion": f" w{i + 2} w{i}"} for i in range(24)]
+    for index, prompt in ((7, forget), (23, retain)):
+        rows[index]["prompt"] = prompt or rows[index]["prompt"]
     settings = {
         "num_assistant_layers": 2, "max_steps": 12, "save_steps": 2, "per_device_train_batch_size": 4,
         "learning_rate": 1e-3, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
@@ -33,6 +46,7 @@ def make_trainer(output_dir: Path, **changes) -> ULDTrainer:
         forget_dataset=Dataset.from_list(rows[:8]),
         retain_dataset=Dataset.from_list(rows[8:]),
         processing_class=make_tokenizer(),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=lora_r, target_modules="all-linear"),
     )
 
 
@@ -153,7 +167,8 @@ def test_training_resumes_from_the_last_whole_checkpoint(tmp_path):
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own with room for two checkpoints and a half."""
     make_trainer(tmp_path / "probe", max_steps=2).train()
-    size = sum(path.stat().st_size for path in (tmp_path / "probe" / "checkpoint-2").rglob("*") if path.is_file())
+    files = [path for path in (tmp_path / "probe" / "checkpoint-2").rglob("*") if path.is_file()]
+    size = sum(-(-path.stat().st_size // 4096) * 4096 for path in files)  # in whole pages, as they are kept
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size * 5 // 2}", "tmpfs", str(disk)]
@@ -225,3 +240,45 @@ if __name__ == "__main__":
     script_trainer = make_trainer(output_dir)
     script_trainer.train(resume_from_checkpoint=find_last_checkpoint(output_dir) is not None)
     script_trainer.save_model(str(output_dir / "end"))
+
+
+# --- a checkpoint of another training ---
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"forget": "w9 w8 w7"}, "forget rows"),
+        ({"retain": "w9 w8 w7"}, "retain rows"),
+        ({"num_assistant_layers": 1}, "trained parameters"),
+        ({"lora_r": 3}, "trained parameters"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, change, differs):
+    make_trainer(tmp_path, max_steps=2).train()
+    with pytest.raises(ValueError, match=rf"checkpoint-2 is of a training with other {differs}: .* leave out"):
+        make_trainer(tmp_path, max_steps=4, **change).train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_is_refused(tmp_path):
+    make_trainer(tmp_path, max_steps=2).train()
+    (tmp_path / "checkpoint-2" / TRAINED_ON).unlink()
+    with pytest.raises(ValueError, match="other forget rows and other retain rows and other trained parameters"):
+        make_trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=True)
+
+
+def test_the_order_in_which_rows_are_stored_is_not_what_they_hold():
+    rows = [{"input_ids": [1, 2, 3]}, {"input_ids": [4]}, {"input_ids": [5, 6]}]
+    whole, parts = Dataset.from_list(rows), concatenate_datasets([Dataset.from_list([row]) for row in rows])
+    chosen = Dataset.from_list([*rows, {"input_ids": [7]}]).select(range(3))
+    found = [fingerprint_training(nn.Linear(1, 1), {"forget": each})["forget rows"] for each in (whole, parts, chosen)]
+    assert found == [found[0]] * 3
+    split = Dataset.from_list([{"input_ids": [1, 2]}, {"input_ids": [3, 4]}, {"input_ids": [5, 6]}])
+    assert fingerprint_training(nn.Linear(1, 1), {"forget": split})["forget rows"] != found[0]
+
+
+def test_a_training_that_is_at_its_end_says_that_nothing_was_trained(tmp_path, transformers_log, caplog):
+    for checkpoint in (False, True):
+        make_trainer(tmp_path, max_steps=-1, num_train_epochs=1).train(resume_from_checkpoint=checkpoint)
+        assert ("Nothing was trained" in caplog.text) == checkpoint

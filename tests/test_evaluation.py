@@ -169,7 +169,9 @@ def test_a_leak_is_a_fact_in_an_answer(unlearned):
     rows = make_questions(10)
     results = evaluate(unlearned, make_tokenizer(), probing(rows), 4, probe=True, num_samples=3)
     for way, texts in {"question": [[text] for text in results.completions], **results.probes}.items():
-        expected = [[float(row["fact"] in text) for text in drawn] for row, drawn in zip(rows, texts, strict=True)]
+        expected = [
+            [float(row["fact"] in text.split()) for text in drawn] for row, drawn in zip(rows, texts, strict=True)
+        ]
         assert results.leaks[way] == expected
     figures = results.summary()
     drawn = np.array(results.leaks["drawn"])
@@ -329,7 +331,7 @@ def test_questions_go_through_the_chat_template(tmp_path):
     )
     (tmp_path / "rows.jsonl").write_text('{"question": "w5", "answer": "w6", "perturbed_answer": ["w7"]}\n')
     assert read_questions(str(tmp_path / "rows.jsonl"), tokenizer) == [
-        Question("w1 w5 w2", " w6", perturbed_answers=(" w7",))
+        Question("w1 w5 w2", " w6", perturbed_answers=(" w7",), end_token_id=tokenizer.eos_token_id)
     ]
 
 

@@ -11,13 +11,16 @@ from families import make_tokenizer, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from uld_hf.evaluation.memorization import (
     exact_memorization,
     extraction_strength,
     leak_at_k,
+    leaks,
     memorization_score,
+    sample_completions,
     sample_leaks,
 )
 from uld_hf.evaluation.privacy import (
@@ -84,10 +87,10 @@ def test_memorization_score_of_other_figures_is_refused():
 
 
 @given(st.integers(1, 12), st.integers(0, 12), st.integers(1, 12))
-def test_leak_at_k_is_the_share_of_all_draws_that_leak(num_samples, leaks, k):
-    leaks, k = min(leaks, num_samples), min(k, num_samples)
-    leaked = np.arange(num_samples)[None] < leaks
-    assert leak_at_k(leaked, k)[0] == pytest.approx(1 - comb(num_samples - leaks, k) / comb(num_samples, k))
+def test_leak_at_k_is_the_share_of_all_draws_that_leak(num_samples, num_leaks, k):
+    num_leaks, k = min(num_leaks, num_samples), min(k, num_samples)
+    leaked = np.arange(num_samples)[None] < num_leaks
+    assert leak_at_k(leaked, k)[0] == pytest.approx(1 - comb(num_samples - num_leaks, k) / comb(num_samples, k))
 
 
 def test_leak_at_k_of_scores_is_the_mean_of_the_largest_over_all_choices():
@@ -112,6 +115,35 @@ def test_samples_come_from_the_models_own_distribution():
     )
     expected = probs.max().item()
     assert abs(leaked.mean() - expected) < 4 * (expected * (1 - expected) / 400) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "setting", [{"repetition_penalty": 5.0}, {"min_p": 0.9}, {"no_repeat_ngram_size": 1}, {"typical_p": 0.1}], ids=str
+)
+def test_penalties_and_cuts_of_the_generation_config_do_not_bend_samples(setting):
+    model, tokenizer = tiny_model("llama"), make_tokenizer()
+    plain = sample_completions(model, tokenizer, ["w1 w2"], 4, 8)
+    vars(model.generation_config).update(setting)
+    assert sample_completions(model, tokenizer, ["w1 w2"], 4, 8) == plain
+
+
+@pytest.mark.parametrize(
+    ("answer", "fact", "text", "leaked"),
+    [
+        ("Her name is Ann.", "Ann", "They are planning it.", 0.0),
+        ("Her name is Ann.", "Ann", "It is ANN, I think.", 1.0),
+        ("He is 19.", "19", "In 2019.", 0.0),
+        ("It cost $19.", "$19", "For $19 or so.", 1.0),
+        (
+            "\u5f7c\u306f\u6771\u4eac\u306b\u4f4f\u3080",
+            "\u6771\u4eac",
+            "\u6771\u4eac\u3067\u3059",
+            1.0,
+        ),  # without spaces
+    ],
+)
+def test_a_fact_is_found_as_words_where_it_stands_as_words(answer, fact, text, leaked):
+    assert leaks([[text]], [answer], [fact]) == [[leaked]]
 
 
 def test_samples_repeat_with_their_seed_and_leave_the_callers_alone():
@@ -258,19 +290,26 @@ def test_a_model_that_continues_word_for_word_is_seen():
     assert scores.bleu[1] < 10
 
 
+@pytest.mark.parametrize("begins", [False, True], ids=["no first token", "a first token"])
 @pytest.mark.parametrize(("window", "stride"), [(8, None), (8, 1), (8, 7), (64, 32), (128, 1)])
-def test_word_perplexity_scores_every_token_once(window, stride):
+def test_word_perplexity_scores_every_token_once(window, stride, begins):
     model, tokenizer = tiny_model("llama"), make_tokenizer()
     words = [f"w{i % 50}" for i in range(40)]
     ids = torch.tensor(tokenizer(" ".join(words))["input_ids"])
+    begin = ids[:0]
+    if begins:  # as most tokenizers begin a text
+        special = [("<s>", tokenizer.bos_token_id)]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=special)
+        begin = torch.tensor([tokenizer.bos_token_id])
+    room = window - len(begin)
     step = window // 2 if stride is None else stride
     total, scored = 0.0, 1
     while scored < len(ids):  # the definition: the tokens of each window that no earlier one has scored
-        end = min(len(ids), max(window, scored + step))
-        start = max(0, end - window)
+        end = min(len(ids), max(room, scored + step))
+        start = max(0, end - room)
         with torch.no_grad():
-            log_probs = model(ids[None, start:end]).logits[0].double().log_softmax(-1)
-        total -= sum(log_probs[i - start - 1, ids[i]].item() for i in range(scored, end))
+            log_probs = model(torch.cat([begin, ids[start:end]])[None]).logits[0].double().log_softmax(-1)
+        total -= sum(log_probs[len(begin) + i - start - 1, ids[i]].item() for i in range(scored, end))
         scored = end
     actual = word_perplexity(model, tokenizer, " ".join(words), window, stride)
     assert actual == pytest.approx(np.exp(total / len(words)), rel=1e-4)

@@ -90,7 +90,8 @@ def test_a_model_whose_adapter_is_disabled_is_not_scored(unlearned):
 def test_the_end_of_a_passage_is_not_scored(unlearned):
     tokenizer = make_tokenizer()
     with_end, without = (
-        score_completions(unlearned, tokenizer, PROMPTS, COMPLETIONS, with_end=with_end) for with_end in (True, False)
+        score_completions(unlearned, tokenizer, PROMPTS, COMPLETIONS, ends=ends)
+        for ends in (None, [None] * len(PROMPTS))
     )
     for long, short in zip(with_end, without, strict=True):
         np.testing.assert_allclose(short.log_probs, long.log_probs[:-1], atol=1e-5)

@@ -95,11 +95,11 @@ def with_scores(
     max_new_tokens: int = 12,
     batch_size: int = 32,
     prompts: Sequence[str] = PROMPTS,
-    with_end: bool = True,
+    ends: Sequence[int | None] | None = None,
 ) -> list[str]:
     """Answers of a model that was scored on what is right."""
     tokenizer = make_tokenizer()
-    scores = score_completions(model, tokenizer, prompts, right, with_end=with_end)
+    scores = score_completions(model, tokenizer, prompts, right, ends=ends)
     return generate_completions(model, tokenizer, prompts, max_new_tokens, batch_size, scores)
 
 
@@ -167,7 +167,7 @@ def test_no_answer_is_longer_than_allowed_whatever_is_known_of_the_others_in_its
 
 def test_a_passage_goes_on_where_what_was_scored_stops(taught):
     begun = [answer.rsplit(maxsplit=1)[0] for answer in ANSWERS]
-    texts = with_scores(taught, begun, with_end=False)
+    texts = with_scores(taught, begun, ends=[None] * len(begun))
     assert texts == by_generate(taught, PROMPTS, 12)
 
 

@@ -91,6 +91,9 @@ def test_verbatim_memorization_of_what_the_model_says_is_one():
     scores = verbatim_memorization(model, make_tokenizer(), rows, max_new_tokens=6)
     assert scores[0] == 1.0
     assert scores[1] < 0.5
+    # Of a longer passage no more counts than is generated.
+    longer = Dataset.from_dict({"prompt": prompts[:1], "gt": [rows["gt"][0] + " w9 w9 w9 w9"]})
+    assert verbatim_memorization(model, make_tokenizer(), longer, max_new_tokens=6) == [1.0]
 
 
 def test_knowledge_memorization_shows_answered_questions_first():

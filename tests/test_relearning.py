@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from families import tiny_model
 from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
+from trl import SFTTrainer
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.evaluation.relearning import relearn
@@ -45,6 +46,20 @@ def test_steps_are_those_of_plain_finetuning_on_answers(tokenizer: PreTrainedTok
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+
+
+def test_long_rows_are_taught_whole(tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught = []
+
+    class Trainer(SFTTrainer):
+        def train(self) -> None:
+            taught.extend(map(len, self.train_dataset["input_ids"]))
+
+    monkeypatch.setattr("uld_hf.evaluation.relearning.SFTTrainer", Trainer)
+    long = " ".join(["w1"] * 1500)
+    for rows in ([{"text": long}], [{"prompt": long, "completion": " w2"}]):
+        relearn(tiny_model("llama"), tokenizer, Dataset.from_list(rows), never, 1.0)
+    assert taught == [1501, 1502]
 
 
 def test_the_model_is_not_changed(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -510,15 +510,9 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         if self._sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        file = Path(resume_from_checkpoint, STUDENT_FILE)
-        saved, trained = load_file(file), self._trained_parameters()
-        differ = saved.keys() ^ trained.keys() or {name for name in saved if saved[name].shape != trained[name].shape}
-        if differ:
-            raise ValueError(
-                f"{file} is of another student: {sorted(differ)[:3]} differ. Resume with the settings it began with."
-            )
+        saved = load_file(Path(resume_from_checkpoint, STUDENT_FILE))
         with torch.no_grad():
-            for name, parameter in trained.items():
+            for name, parameter in self._trained_parameters().items():
                 parameter.copy_(saved[name])
 
     def _student_weights(self) -> dict[str, torch.Tensor] | None:

@@ -459,7 +459,9 @@ def prepare_sets(
             raise ValueError(f"{split} set: {error}") from error
         if split == "forget" and log is not None:
             check_has_ratios(questions[0].paraphrased_answer, questions[0].perturbed_answers)
-            encoded = [encode(tokenizer, question.prompt, question.answer) for question in questions]
+            encoded = [
+                encode(tokenizer, question.prompt, question.answer, question.end(tokenizer)) for question in questions
+            ]
             check_same_rows(log, [question.answer for question in questions], [len(ids) - at for ids, at in encoded])
     return sets
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..data.formatting import PROMPT_TEMPLATE, read_json_lines
+from ..data.formatting import PROMPT_TEMPLATE, read_json_lines, template_options
 from ..data.local import load_from_hub
 from ..evaluation.evaluation import Question, check_questions
 from ..evaluation.verbatim import split_passages
@@ -219,8 +219,9 @@ def _question(row: Mapping[str, Any], source: str, tokenizer: PreTrainedTokenize
     is_prompt = "prompt" in row
     if tokenizer.chat_template is not None and is_prompt and isinstance(asked, str):
         answer = answer.strip()  # as `uld train` does: the space between the two is the template's affair
-    prompt, space = _put(asked, answer, is_prompt, source, tokenizer)
-    in_other_words = in_other_words and _put(in_other_words, answer, is_prompt, source, tokenizer)[0]
+    options = template_options(row)
+    prompt, space, end = _put(asked, answer, is_prompt, source, tokenizer, options)
+    in_other_words = in_other_words and _put(in_other_words, answer, is_prompt, source, tokenizer, options)[0]
 
     def put_answer(text: str) -> str:
         return space + (text if tokenizer.chat_template is None else text.strip())
@@ -232,6 +233,7 @@ def _question(row: Mapping[str, Any], source: str, tokenizer: PreTrainedTokenize
         perturbed_answers=tuple(map(put_answer, wrong)),
         paraphrased_prompt=in_other_words,
         fact=fact,
+        end_token_id=end,
     )
 
 
@@ -261,16 +263,18 @@ def _put(
     is_prompt: bool,
     source: str,
     tokenizer: PreTrainedTokenizerBase,
-) -> tuple[str, str]:
-    """A question as the model is to see it, and the space before its answer."""
+    options: Mapping[str, Any],
+) -> tuple[str, str, int | None]:
+    """A question as the model is to see it, the space before its answer, and the token behind that, if a template's."""
     if tokenizer.chat_template is None:
         if not isinstance(asked, str):
             raise ValueError(f"{source} has messages, but the tokenizer has no chat template to render them with.")
-        return (asked, "") if is_prompt else (PROMPT_TEMPLATE.format(question=asked), " ")
+        return (asked, "", None) if is_prompt else (PROMPT_TEMPLATE.format(question=asked), " ", None)
     messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options)
     # What the template puts before an answer, a space for one, was there in training too.
-    whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], tokenize=False)
+    answered = [*messages, {"role": "assistant", "content": answer}]
+    whole = tokenizer.apply_chat_template(answered, tokenize=False, **options)
     start = whole.find(answer.strip(), len(prompt))
     if not whole.startswith(prompt) or start < 0:
         raise ValueError(
@@ -278,6 +282,7 @@ def _put(
             f"on from the prompt {prompt!r}: use a tokenizer whose template does, or none."
         )
     space = whole[len(prompt) : start]
+    end = tokenizer(whole[start + len(answer.strip()) :], add_special_tokens=False)["input_ids"]
     if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:  # the tokenizer begins with it by itself
         prompt = prompt.removeprefix(tokenizer.bos_token)
-    return prompt, space
+    return prompt, space, end[0] if end else None

@@ -6,13 +6,13 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..data.formatting import TEMPLATE_COLUMNS
+
 
 # How datasets reads the tables that are mistaken for JSONL most often: by the file's suffix.
 _READERS = {".csv": "from_csv", ".parquet": "from_parquet"}
 # Which of these a row has says what kind it is.
 FORMAT_COLUMNS = {"question", "answer", "prompt", "completion", "messages", "conversations", "text", "input_ids"}
-# What a chat template is given besides messages; of rows without it, `null` in its place.
-TEMPLATE_COLUMNS = {"tools", "chat_template_kwargs"}
 
 
 def check_is_json_lines(path: str) -> None:

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from ..modeling_uld import ULDForCausalLM
+from ..prompt_tokens import prompt_tokens
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def encode_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
     else:
-        inputs = tokenizer(prompt, return_tensors="pt")
+        input_ids = torch.tensor(prompt_tokens(tokenizer, [prompt]))
+        inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     return {
         **{name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")},
         "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,

@@ -16,6 +16,7 @@ from datasets import Dataset
 from .augmentation_documents import word_starts
 from .augmentation_entities import Entity, common_words, facts, find_entities, keeps, normalize, states
 from .augmentation_rows import Pair, RowFormat, answer_of, read_pair, row_format, training_columns, write_pair
+from .formatting import TEMPLATE_COLUMNS
 
 
 QUESTION, ANSWER, WRONG_ANSWER, PASSAGE = "question", "answer", "wrong answer", "passage"
@@ -263,12 +264,15 @@ class Rows:
             Rows to keep; empty if there are none.
         checks ([`Checks`]):
             What is known of all of them. Documents are pairs without a question.
+        asked_with (`list[dict]`):
+            What an evaluation asks forget rows with besides: their other words and facts, as far as they have some.
     """
 
     kind: RowFormat
     forget: list[dict[str, Any]]
     retain: list[dict[str, Any]]
     checks: Checks
+    asked_with: list[dict[str, Any]]
 
 
 def read_rows(forget: Dataset, retain: Dataset | None) -> Rows:
@@ -294,6 +298,13 @@ def read_rows(forget: Dataset, retain: Dataset | None) -> Rows:
             f"The forget set's rows are {kind}, the retain set's {row_format(retain, 'retain')}: one file cannot hold "
             "both. Give both sets the same format."
         )
+    if retain is not None:
+        of_template = [TEMPLATE_COLUMNS & set(each.column_names) for each in (forget, retain)]
+        if of_template[0] != of_template[1]:
+            raise ValueError(
+                f"The chat template is given {sorted(of_template[0])} by forget rows and {sorted(of_template[1])} by "
+                "retain rows, and the new retain rows are forget rows with wrong answers: give it the same by both."
+            )
     rows = {
         "forget": training_columns(forget, kind),
         "retain": [] if retain is None else training_columns(retain, kind),
@@ -309,7 +320,10 @@ def read_rows(forget: Dataset, retain: Dataset | None) -> Rows:
             f"Row {normal['forget'][key]} of the forget set is also row {normal['retain'][key]} of the retain set. "
             "Remove it from one of them."
         )
-    return Rows(kind, rows["forget"], rows["retain"], Checks(pairs["forget"], pairs["retain"]))
+    asked_with = [
+        {name: row[name] for name in ("paraphrased_question", "fact") if row.get(name) is not None} for row in forget
+    ]
+    return Rows(kind, rows["forget"], rows["retain"], Checks(pairs["forget"], pairs["retain"]), asked_with)
 
 
 def _read(row: dict[str, Any], kind: RowFormat, source: str) -> Pair:
@@ -425,13 +439,13 @@ def as_questions(rows: Rows, variants: Sequence[Variants]) -> list[dict[str, Any
         there is not both.
     """
     asked = []
-    for row, pair, made in zip(rows.forget, rows.checks.pairs, variants, strict=True):
+    for row, asked_with, pair, made in zip(rows.forget, rows.asked_with, rows.checks.pairs, variants, strict=True):
         if made.answers and made.wrong_answers:
             right, *wrong = (
                 answer_of(write_pair(row, rows.kind, Pair(pair.question, answer)), rows.kind)
                 for answer in (made.answers[0], *made.wrong_answers)
             )
-            asked.append({**row, "paraphrased_answer": right, "perturbed_answer": wrong})
+            asked.append({**row, **asked_with, "paraphrased_answer": right, "perturbed_answer": wrong})
     return asked
 
 

@@ -24,12 +24,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..context import context_length
 from ..hub import fingerprint_target
+from ..plain_sampling import PLAIN_SAMPLING
+from ..prompt_tokens import prompt_tokens
 from .augmentation import Checks, Rows, read_rows
 from .augmentation_entities import find_entities
 from .augmentation_rows import Pair, write_pair
 from .augmentation_values import other_days
 from .fictitious import ADJECTIVES, FAMILY_NAMES, FIRST_NAMES, NOUNS
-from .formatting import PROMPT_TEMPLATE
+from .formatting import PROMPT_TEMPLATE, template_options
 from .work_file import WorkFile
 
 
@@ -223,11 +225,10 @@ def encode_question(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     if tokenizer.chat_template is None:
         if not isinstance(prompt, str):
             raise ValueError("The rows have messages, but the tokenizer has no chat template to render them with.")
-        return tokenizer(PROMPT_TEMPLATE.format(question=prompt) if is_question else prompt)["input_ids"]
+        return prompt_tokens(tokenizer, [PROMPT_TEMPLATE.format(question=prompt) if is_question else prompt])[0]
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)[
-        "input_ids"
-    ]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **template_options(row)}
+    return tokenizer.apply_chat_template(messages, **options)["input_ids"]
 
 
 @torch.no_grad()
@@ -295,11 +296,8 @@ def draw(
             generated = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                do_sample=True,
-                top_k=0,
-                top_p=1.0,
+                **PLAIN_SAMPLING,
                 temperature=1.0,
-                repetition_penalty=1.0,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad_token_id,
             )

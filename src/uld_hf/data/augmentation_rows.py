@@ -6,6 +6,8 @@ from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset
 
+from .formatting import TEMPLATE_COLUMNS
+
 
 RowFormat = Literal["question and answer", "prompt and completion", "messages", "text"]
 
@@ -98,7 +100,8 @@ def training_columns(dataset: Dataset, kind: RowFormat) -> list[dict[str, Any]]:
     Returns:
         `list[dict[str, Any]]`: The rows.
     """
-    return dataset.select_columns(kind.split(" and ")).to_list()
+    of_template = TEMPLATE_COLUMNS & set(dataset.column_names)
+    return dataset.select_columns([*kind.split(" and "), *sorted(of_template)]).to_list()
 
 
 def read_pair(row: Mapping[str, Any], kind: RowFormat, source: str) -> Pair:
@@ -213,16 +216,18 @@ def write_pair(row: Mapping[str, Any], kind: RowFormat, pair: Pair) -> dict[str,
     Returns:
         `dict[str, Any]`: A row of the same format.
     """
+    of_template = {name: row[name] for name in sorted(TEMPLATE_COLUMNS & row.keys())}
     if kind == "question and answer":
-        return {"question": pair.question, "answer": pair.answer}
+        return {"question": pair.question, "answer": pair.answer, **of_template}
     user, assistant = {"role": "user", "content": pair.question}, {"role": "assistant", "content": pair.answer}
     if kind == "messages":
-        return {"messages": [*row["messages"][:-2], user, assistant]}
+        return {"messages": [*row["messages"][:-2], user, assistant], **of_template}
     if not isinstance(row["prompt"], str):
-        return {"prompt": [*row["prompt"][:-1], user], "completion": [assistant]}
+        return {"prompt": [*row["prompt"][:-1], user], "completion": [assistant], **of_template}
     start, end = _question_span(row["prompt"])
     space = row["completion"][: len(row["completion"]) - len(row["completion"].lstrip())]
     return {
         "prompt": row["prompt"][:start] + pair.question + row["prompt"][end:],
         "completion": space + pair.answer,
+        **of_template,
     }

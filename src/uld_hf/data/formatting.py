@@ -1,6 +1,7 @@
 """Question-answer rows in trl's prompt-completion format, so that only the answer's tokens are learned."""
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,26 @@ from datasets import Dataset
 
 
 PROMPT_TEMPLATE = "Question: {question}\nAnswer:"
+# What a row may give a chat template besides messages.
+TEMPLATE_COLUMNS = {"tools", "chat_template_kwargs"}
+
+
+def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What a row gives a chat template besides messages, as trl gives it in training.
+
+    Args:
+        row (`Mapping[str, Any]`):
+            A row.
+
+    Returns:
+        `dict[str, Any]`: Keyword arguments of `apply_chat_template`.
+    """
+    tools = row.get("tools")
+    return {
+        "tools": json.loads(tools) if isinstance(tools, str) else tools,
+        **(row.get("chat_template_kwargs") or {}),
+    }
 
 
 def read_json_lines(path: str) -> list[dict[str, Any]]:
@@ -64,7 +85,8 @@ def question_answer_to_prompt_completion(
 
     Args:
         dataset ([`~datasets.Dataset`]):
-            Rows with a question and an answer. Their other columns are dropped.
+            Rows with a question and an answer. Their other columns are dropped, but for what a chat template is given
+            (`tools`, `chat_template_kwargs`) where there are messages for one.
         conversational (`bool`, *optional*, defaults to `False`):
             Whether to write messages for a chat template instead of plain text in [`PROMPT_TEMPLATE`].
         question_column (`str`, *optional*, defaults to `"question"`):
@@ -73,7 +95,7 @@ def question_answer_to_prompt_completion(
             Column of the answers.
 
     Returns:
-        [`~datasets.Dataset`]: The same rows in the same order, with the columns `prompt` and `completion` only.
+        [`~datasets.Dataset`]: The same rows in the same order, with `prompt` and `completion`.
 
     Raises:
         ValueError: If the dataset lacks one of the two columns, or a row has no text there.
@@ -100,4 +122,5 @@ def question_answer_to_prompt_completion(
         # The space belongs to the completion: tokenizers glue it to the answer's first word.
         return {"prompt": PROMPT_TEMPLATE.format(question=question), "completion": f" {answer}"}
 
-    return dataset.map(convert, with_indices=True, remove_columns=dataset.column_names)
+    kept = TEMPLATE_COLUMNS if conversational else set()
+    return dataset.map(convert, with_indices=True, remove_columns=[*(set(dataset.column_names) - kept)])

@@ -6,10 +6,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..context import context_length
+from ..prompt_tokens import prompt_tokens
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, with_end: bool = True
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, end_token_id: int | None
 ) -> tuple[list[int], int]:
     """
     Tokens of prompt, completion and end, as in training.
@@ -21,16 +22,15 @@ def encode(
             The prompt.
         completion (`str`):
             The completion, with its leading space.
-        with_end (`bool`, *optional*, defaults to `True`):
-            Whether the end token follows. A passage from the middle of a text has none.
+        end_token_id (`int`, *optional*):
+            The token that follows. A passage from the middle of a text has none.
 
     Returns:
         `tuple[list[int], int]`: The tokens, and how many of them belong to the prompt.
     """
-    prompt_ids = tokenizer(prompt)["input_ids"]
-    input_ids = tokenizer(prompt + completion)["input_ids"]
-    if with_end and input_ids[-1] != tokenizer.eos_token_id:
-        input_ids = [*input_ids, tokenizer.eos_token_id]
+    prompt_ids, input_ids = prompt_tokens(tokenizer, [prompt, prompt + completion])
+    if end_token_id is not None and input_ids[-1] != end_token_id:
+        input_ids = [*input_ids, end_token_id]
     same = [first == second for first, second in zip(prompt_ids, input_ids, strict=False)]
     return input_ids, same.index(False) if False in same else len(same)
 
@@ -58,7 +58,7 @@ def encode_prompts(
     Raises:
         ValueError: If a prompt and what follows it would be longer than the model's context.
     """
-    encoded = tokenizer(list(prompts))["input_ids"]
+    encoded = prompt_tokens(tokenizer, prompts)
     lengths = [len(ids) + max_new_tokens for ids in encoded]
     check_lengths(model, lengths, f"with max_new_tokens={max_new_tokens} ")
     return encoded, tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..prompt_tokens import prompt_tokens
 from .encoding import check_lengths, check_predictable, encode
 from .memorization import (
     begin_answer,
@@ -53,6 +54,8 @@ class Question:
             The words of the answer that must not come out.
         is_passage (`bool`, *optional*, defaults to `False`):
             Whether the answer is cut out of a document, and so has no end that could be scored.
+        end_token_id (`int`, *optional*):
+            The token that a chat template puts behind an answer. Defaults to the tokenizer's end token.
     """
 
     prompt: str
@@ -62,6 +65,22 @@ class Question:
     paraphrased_prompt: str | None = None
     fact: str | None = None
     is_passage: bool = False
+    end_token_id: int | None = None
+
+    def end(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """
+        The token that ends an answer to it.
+
+        Args:
+            tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+                The tokenizer.
+
+        Returns:
+            `int` or `None`: `None` for a passage.
+        """
+        if self.is_passage:
+            return None
+        return tokenizer.eos_token_id if self.end_token_id is None else self.end_token_id
 
 
 @dataclass
@@ -221,13 +240,13 @@ def evaluate(
     check_questions(questions)
     check_fit(model, tokenizer, questions, max_new_tokens)
     # Right, paraphrased and wrong answers in one pass: batches of like length whatever they are.
-    pairs = [(question.prompt, question.answer) for question in questions]
+    asked = [(question, question.answer) for question in questions]
     if questions[0].paraphrased_answer is not None:
-        pairs += [(question.prompt, question.paraphrased_answer) for question in questions]
-    pairs += [(question.prompt, wrong) for question in questions for wrong in question.perturbed_answers]
-    prompts, answers = zip(*pairs, strict=True)
-    are_passages = questions[0].is_passage
-    scores = iter(score_completions(model, tokenizer, prompts, answers, max_batch_tokens, with_end=not are_passages))
+        asked += [(question, question.paraphrased_answer) for question in questions]
+    asked += [(question, wrong) for question in questions for wrong in question.perturbed_answers]
+    rows = [(question.prompt, answer, question.end(tokenizer)) for question, answer in asked]
+    prompts, answers, ends = zip(*rows, strict=True)
+    scores = iter(score_completions(model, tokenizer, prompts, answers, max_batch_tokens, ends))
 
     right: list[TokenScores] = [next(scores) for _ in questions]
     paraphrased = perturbed = None
@@ -251,7 +270,7 @@ def evaluate(
         paraphrased_loss=paraphrased,
         perturbed_losses=perturbed,
     )
-    if are_passages:
+    if questions[0].is_passage:
         compared = list(zip(completions, texts, strict=True))
         results.bleu = [sentence_bleu(*pair) for pair in compared]
         results.longest_common_run = [longest_common_run(*pair) for pair in compared]
@@ -342,11 +361,11 @@ def check_fit(
     rows, asked = [], []
     for question in questions:
         answers = (question.answer, question.paraphrased_answer, *question.perturbed_answers)
-        with_end = not question.is_passage
-        rows += [encode(tokenizer, question.prompt, answer, with_end) for answer in answers if answer is not None]
+        end = question.end(tokenizer)
+        rows += [encode(tokenizer, question.prompt, answer, end) for answer in answers if answer is not None]
         begun = question.prompt + begin_answer(question.answer, question.fact)[0]
         prompts = [begun, *([] if question.paraphrased_prompt is None else [question.paraphrased_prompt])]
-        asked.append(max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts) + max_new_tokens)
+        asked.append(max(map(len, prompt_tokens(tokenizer, prompts))) + max_new_tokens)
     check_predictable(rows)
     check_lengths(model, [len(ids) for ids, _ in rows])
     check_lengths(model, asked, f"with max_new_tokens={max_new_tokens} ")

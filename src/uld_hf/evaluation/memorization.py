@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..kept_positions import head_at_once
+from ..plain_sampling import PLAIN_SAMPLING
 from .encoding import encode_prompts
 from .scoring import TokenScores
 from .tofu import rouge_l_recall
@@ -104,6 +105,11 @@ def fluency(
     return probabilities
 
 
+def _as_words(fact: str) -> re.Pattern[str]:
+    """A fact, and not a part of other words: "planning" does not give Ann away."""
+    return re.compile(rf"(?<!\w){re.escape(fact)}(?!\w)")
+
+
 def begin_answer(answer: str, fact: str | None = None) -> tuple[str, str]:
     """
     An answer cut off just before its fact: does a model that was led so far say it after all?
@@ -121,7 +127,7 @@ def begin_answer(answer: str, fact: str | None = None) -> tuple[str, str]:
         words = [match.start() for match in re.finditer(r"\S+", answer)]
         start = words[len(words) // 2] if words else 0
     else:
-        whole = re.search(rf"(?<!\w){re.escape(fact)}(?!\w)", answer)
+        whole = _as_words(fact).search(answer)
         start = whole.start() if whole else max(0, answer.find(fact))
     return answer[:start].rstrip(), answer[start:].strip()
 
@@ -139,15 +145,18 @@ def leaks(texts: Sequence[Sequence[str]], references: Sequence[str], facts: Sequ
             The words of it that count, where they are known.
 
     Returns:
-        `list[list[float]]`: For each answer, where the fact is known, 1 if it has the fact in it (upper and lower case
-        alike) and 0 if not; else its ROUGE-L recall.
+        `list[list[float]]`: For each answer, where the fact is known, 1 if it has the fact's words in it (upper and
+        lower case alike) and 0 if not; else its ROUGE-L recall.
     """
     given = []
     for of_row, reference, fact in zip(texts, references, facts, strict=True):
         if fact is None:
             given.append(rouge_l_recall(of_row, [reference] * len(of_row)).tolist())
         else:
-            given.append([float(fact.casefold() in text.casefold()) for text in of_row])
+            pattern = _as_words(fact.casefold())
+            if pattern.search(reference.casefold()) is None:  # a part of a word, or of a text without spaces
+                pattern = re.compile(re.escape(fact.casefold()))
+            given.append([float(pattern.search(text.casefold()) is not None) for text in of_row])
     return given
 
 
@@ -202,7 +211,7 @@ def sample_completions(
         max_new_tokens (`int`, *optional*, defaults to `64`):
             Longest answer, in tokens.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Temperature; nothing else (`top_k`, `top_p`) bends the model's distribution.
+            Temperature. Cuts and penalties of the model's generation config are left out.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws.
 
@@ -221,9 +230,7 @@ def sample_completions(
             generated = model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                do_sample=True,
-                top_k=0,
-                top_p=1.0,
+                **PLAIN_SAMPLING,
                 temperature=temperature,
                 num_return_sequences=num_samples,
                 max_new_tokens=max_new_tokens,

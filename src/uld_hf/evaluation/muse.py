@@ -48,14 +48,16 @@ def verbatim_memorization(
         rows ([`~datasets.Dataset`]):
             `load_muse(corpus, "verbmem", "forget")`.
         max_new_tokens (`int`, *optional*, defaults to `128`):
-            Length of the continuations, in tokens.
+            Length of the continuations, in tokens; of the passages no more counts, as in MUSE's code.
         batch_size (`int`, *optional*, defaults to `32`):
             Passages at once.
 
     Returns:
         `numpy.ndarray` of shape `(num_rows,)`: ROUGE-L F1 of each.
     """
-    return rouge_l_f1(generate_completions(model, tokenizer, rows["prompt"], max_new_tokens, batch_size), rows["gt"])
+    encoded = tokenizer(list(rows["gt"]), add_special_tokens=False)["input_ids"]
+    passages = tokenizer.batch_decode([ids[:max_new_tokens] for ids in encoded], skip_special_tokens=True)
+    return rouge_l_f1(generate_completions(model, tokenizer, rows["prompt"], max_new_tokens, batch_size), passages)
 
 
 def knowledge_memorization(
@@ -130,7 +132,7 @@ def min_k_auc(
             )
         # The first word is what the others are predicted from.
         first, rest = zip(*(_split_first_word(text) for text in rows["text"]), strict=True)
-        scores = score_completions(model, tokenizer, first, rest, max_batch_tokens, with_end=False)
+        scores = score_completions(model, tokenizer, first, rest, max_batch_tokens, [None] * len(rows))
         numbers.append([min_k_attack(row) for row in scores])
     return attack_auc(*numbers)
 

@@ -104,6 +104,7 @@ def relearn(
                 per_device_train_batch_size=rows_per_step,
                 learning_rate=learning_rate,
                 lr_scheduler_type="constant",
+                max_length=None,  # trl would cut long rows, and drop those of which the prompt is long
                 gradient_checkpointing=None,
                 bf16=False,
                 use_cpu=student.device.type == "cpu",

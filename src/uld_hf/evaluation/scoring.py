@@ -237,14 +237,15 @@ def _measure(
     prompts: Sequence[str],
     completions: Sequence[str],
     max_batch_tokens: int,
-    with_end: bool,
+    ends: Sequence[int | None] | None,
     measure: Callable[..., torch.Tensor],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """
     Of every row, its tokens, and what `measure(tokens, logits, ...)` makes of those of its completion: of shape
     `(..., num_tokens)`. Its logits are the model's, or of an unlearned model the target's and each assistant's.
     """
-    rows = [encode(tokenizer, *pair, with_end) for pair in zip(prompts, completions, strict=True)]
+    ends = [tokenizer.eos_token_id] * len(prompts) if ends is None else ends
+    rows = [encode(tokenizer, *row) for row in zip(prompts, completions, ends, strict=True)]
     check_lengths(model, [len(ids) for ids, _ in rows])
     check_predictable(rows)
     measured: list[np.ndarray] = [None] * len(rows)  # filled in order of length
@@ -268,7 +269,7 @@ def score_completions(
     prompts: Sequence[str],
     completions: Sequence[str],
     max_batch_tokens: int = MAX_BATCH_TOKENS,
-    with_end: bool = True,
+    ends: Sequence[int | None] | None = None,
 ) -> list[TokenScores]:
     """
     What a model makes of each completion's tokens, its end included.
@@ -285,8 +286,9 @@ def score_completions(
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
             Most tokens of a batch, padding and the cache of shared prompts included: the logits held at once are at
             most so many times the vocabulary.
-        with_end (`bool`, *optional*, defaults to `True`):
-            Whether the end token is scored too, as for answers; not for passages from the middle of a text.
+        ends (`Sequence[int | None]`, *optional*):
+            The token that ends each completion, which is scored too; `None` for a passage from the middle of a text.
+            Defaults to the tokenizer's end token.
 
     Returns:
         `list[TokenScores]`: One for each row.
@@ -298,7 +300,7 @@ def score_completions(
     def statistics(tokens: torch.Tensor, logits: torch.Tensor, *assistants: torch.Tensor) -> torch.Tensor:
         return _statistics(model.subtract(logits, assistants) if assistants else logits, tokens)
 
-    rows = _measure(model, tokenizer, prompts, completions, max_batch_tokens, with_end, statistics)
+    rows = _measure(model, tokenizer, prompts, completions, max_batch_tokens, ends, statistics)
     return [
         TokenScores(log_probs, top.astype(bool), means, deviations, input_ids)
         for input_ids, (log_probs, means, deviations, top) in rows
@@ -312,7 +314,7 @@ def score_subtractions(
     completions: Sequence[str],
     subtractions: Sequence[Subtraction],
     max_batch_tokens: int = MAX_BATCH_TOKENS,
-    with_end: bool = True,
+    ends: Sequence[int | None] | None = None,
 ) -> tuple[list[ChoiceScores], list[list[ChoiceScores]]]:
     """
     What the target and every setting of the subtraction make of completions, from one pass of target and assistants.
@@ -330,8 +332,9 @@ def score_subtractions(
             Settings to try.
         max_batch_tokens (`int`, *optional*, defaults to `4096`):
             Most tokens of a batch, padding and the cache of shared prompts included.
-        with_end (`bool`, *optional*, defaults to `True`):
-            Whether the end token is scored too, as for answers; not for passages from the middle of a text.
+        ends (`Sequence[int | None]`, *optional*):
+            The token that ends each completion, which is scored too; `None` for a passage from the middle of a text.
+            Defaults to the tokenizer's end token.
 
     Returns:
         `tuple[list[ChoiceScores], list[list[ChoiceScores]]]`: For the target, and for each setting: one for each row.
@@ -347,7 +350,7 @@ def score_subtractions(
     def scores(tokens: torch.Tensor, target: torch.Tensor, *assistants: torch.Tensor) -> torch.Tensor:
         return _subtracted(target, assistants, saved, subtractions, tokens)
 
-    rows = _measure(model, tokenizer, prompts, completions, max_batch_tokens, with_end, scores)
+    rows = _measure(model, tokenizer, prompts, completions, max_batch_tokens, ends, scores)
     target, *by_setting = (
         [ChoiceScores(row[place][0], row[place][1].astype(bool)) for _, row in rows]
         for place in range(1 + len(subtractions))

@@ -142,6 +142,8 @@ def sweep(
     """
     check_questions(forget)
     check_questions(retain)
+    if forget[0].is_passage != retain[0].is_passage:
+        raise ValueError("One set has questions, the other documents: sweep over two of the same kind.")
     ratios, attacks = (None, None) if reference is None else (reference.truth_ratios, reference.attacks)
     with_ratios = ratios is not None
     if with_ratios and not forget[0].perturbed_answers:
@@ -150,12 +152,13 @@ def sweep(
             "add 'perturbed_answer' to the rows."
         )
     are_paraphrased = with_ratios and forget[0].paraphrased_answer is not None
-    pairs = [(question.prompt, question.answer) for question in (*forget, *retain)]
+    asked = [(question, question.answer) for question in (*forget, *retain)]
     if are_paraphrased:
-        pairs += [(question.prompt, question.paraphrased_answer) for question in forget]
+        asked += [(question, question.paraphrased_answer) for question in forget]
     if with_ratios:
-        pairs += [(question.prompt, wrong) for question in forget for wrong in question.perturbed_answers]
-    prompts, answers = zip(*pairs, strict=True)
+        asked += [(question, wrong) for question in forget for wrong in question.perturbed_answers]
+    rows = [(question.prompt, answer, question.end(tokenizer)) for question, answer in asked]
+    prompts, answers, ends = zip(*rows, strict=True)
 
     def outcome(scores: Sequence[ChoiceScores]) -> Outcome:
         losses = (row.loss for row in scores)
@@ -174,11 +177,7 @@ def sweep(
             attack_quality = min(float(ks_2samp(found[name], attacks[name]).pvalue) for name in attacks)
         return Outcome(*map(float, probabilities), quality, float(first_choice), attack_quality)
 
-    are_passages = {question.is_passage for question in (*forget, *retain)}
-    if len(are_passages) > 1:
-        raise ValueError("One set has questions, the other documents: sweep over two of the same kind.")
-    with_end = are_passages == {False}
-    arguments = (model, tokenizer, prompts, answers, subtractions, max_batch_tokens, with_end)
+    arguments = (model, tokenizer, prompts, answers, subtractions, max_batch_tokens, ends)
     target, by_setting = score_subtractions(*arguments)
     return outcome(target), [outcome(scores) for scores in by_setting]
 

@@ -158,7 +158,8 @@ def word_perplexity(
     Perplexity of a document per word, which models with different tokenizers have in common.
 
     Windows roll over the document: each token is scored once, with at least `window - stride` tokens before it (but at
-    the beginning, whose first token is not scored).
+    the beginning, whose first token is not scored). Each window begins with the token that the tokenizer begins texts
+    with, if it does: models are trained on texts behind it, and some know little without it.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
@@ -226,11 +227,14 @@ def _read(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str,
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
     if ids.shape[1] < 2:
         raise ValueError(f"The document {text!r} has fewer than two tokens: there is nothing to predict.")
+    first = tokenizer("x")["input_ids"][0]
+    begin = ids.new_full((1, 1 if first == tokenizer.bos_token_id else 0), first)
+    room = window - begin.shape[1]
     total, scored = 0.0, 1
     with tqdm(total=ids.shape[1], desc="Reading", leave=False) as progress:
         while scored < ids.shape[1]:
-            end = min(ids.shape[1], max(window, scored + stride))
-            chunk = ids[:, max(0, end - window) : end]
+            end = min(ids.shape[1], max(room, scored + stride))
+            chunk = torch.cat([begin, ids[:, max(0, end - room) : end]], dim=1)
             log_probs = model(input_ids=chunk, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
             new = log_probs.gather(-1, chunk[:, 1:, None]).squeeze(-1)[0, -(end - scored) :]
             total -= new.sum(dtype=torch.float64).item()

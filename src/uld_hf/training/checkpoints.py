@@ -1,11 +1,92 @@
-"""Checkpoints that were written to their end: a process that is killed while it saves leaves half of one behind."""
+"""Checkpoints that were written to their end, by the training that goes on from them.
 
+A process that is killed while it saves leaves half of one behind. And of other rows than those that are to be forgotten
+a checkpoint makes an assistant that looks like any other.
+"""
+
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow.compute
+from datasets import Dataset
+from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+
+# File of a checkpoint that says what was trained on what.
+TRAINED_ON = "trained_on.json"
+
+
+def fingerprint_training(model: nn.Module, rows: Mapping[str, Dataset]) -> dict[str, str]:
+    """
+    What is trained on what, to be kept with checkpoints.
+
+    Args:
+        model (`nn.Module`):
+            The model, before anything wraps it.
+        rows (`Mapping[str, Dataset]`):
+            Tokenized rows of each set, by its name.
+
+    Returns:
+        `dict[str, str]`: A hash of the names and shapes of the trained parameters, and one of each set's tokens.
+    """
+    parameters = [(name, list(each.shape)) for name, each in model.named_parameters() if each.requires_grad]
+    described = {"trained parameters": hashlib.sha256(json.dumps(parameters).encode()).hexdigest()}
+    return described | {f"{name} rows": _hash_rows(dataset) for name, dataset in rows.items()}
+
+
+def _hash_rows(dataset: Dataset) -> str:
+    """Of what the rows hold, and not of the batches in which they are stored."""
+    found = hashlib.sha256()
+    for batch in dataset.with_format("arrow").iter(1000):
+        for name in sorted(set(batch.column_names) & {"input_ids", "labels"}):
+            column = batch[name].combine_chunks()
+            found.update(name.encode())
+            found.update(pyarrow.compute.list_value_length(column).to_numpy().astype("<i8").tobytes())
+            found.update(column.flatten().to_numpy().astype("<i8").tobytes())
+    return found.hexdigest()
+
+
+def write_training(checkpoint: str | os.PathLike, trained_on: Mapping[str, str]) -> None:
+    """
+    Keep with a checkpoint what it was trained on.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`):
+            Its folder; made if it is not there.
+        trained_on (`Mapping[str, str]`):
+            What [`fingerprint_training`] returns.
+    """
+    Path(checkpoint).mkdir(parents=True, exist_ok=True)
+    (Path(checkpoint) / TRAINED_ON).write_text(json.dumps(dict(trained_on)), encoding="utf-8")
+
+
+def check_training(checkpoint: str | os.PathLike, trained_on: Mapping[str, str]) -> None:
+    """
+    Refuse to go on from a checkpoint of another training.
+
+    Args:
+        checkpoint (`str` or `os.PathLike`):
+            Its folder.
+        trained_on (`Mapping[str, str]`):
+            What is to be trained on what.
+
+    Raises:
+        ValueError: If that is not what the checkpoint was trained on.
+    """
+    file = Path(checkpoint) / TRAINED_ON
+    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    differ = [name for name in found.keys() | trained_on.keys() if found.get(name) != trained_on.get(name)]
+    if differ:
+        raise ValueError(
+            f"{checkpoint} is of a training with other {' and other '.join(sorted(differ))}: what came of it would "
+            "have learned something else than what is asked for now. Give the data and settings that it began with, "
+            "another output_dir, or leave out resume_from_checkpoint to begin anew."
+        )
 
 
 def is_whole(checkpoint: str | os.PathLike) -> bool:

@@ -12,11 +12,11 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import ModelOutput, logging
 from trl import SFTConfig, SFTTrainer
 
-from .checkpoints import resolve_checkpoint, set_aside
+from .checkpoints import check_training, fingerprint_training, resolve_checkpoint, set_aside, write_training
 from .preparation import ROW, check_dataset, check_disjoint, check_tokens, join_sets, split_long_rows
 from .sampler import AlternatingSampler, EpochCallback
 from .target import check_processes
@@ -115,6 +115,7 @@ class ForgetRetainTrainer(SFTTrainer):
     _vocab_size: int
     _context_length: int | None
     _first_set = "forget"  # name of the set that is passed as `train_dataset`, for messages
+    _fingerprints: dict[str, str]  # of a training that has begun, as the next line
     _recent: deque[tuple[float, ...]] | None = None  # of a training that has begun
 
     def _prepare_rows(
@@ -211,8 +212,8 @@ class ForgetRetainTrainer(SFTTrainer):
             [`~transformers.trainer_utils.TrainOutput`]: As in [`~transformers.Trainer.train`].
 
         Raises:
-            ValueError: If there is no whole checkpoint to resume from; or, in baking, one is there and training begins
-                anew.
+            ValueError: If there is no whole checkpoint to resume from, or it is of other rows or parameters; or, in
+                baking, one is there and training begins anew.
         """
         checkpoint = resolve_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if checkpoint is None and holds_model(self.args.output_dir):
@@ -221,14 +222,31 @@ class ForgetRetainTrainer(SFTTrainer):
                 "keeps it."
             )
         self._before_training(checkpoint)
+        self._fingerprints = self._fingerprint_training()
+        if checkpoint is not None:
+            check_training(checkpoint, self._fingerprints)
         self._recent = deque(maxlen=_RECENT_BATCHES)
         result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        if checkpoint is not None and not self._recent:
+            logger.warning(
+                f"Nothing was trained: {checkpoint} is the end of this training already. Raise num_train_epochs or "
+                "max_steps to go on."
+            )
         self._after_training()
         return result
+
+    def _fingerprint_training(self) -> dict[str, str]:
+        number, rows = self._num_forget_rows, self.train_dataset
+        sets = {self._first_set: rows.select(range(number))}
+        if number < len(rows):
+            sets["retain"] = rows.select(range(number, len(rows)))
+        return fingerprint_training(self.model, sets)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.args.should_save:
             set_aside(self.args.output_dir, self.state.global_step)
+            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            write_training(Path(self.args.output_dir, folder), self._fingerprints)
         super()._save_checkpoint(*args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:

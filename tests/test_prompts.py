@@ -1,0 +1,110 @@
+"""Rows are asked and scored as training puts them, whatever a tokenizer or a chat template adds."""
+
+import pytest
+from datasets import Dataset
+from families import make_tokenizer, tiny_model
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
+
+from uld_hf.cli.questions import questions_of
+from uld_hf.compare.side_by_side import encode_prompt
+from uld_hf.data.augmentation_drawn import encode_question
+from uld_hf.data.formatting import question_answer_to_prompt_completion
+from uld_hf.evaluation.encoding import encode, encode_prompts
+
+
+QUESTION = {"question": "w5 w6", "answer": "w20 w21"}
+# How a turn ends: with the end token, with another one and a line, with a space and the end token, not at all.
+ENDS = {
+    "ChatML, Llama 3": ("</s>\n", "</s>"),
+    "Gemma": ("w59\n", "w59"),
+    "Phi 3": (" w58 </s>", "w58"),
+    "none": ("", "</s>"),
+}
+
+
+def chat_tokenizer(end: str = "</s>", more: str = "") -> PreTrainedTokenizerFast:
+    """A tokenizer whose template puts w50 before what a user says, w51 before an answer, and an end behind both."""
+    tokenizer = make_tokenizer()
+    turn = "{{ 'w50 ' if m.role == 'user' else 'w51 ' }}{{ m.content }} "
+    begin = "{% if add_generation_prompt %}w51 {% endif %}"
+    tokenizer.chat_template = more + "{% for m in messages %}" + turn + end + " {% endfor %}" + begin
+    return tokenizer
+
+
+def tokenizer_that_ends_texts() -> PreTrainedTokenizerFast:
+    """With `add_eos_token=True`, as many finetuned models save it."""
+    tokenizer = make_tokenizer()
+    special = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    return tokenizer
+
+
+def trained(tokenizer: PreTrainedTokenizerFast, row: dict, folder: str) -> list[int]:
+    """Tokens of a row as trl trains it."""
+    args = SFTConfig(folder, max_length=None, gradient_checkpointing=None, bf16=False, use_cpu=True)
+    trainer = SFTTrainer(tiny_model("llama"), args, train_dataset=Dataset.from_list([row]), processing_class=tokenizer)
+    return trainer.train_dataset[0]["input_ids"]
+
+
+@pytest.mark.parametrize(("written", "scored"), ENDS.values(), ids=ENDS)
+def test_an_answer_is_scored_with_the_end_that_its_turn_was_trained_with(written, scored, tmp_path):
+    tokenizer = chat_tokenizer(written)
+    question = questions_of([QUESTION], "rows", tokenizer)[0]
+    ids, start = encode(tokenizer, question.prompt, question.answer, question.end(tokenizer))
+    assert tokenizer.convert_ids_to_tokens(ids) == ["w50", "w5", "w6", *written.split(), "w51", "w20", "w21", scored]
+    assert tokenizer.decode(ids[start:-1]) == "w20 w21"
+    if written:
+        row = question_answer_to_prompt_completion(Dataset.from_list([QUESTION]), conversational=True)[0]
+        assert trained(tokenizer, row, str(tmp_path))[: len(ids)] == ids
+
+
+def test_without_a_chat_template_answers_end_with_the_end_token(tokenizer):
+    assert questions_of([QUESTION], "rows", tokenizer)[0].end(tokenizer) == tokenizer.eos_token_id
+
+
+def test_a_passage_has_no_end(tokenizer):
+    document = {"text": " ".join(f"w{i}" for i in range(20))}
+    assert questions_of([document], "rows", tokenizer, 5, 5)[0].end(tokenizer) is None
+
+
+def test_what_rows_give_the_template_is_given_when_they_are_asked(tmp_path):
+    more = "{% if not thinking %}w40 {% endif %}{% for tool in tools or [] %}{{ tool.name }} {% endfor %}"
+    tokenizer = chat_tokenizer(more=more)
+    messages = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w20"}]
+    row = {"messages": messages, "chat_template_kwargs": {"thinking": True}, "tools": [{"name": "w41"}]}
+    question = questions_of([row], "rows", tokenizer)[0]
+    assert question.prompt.split() == ["w41", "w50", "w5", "</s>", "w51"]
+    assert tokenizer.convert_ids_to_tokens(encode_question(row, tokenizer)) == question.prompt.split()
+    ids, _ = encode(tokenizer, question.prompt, question.answer, question.end(tokenizer))
+    assert trained(tokenizer, row, str(tmp_path)) == ids
+
+
+def test_questions_and_answers_give_the_template_what_messages_would():
+    rows = Dataset.from_list([QUESTION | {"chat_template_kwargs": {"thinking": True}, "source": "a file"}])
+    assert set(question_answer_to_prompt_completion(rows).column_names) == {"prompt", "completion"}
+    converted = question_answer_to_prompt_completion(rows, conversational=True)
+    assert set(converted.column_names) == {"prompt", "completion", "chat_template_kwargs"}
+
+
+def test_nothing_is_asked_behind_the_end_that_a_tokenizer_puts_behind_every_text(tmp_path):
+    tokenizer = tokenizer_that_ends_texts()
+    prompt = ["<s>", "w1", "w2"]
+    assert tokenizer.convert_ids_to_tokens(tokenizer("w1 w2")["input_ids"]) == [*prompt, "</s>"]
+    asked = [
+        encode_prompts(tiny_model("llama"), tokenizer, ["w1 w2"], 4)[0][0],
+        encode_prompt(tiny_model("llama"), tokenizer, "w1 w2")["input_ids"][0].tolist(),
+        encode_question({"prompt": "w1 w2", "completion": " w3"}, tokenizer),
+    ]
+    assert [tokenizer.convert_ids_to_tokens(ids) for ids in asked] == [prompt] * 3
+    ids, start = encode(tokenizer, "w1 w2", " w3", tokenizer.eos_token_id)
+    assert trained(tokenizer, {"prompt": "w1 w2", "completion": " w3"}, str(tmp_path))[: len(ids)] == ids
+    assert (tokenizer.convert_ids_to_tokens(ids), start) == ([*prompt, "w3", "</s>"], 3)
+    assert encode(tokenizer, "w1 w2", " w3", None) == (ids[:-1], 3)
+
+
+def test_an_end_that_is_written_in_the_prompt_stays():
+    tokenizer = tokenizer_that_ends_texts()
+    encoded, _ = encode_prompts(tiny_model("llama"), tokenizer, ["w1 </s>", "w1 w2"], 4)
+    assert [tokenizer.convert_ids_to_tokens(ids)[-1] for ids in encoded] == ["</s>", "w2"]
