@@ -17,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, ULDTrainer, build_assistant
-from uld_hf.cli.generate import read_prompts
+from uld_hf.cli.generate import Prompt, after_system, read_prompts
 from uld_hf.cli.main import main as uld
 from uld_hf.cli.parsing import check_model_path
 from uld_hf.cli.train import load_rows
@@ -92,6 +92,11 @@ def test_generate_shows_both_answers(
     assert all(set(row) == {"prompt", "target", "unlearned"} for row in rows)
     shown = capsys.readouterr().out
     assert all(row["target"] in shown and row["unlearned"] in shown for row in rows)
+    assert uld(["generate", str(tmp_path / "unlearned"), "--prompt", "w5", "--output", str(prompts)]) == 2
+    assert f"{prompts} is there already" in capsys.readouterr().err
+    assert prompts.read_text() == "w5 w6\n\nw7 w8\n"
+    assert uld(["generate", str(tmp_path / "unlearned"), "--prompt", "w5", "--system", "w1"]) == 2
+    assert "no chat template to render a system message" in capsys.readouterr().err
 
 
 def test_generate_takes_a_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,11 +262,34 @@ def test_question_answer_rows_become_chat_for_a_target_with_a_chat_template(data
 def test_prompts_from_jsonl(tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "a"}\n{"question": "b"}\n')
-    assert read_prompts(str(path), conversational=True) == ["a", "b"]
-    assert read_prompts(str(path), conversational=False) == ["a", "Question: b\nAnswer:"]
+    assert read_prompts(str(path), conversational=True) == [Prompt("a"), Prompt("b")]
+    assert read_prompts(str(path), conversational=False) == [Prompt("a"), Prompt("Question: b\nAnswer:")]
     path.write_text('{"text": "a"}\n')
     with pytest.raises(ValueError, match=r"Row 1 of .* has no text under 'prompt' or 'question'"):
         read_prompts(str(path), conversational=True)
+
+
+def test_training_rows_of_messages_are_prompts_without_their_answers(tmp_path: Path) -> None:
+    asked = [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2"}]
+    answer = [{"role": "assistant", "content": "w3"}]
+    options = {"chat_template_kwargs": {"thinking": False}}
+    path = tmp_path / "rows.jsonl"
+    for row in ({"messages": asked + answer}, {"messages": asked}, {"prompt": asked, "completion": answer}):
+        path.write_text(json.dumps(row | options) + "\n")
+        (prompt,) = read_prompts(str(path), conversational=True)
+        assert prompt == Prompt(asked, {"thinking": False})
+        assert prompt.text == "w2"
+        with pytest.raises(ValueError, match="no chat template"):
+            read_prompts(str(path), conversational=False)
+    path.write_text('{"messages": [{"role": "user", "contents": "w2"}]}\n')
+    with pytest.raises(ValueError, match=r"Row 1 of .* need a text under 'content'"):
+        read_prompts(str(path), conversational=True)
+
+
+def test_a_system_message_goes_before_texts_and_leaves_messages_alone() -> None:
+    messages = [{"role": "user", "content": "w2"}]
+    assert after_system(Prompt(messages), "w1") == Prompt(messages)
+    assert after_system(Prompt("w2"), "w1") == Prompt([{"role": "system", "content": "w1"}, *messages])
 
 
 def test_empty_prompts_file(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`evaluate`, `uld eval` and `uld sweep`: figures of whole sets, kept row by row, resumed, compared and chosen from."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from families import make_tokenizer, tiny_model, train_like
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from scipy.stats import hmean, ks_2samp
 from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cli.identity import identify
@@ -728,6 +729,67 @@ def test_rows_over_the_context_are_refused_before_anything_is_measured(files, mo
     assert "retain set: 1 of 2 rows are longer than the model's context of 128 tokens" in capsys.readouterr().err
 
 
+def test_a_sweep_refuses_rows_over_the_context_before_anything_is_measured(files, monkeypatch, capsys):
+    write_rows(Path(files["retain"]), [{"question": "w1", "answer": "w2"}, {"question": "w1", "answer": "w2 " * 200}])
+    monkeypatch.setattr("uld_hf.cli.sweep.evaluate", lambda *args, **options: pytest.fail("measured already"))
+    sets = [part for name in ("forget", "retain") for part in (f"--{name}_dataset", files[name])]
+    assert uld(["sweep", files["unlearned"], *sets, "--retrained", files["retrained"]]) == 2
+    assert "retain set: 1 of 2 rows are longer than the model's context of 128 tokens" in capsys.readouterr().err
+
+
+def test_a_sweep_refuses_held_out_questions_that_it_would_not_use(files, capsys):
+    sets = [part for name in ("forget", "retain", "holdout") for part in (f"--{name}_dataset", files[name])]
+    assert uld(["sweep", files["unlearned"], *sets, "--retrained", files["retrained"]]) == 2
+    assert "Beside --retrained, --holdout_dataset is for --match_attacks only" in capsys.readouterr().err
+
+
+def test_a_sweep_is_not_written_over_its_data(files, capsys):
+    sets = [part for name in ("forget", "retain") for part in (f"--{name}_dataset", files[name])]
+    before = Path(files["retain"]).read_text()
+    assert uld(["sweep", files["unlearned"], *sets, "--output", files["retain"]]) == 2
+    assert "is one of the datasets" in capsys.readouterr().err
+    assert Path(files["retain"]).read_text() == before
+
+
+def test_a_changed_chat_template_is_measured_anew(files, capsys):
+    prompts = []
+    for template in (None, "{% for m in messages %}w50 {{ m.content }} {% endfor %}"):
+        tokenizer = make_tokenizer()
+        tokenizer.chat_template = template
+        for name in ("target", "unlearned"):
+            tokenizer.save_pretrained(files[name])
+        assert run_eval(files) == 0
+        prompts.append(Evaluation.load(Path(files["results"]) / "unlearned.json").sets["forget"].prompts[0])
+    assert prompts == ["Question: w10\nAnswer:", "w50 w10 "]
+    assert "unlearned.json is of other data, options or another model: it is replaced." in capsys.readouterr().err
+
+
+def save_classifier(folder: Path, labels: list[str]) -> str:
+    """A text classifier with random weights that reads 16 tokens."""
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(**sizes, intermediate_size=32, max_position_embeddings=16, id2label=dict(enumerate(labels)))
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer = make_tokenizer()
+    tokenizer.model_max_length = 16
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_classifier_of_something_else_is_refused_before_anything_is_measured(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("uld_hf.cli.eval.evaluate", lambda *args, **options: pytest.fail("measured already"))
+    assert run_eval(files, "--fluency_classifier", save_classifier(tmp_path / "moods", ["good", "bad"])) == 2
+    assert "has no label 'clean', only ['good', 'bad']" in capsys.readouterr().err
+
+
+def test_answers_longer_than_the_classifier_reads_are_judged_all_the_same(files, tmp_path):
+    classifier = save_classifier(tmp_path / "gibberish", ["clean", "noise"])
+    assert run_eval(files, "--fluency_classifier", classifier, "--max_new_tokens", "40") == 0
+    results = Evaluation.load(Path(files["results"]) / "unlearned.json").sets["forget"]
+    assert max(len(text.split()) for text in results.completions) > 16
+    assert len(results.clean) == len(results.completions)
+    assert all(0 < each < 1 for each, text in zip(results.clean, results.completions, strict=True) if text)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -1029,9 +1091,17 @@ def test_a_reference_that_knows_the_answers_chooses_nothing():
         choose(SETTINGS, [kept(0.1, 0.8)] * 3, TARGET, reference=knowing)
 
 
-def test_the_target_is_no_retrained_model(files, capsys):
-    assert run_eval(files, "--retrained", files["target"]) == 2
-    assert "is the target itself" in capsys.readouterr().err
+def test_the_target_is_no_retrained_model(files, tmp_path, monkeypatch, capsys):
+    shutil.copytree(files["target"], tmp_path / "copy")
+    assert run_eval(files, "--retrained", str(tmp_path / "copy")) == 2
+    assert f"--retrained {tmp_path / 'copy'} is the target itself" in capsys.readouterr().err
+    with monkeypatch.context() as patch:  # where the name tells, nothing is measured before
+        patch.setattr("uld_hf.cli.eval.evaluate", lambda *args, **options: pytest.fail("measured already"))
+        for option in ("--retrained", "--others"):
+            (tmp_path / "link").unlink(missing_ok=True)
+            (tmp_path / "link").symlink_to(files["target"])
+            assert run_eval(files, option, str(tmp_path / "link")) == 2
+            assert f"{option} {tmp_path / 'link'} is the target itself" in capsys.readouterr().err
     sets = [part for name in ("forget", "retain") for part in (f"--{name}_dataset", files[name])]
     write_rows(Path(files["forget"]), [{"question": "w1", "answer": "w2"}])
     assert uld(["sweep", "--model", files["unlearned"], *sets, "--retrained", files["target"]]) == 0

@@ -870,13 +870,21 @@ def test_a_target_without_a_name_must_be_passed(tmp_path):
 def test_a_target_that_moved_away_is_an_error_that_says_what_to_do(tmp_path):
     model = save("llama", tmp_path)
     shutil.move(tmp_path / "target", tmp_path / "elsewhere")
-    with pytest.raises(
-        OSError, match=r"cannot be loaded\. If it has moved, load it yourself and pass it.*target=target"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"is not there\. If it has moved, load it from where it is and save"):
         ULDForCausalLM.from_pretrained(tmp_path / "unlearned")
     target = AutoModelForCausalLM.from_pretrained(tmp_path / "elsewhere")
     loaded = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", target=target)
     assert torch.equal(loaded(PROMPTS).logits, model(PROMPTS).logits)
+    loaded.save_pretrained(tmp_path / "anew")  # which names the place where it was found
+    assert torch.equal(ULDForCausalLM.from_pretrained(tmp_path / "anew")(PROMPTS).logits, model(PROMPTS).logits)
+
+
+def test_a_copy_of_a_target_that_is_still_there_is_not_named_in_its_place(tmp_path):
+    save("llama", tmp_path)
+    shutil.copytree(tmp_path / "target", tmp_path / "copy")
+    target = AutoModelForCausalLM.from_pretrained(tmp_path / "copy")
+    loaded = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", target=target)
+    assert loaded.config.target_name_or_path == str(tmp_path / "target")
 
 
 def test_another_target_is_refused(family, tmp_path):

@@ -249,6 +249,16 @@ def test_other_columns_get_no_hint():
 # split_turns and is_blank
 
 
+@pytest.mark.parametrize("message", [{"role": "user", "contents": "a"}, {"from": "user", "content": "a"}], ids=str)
+def test_a_message_with_other_fields_is_refused(message):
+    answer = {"role": "assistant", "content": "b"}
+    with pytest.raises(ValueError, match=r"A message has .* and lacks \['(content|role)'\]: .* Rename the fields"):
+        split_turns({"messages": [message, answer]})
+    if "role" in message:
+        with pytest.raises(ValueError, match="Rename the fields"):
+            is_blank([message])
+
+
 def test_conversation_without_answers_has_no_turns():
     assert split_turns({"messages": say(("system", "a"), ("user", "b"))}) == []
 

@@ -108,3 +108,27 @@ def test_an_end_that_is_written_in_the_prompt_stays():
     tokenizer = tokenizer_that_ends_texts()
     encoded, _ = encode_prompts(tiny_model("llama"), tokenizer, ["w1 </s>", "w1 w2"], 4)
     assert [tokenizer.convert_ids_to_tokens(ids)[-1] for ids in encoded] == ["</s>", "w2"]
+
+
+def test_a_question_in_other_words_keeps_what_was_said_before_it():
+    said = [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}]
+    asked, answer = {"role": "user", "content": "w5"}, {"role": "assistant", "content": "w20"}
+    row = {"messages": [*said, asked, answer], "paraphrased_question": "w6"}
+    question = questions_of([row], "rows", chat_tokenizer())[0]
+    assert question.paraphrased_prompt == question.prompt.replace("w5 ", "w6 ")
+    assert question.paraphrased_prompt.split()[:2] == ["w50", "w3"]
+
+
+def test_of_several_answers_the_last_one_is_asked_for_and_that_is_told(capsys):
+    messages = [{"role": role, "content": f"w{i}"} for i, role in enumerate(["user", "assistant"] * 2, start=5)]
+    (question,) = questions_of([{"messages": messages}], "rows", chat_tokenizer())
+    assert question.answer.strip() == "w8"
+    assert "1 of 1 rows of rows are conversations with several answers" in capsys.readouterr().err
+    questions_of([{"messages": messages[:2]}], "rows", chat_tokenizer())
+    assert capsys.readouterr().err == ""
+
+
+def test_a_message_without_content_is_named():
+    row = {"messages": [{"role": "user", "content": "w5"}, {"role": "assistant", "contents": "w6"}]}
+    with pytest.raises(ValueError, match=r"Row 1 of rows has a message without \['content'\]"):
+        questions_of([row], "rows", chat_tokenizer())

@@ -118,6 +118,16 @@ def test_what_was_asked_is_shown_at_length(tmp_path):
     assert "By &lt;letter&gt; of May 5" in (tmp_path / "report.html").read_text()
 
 
+def test_a_page_is_written_over_a_page_and_over_nothing_else(tmp_path, capsys):
+    page = tmp_path / "report.html"
+    for _ in range(2):
+        assert uld(write(tmp_path)) == 0
+    page.write_text('{"question": "w1"}\n')
+    assert uld(write(tmp_path)) == 2
+    assert f"{page} is there already" in capsys.readouterr().err
+    assert page.read_text() == '{"question": "w1"}\n'
+
+
 def test_only_the_figures_of_the_page_are_explained(tmp_path):
     assert uld(write(tmp_path)) == 0
     page = (tmp_path / "report.html").read_text()

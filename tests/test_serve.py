@@ -126,6 +126,12 @@ def test_eight_clients_at_once_get_their_own_answers(served: Served):
     assert len(set(expected)) > 1
 
 
+def test_the_model_that_is_served_is_the_only_one_listed(served: Served):
+    (listed,) = served.client.models.list().data  # also where there is no cache of downloads
+    assert listed.id == served.name
+    assert served.chat(model=listed.id) == served.chat()
+
+
 def test_the_target_cannot_be_asked_for_by_name(served: Served):
     with pytest.raises(openai.BadRequestError):
         served.chat(model=str(Path(served.name).parent / "target"))

@@ -589,6 +589,20 @@ def check_target_name(config: ULDModelConfig, source: str | os.PathLike) -> None
         )
 
 
+def is_gone(name_or_path: str) -> bool:
+    """
+    Whether a target's name is a folder's that is not there.
+
+    Args:
+        name_or_path (`str`):
+            The name.
+
+    Returns:
+        `bool`: `False` for a hub id.
+    """
+    return os.path.isabs(name_or_path) and not os.path.isdir(name_or_path)
+
+
 def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
     """
     Load the target that a saved assistant was trained on.
@@ -612,6 +626,13 @@ def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
             "The saved config.json names no target (it was trained on a model without a name). Load the target "
             "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target)."
         )
+    if is_gone(config.target_name_or_path):
+        raise FileNotFoundError(
+            f"The target {config.target_name_or_path!r} of this assistant is not there. If it has moved, load it from "
+            "where it is and save the unlearned model anew, which notes the place: ULDForCausalLM.from_pretrained("
+            "folder, target=AutoModelForCausalLM.from_pretrained(target)).save_pretrained(new_folder). `uld generate`, "
+            "`eval`, `sweep` and `compare` take --target instead."
+        )
     # A name out of a downloaded file must not make us open a pickle, nor transformers ask on stdin whether to run code.
     kwargs = {
         "use_safetensors": True,
@@ -630,8 +651,8 @@ def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(config.target_name_or_path, **kwargs)
     except OSError as error:
         raise OSError(
-            f"The target {config.target_name_or_path!r} of this assistant cannot be loaded. If it has moved, load it "
-            "yourself and pass it: ULDForCausalLM.from_pretrained(folder, target=target), or `uld generate --target`. "
+            f"The target {config.target_name_or_path!r} of this assistant cannot be loaded. If you have it elsewhere, "
+            "load it and pass it: ULDForCausalLM.from_pretrained(folder, target=target), or `uld generate --target`. "
             f"If it has no safetensors, say use_safetensors=False. ({str(error).splitlines()[0]})"
         ) from error
 

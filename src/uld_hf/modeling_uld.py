@@ -58,6 +58,7 @@ from .hub import (
     check_saved_target,
     check_target_name,
     fingerprint_target,
+    is_gone,
     load_target,
     read_unlearned_model,
     save_unlearned_model,
@@ -72,6 +73,21 @@ from .subtraction import Outside, check_subtraction, logit_difference
 logger = logging.get_logger(__name__)
 
 EXECUTIONS = ("two passes", "lockstep", "blocks")
+
+
+def place_of(target: PreTrainedModel) -> str | None:
+    """
+    Where a target was loaded from, as configurations name it.
+
+    Args:
+        target ([`~transformers.PreTrainedModel`]):
+            The target.
+
+    Returns:
+        `str` or `None`: A hub id, or an absolute path; `None` for a model that was made in memory.
+    """
+    name = target.name_or_path
+    return os.path.abspath(name) if os.path.isdir(name) else name or None
 
 
 def check_known(name: str, assistants: Iterable[str]) -> str:
@@ -253,9 +269,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                     )
                 for value in values.values():
                     setattr(config, setting, value)
-        name = target.name_or_path
-        name = os.path.abspath(name) if os.path.isdir(name) else name or None
-        config.target_name_or_path = config.target_name_or_path or name
+        config.target_name_or_path = config.target_name_or_path or place_of(target)
         if alpha is not None:
             if not isinstance(alpha, Mapping) and len({weight > 0 for weight in config.alphas.values()}) > 1:
                 raise ValueError(
@@ -974,6 +988,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             replace=replace,
         )
         model.config.target_fingerprint = saved.target_fingerprint
+        if saved.target_name_or_path and is_gone(saved.target_name_or_path):
+            # It has moved: the next save names the place where it was found.
+            model.config.target_name_or_path = place_of(target) or saved.target_name_or_path
         for name, entry in model.config.assistants.items():
             shared = {setting: vars(model.config)[setting] for setting in SHARED_SETTINGS}
             settings = {"alpha": entry["alpha"], **shared}

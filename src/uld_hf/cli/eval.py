@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from ..context import context_length
 from ..evaluation.comparison import compare, figure_table, remembered
 from ..evaluation.encoding import encode
-from ..evaluation.evaluation import Evaluation, Question, SetResults, check_fit, evaluate
+from ..evaluation.evaluation import Evaluation, Question, SetResults, evaluate
+from ..evaluation.memorization import CLEAN
 from ..evaluation.scoring import MAX_BATCH_TOKENS
 from ..evaluation.sweep import caution_of_few
 from ..evaluation.tofu_logs import SetLog, check_has_ratios, check_same_rows, load_tofu_log
@@ -24,7 +25,7 @@ from . import output
 from .identity import check_is_not_target, check_tokenizer, hash_rows, identify, identify_any
 from .loading import find_base, is_unlearned, load_model, load_tokenizer, load_unlearned, note_base
 from .parsing import CommandParser, check_model_path
-from .questions import check_apart, documents_of, note_wrong_answers, questions_of, read_rows
+from .questions import check_apart, check_sets_fit, documents_of, note_wrong_answers, questions_of, read_rows
 
 
 DESCRIPTION = """Measure what an unlearned model has forgotten and what it has kept, beside its target.
@@ -180,7 +181,15 @@ class EvalArguments:
         """The classifier of gibberish, loaded when first asked for."""
         if self.fluency_classifier is None:
             return None
-        return pipeline("text-classification", model=self.fluency_classifier, top_k=None)
+        # Answers may be longer than what it reads.
+        classifier = pipeline("text-classification", model=self.fluency_classifier, top_k=None, truncation=True)
+        labels = list(classifier.model.config.id2label.values())
+        if CLEAN not in labels:
+            raise ValueError(
+                f"--fluency_classifier {self.fluency_classifier} has no label {CLEAN!r}, only {labels}: it was not "
+                "trained to tell text from gibberish. Give one that was, see `uld eval --help`."
+            )
+        return classifier
 
 
 @dataclass(frozen=True)
@@ -276,12 +285,18 @@ def evaluate_or_load(
         **settings,
         **{option: vars(arguments)[option] for option in options},
         "tokenizer": fingerprint_tokenizer(tokenizer),
+        # As the model is asked them: a chat template is no part of the tokenizer's fingerprint.
+        "questions": hash_rows({split: [asdict(each) for each in asked.questions] for split, asked in sets.items()}),
+        "generation_config": json.loads(model.generation_config.to_json_string()),
+        "dtype": str(model.dtype),
     }
     evaluation = Evaluation(name, {}, settings)
     if file.exists():
         earlier = Evaluation.load(file)
         if earlier.settings == json.loads(json.dumps(settings)):
             evaluation.sets = earlier.sets
+        else:
+            output.note(f"{file} is of other data, options or another model: it is replaced.")
     for split, asked in sets.items():
         if split not in evaluation.sets:
             output.note(f"{name}: {split.replace('_', ' ')} set")
@@ -452,17 +467,12 @@ def prepare_sets(
     questions_by_set = {split: asked.questions for split, asked in sets.items()}
     check_apart({split: each for split, each in questions_by_set.items() if split in ("forget", "retain", "holdout")})
     note_wrong_answers(questions_by_set["forget"], questions_by_set["retain"], arguments.retain_dataset)
-    for split, questions in questions_by_set.items():
-        try:
-            check_fit(target, tokenizer, questions, arguments.max_new_tokens)
-        except ValueError as error:
-            raise ValueError(f"{split} set: {error}") from error
-        if split == "forget" and log is not None:
-            check_has_ratios(questions[0].paraphrased_answer, questions[0].perturbed_answers)
-            encoded = [
-                encode(tokenizer, question.prompt, question.answer, question.end(tokenizer)) for question in questions
-            ]
-            check_same_rows(log, [question.answer for question in questions], [len(ids) - at for ids, at in encoded])
+    check_sets_fit(target, tokenizer, questions_by_set, arguments.max_new_tokens)
+    if log is not None:
+        forget = questions_by_set["forget"]
+        check_has_ratios(forget[0].paraphrased_answer, forget[0].perturbed_answers)
+        encoded = [encode(tokenizer, each.prompt, each.answer, each.end(tokenizer)) for each in forget]
+        check_same_rows(log, [each.answer for each in forget], [len(ids) - at for ids, at in encoded])
     return sets
 
 
@@ -490,6 +500,13 @@ def main(argv: Sequence[str]) -> None:
         raise KeyboardInterrupt(f"interrupted; {kept}.") from None
 
 
+def _is_target(option: str, path: str) -> str:
+    """What is said of a model to compare with that is the target."""
+    return f"--{option} {path} is the target itself, which knows the forget set and is measured anyway: " + (
+        "give a model that was trained without it." if option == "retrained" else "leave it out."
+    )
+
+
 def run(arguments: EvalArguments) -> None:
     """
     Measure, print and write down.
@@ -514,6 +531,10 @@ def run(arguments: EvalArguments) -> None:
     model, target, tokenizer = load_model_and_target(arguments)
     base = arguments.target or target.name_or_path or None  # of adapters
     composed = [path for path in others if is_unlearned(path)]
+    for option, path in (("retrained", arguments.retrained), *(("others", path) for path in others)):
+        if base is not None and path is not None and os.path.realpath(path) == os.path.realpath(base):
+            raise ValueError(_is_target(option, path))
+    _ = arguments.classifier  # a wrong one is told before any work
     for path in composed:
         ULDForCausalLM.from_pretrained(path, target=target)  # refuses what was made for another
     for path in others if model is not None else (arguments.model, *others):
@@ -538,10 +559,7 @@ def run(arguments: EvalArguments) -> None:
         retrained = load_model(arguments.retrained)
         settings = {"retrained": identify(retrained), **data}
         if settings["retrained"] == identity["target"]:
-            raise ValueError(
-                f"--retrained {arguments.retrained} is the target itself: every figure would be held against a model "
-                "that knows the forget set. Give one that was trained without it."
-            )
+            raise ValueError(_is_target("retrained", arguments.retrained))
         evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, sets, settings, arguments)
         del retrained
     for path in others:

@@ -4,17 +4,18 @@ import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..compare.side_by_side import encode_prompt
-from ..data.formatting import PROMPT_TEMPLATE, read_json_lines
+from ..data.formatting import PROMPT_TEMPLATE, read_json_lines, template_options
 from . import output
 from .loading import load_tokenizer, load_unlearned
-from .parsing import CommandParser, check_files, check_model_path
+from .parsing import CommandParser, check_files, check_model_path, make_room
 from .rows import check_is_json_lines
 
 
@@ -38,7 +39,10 @@ class GenerateArguments:
         question (`str`, *optional*):
             One question, in the words of `uld train` for rows with `question` and `answer`.
         prompts_file (`str`, *optional*):
-            File with one prompt per line, or a JSONL file with `prompt` or `question`.
+            File with one prompt per line, or a JSONL file with `prompt`, `question` or `messages`, the forget set's for
+            one.
+        system (`str`, *optional*):
+            System message before a prompt that is a text.
         target (`str`, *optional*):
             Folder or hub id of the target, if it has moved since training.
         alpha (`float`, *optional*):
@@ -63,8 +67,9 @@ class GenerateArguments:
         default=None, metadata={"help": "one question, asked as `uld train` asks those of question-answer rows"}
     )
     prompts_file: str | None = field(
-        default=None, metadata={"help": "one prompt per line, or JSONL rows with 'prompt' or 'question'"}
+        default=None, metadata={"help": "one prompt per line, or JSONL rows with 'prompt', 'question' or 'messages'"}
     )
+    system: str | None = field(default=None, metadata={"help": "system message before prompts that are texts"})
     target: str | None = field(
         default=None, metadata={"help": "folder or hub id of the target, if it has moved since training"}
     )
@@ -78,39 +83,95 @@ class GenerateArguments:
     output: str | None = field(default=None, metadata={"help": "JSONL file to write the answers to as well"})
 
 
-def read_prompts(path: str, conversational: bool) -> list[str]:
+@dataclass(frozen=True)
+class Prompt:
+    """
+    What is asked.
+
+    Args:
+        asked (`str` or `list[dict[str, str]]`):
+            A text, or messages for the chat template.
+        options (`dict[str, Any]`, *optional*):
+            What the chat template is given besides.
+    """
+
+    asked: str | list[dict[str, str]]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """The text, or that of the last message."""
+        return self.asked if isinstance(self.asked, str) else self.asked[-1]["content"]
+
+
+def read_prompts(path: str, conversational: bool) -> list[Prompt]:
     """
     Read prompts from a file.
 
     Args:
         path (`str`):
-            A text file with one prompt per line, or a JSONL file whose rows have `prompt` or `question`.
+            A text file with one prompt per line, or a JSONL file whose rows have `prompt`, `question` or `messages`.
         conversational (`bool`):
             Whether there is a chat template. If not, questions are asked as `uld train` asks them.
 
     Returns:
-        `list[str]`: The prompts.
+        `list[Prompt]`: The prompts; of messages, without the answer at their end.
 
     Raises:
-        ValueError: If there are none, a JSONL row has neither field, or it is a table in another format.
+        ValueError: If there are none, a JSONL row asks nothing, it has messages and there is no chat template, or the
+            file is a table in another format.
     """
     check_is_json_lines(path)  # its lines would be taken for prompts
     if not path.endswith((".jsonl", ".json")):
         lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"{path} has no prompts.")
-        return lines
-    prompts = []
-    for number, row in enumerate(read_json_lines(path), start=1):
-        name = "prompt" if "prompt" in row else "question"
-        if not isinstance(row.get(name), str):
-            raise ValueError(f"Row {number} of {path} has no text under 'prompt' or 'question'.")
-        prompts.append(row[name] if conversational or name == "prompt" else PROMPT_TEMPLATE.format(question=row[name]))
-    return prompts
+        return [Prompt(line) for line in lines]
+    rows = enumerate(read_json_lines(path), start=1)
+    return [_read_prompt(row, f"Row {number} of {path}", conversational) for number, row in rows]
+
+
+def _read_prompt(row: Mapping[str, Any], source: str, conversational: bool) -> Prompt:
+    messages = row.get("messages")
+    if isinstance(messages, list):  # a training row: its answer is what is asked for
+        messages = messages[:-1] if messages and messages[-1].get("role") == "assistant" else messages
+    elif isinstance(row.get("prompt"), list):
+        messages = row["prompt"]
+    if messages is not None:
+        if not conversational:
+            raise ValueError(f"{source} has messages, but the tokenizer has no chat template to render them with.")
+        if not (messages and all(isinstance(message.get("content"), str) for message in messages)):
+            raise ValueError(f"{source} asks nothing: its messages need a text under 'content'.")
+        return Prompt(messages, template_options(row))
+    name = "prompt" if "prompt" in row else "question"
+    if not isinstance(row.get(name), str):
+        raise ValueError(f"{source} has no text under 'prompt' or 'question', and no 'messages'.")
+    if conversational:
+        return Prompt(row[name], template_options(row))
+    return Prompt(row[name] if name == "prompt" else PROMPT_TEMPLATE.format(question=row[name]))
+
+
+def after_system(prompt: Prompt, system: str) -> Prompt:
+    """
+    A prompt behind a system message.
+
+    Args:
+        prompt ([`Prompt`]):
+            The prompt. Messages stay as they are.
+        system (`str`):
+            The message.
+
+    Returns:
+        [`Prompt`]: Messages.
+    """
+    if not isinstance(prompt.asked, str):
+        return prompt
+    said = [{"role": "system", "content": system}, {"role": "user", "content": prompt.asked}]
+    return replace(prompt, asked=said)
 
 
 def answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, arguments: GenerateArguments
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, arguments: GenerateArguments
 ) -> str:
     """
     One model's answer to one prompt, which goes through the chat template where there is one.
@@ -120,7 +181,7 @@ def answer(
             Target or unlearned model.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer.
-        prompt (`str`):
+        prompt ([`Prompt`]):
             The prompt.
         arguments ([`GenerateArguments`]):
             How to generate.
@@ -128,7 +189,7 @@ def answer(
     Returns:
         `str`: The answer without the prompt.
     """
-    inputs = encode_prompt(model, tokenizer, prompt)
+    inputs = encode_prompt(model, tokenizer, prompt.asked, **prompt.options)
     set_seed(arguments.seed)
     generated = model.generate(**inputs, max_new_tokens=arguments.max_new_tokens, do_sample=arguments.do_sample)
     return tokenizer.decode(generated[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
@@ -155,6 +216,7 @@ def main(argv: Sequence[str]) -> None:
     if len(given) != 1:
         raise ValueError("Give one of --prompt, --question and --prompts_file.")
     check_files(arguments.prompts_file)
+    make_room(arguments.output)
     check_model_path(arguments.model)
     if arguments.target is not None:
         check_model_path(arguments.target)
@@ -164,15 +226,19 @@ def main(argv: Sequence[str]) -> None:
     if arguments.prompts_file is not None:
         prompts = read_prompts(arguments.prompts_file, conversational)
     elif arguments.prompt is not None or conversational:
-        prompts = given
+        prompts = [Prompt(given[0])]
     else:
-        prompts = [PROMPT_TEMPLATE.format(question=arguments.question)]
+        prompts = [Prompt(PROMPT_TEMPLATE.format(question=arguments.question))]
+    if arguments.system is not None:
+        if not conversational:
+            raise ValueError("--system: the tokenizer has no chat template to render a system message with.")
+        prompts = [after_system(prompt, arguments.system) for prompt in prompts]
     with ExitStack() as stack:
         file = stack.enter_context(open(arguments.output, "w", encoding="utf-8")) if arguments.output else None
         # Every answer is written and shown as soon as it is there: Ctrl-C loses one.
         for prompt in tqdm(prompts, desc="Answering", disable=len(prompts) < 2 or output.is_quiet()):
             row = {
-                "prompt": prompt,
+                "prompt": prompt.text,
                 "target": answer(model.target, tokenizer, prompt, arguments),
                 "unlearned": answer(model, tokenizer, prompt, arguments),
             }

@@ -260,3 +260,21 @@ def check_files(*paths: str | None) -> None:
     for path in paths:
         if path is not None and not os.path.isfile(path):
             raise FileNotFoundError(f"There is no file {path!r}.")
+
+
+def make_room(path: str | None) -> None:
+    """
+    Make the folder of a file that is going to be written, and refuse one that is there, before anything long begins.
+
+    Args:
+        path (`str`, *optional*):
+            The file; `None` is passed over.
+
+    Raises:
+        ValueError: If it is there already.
+    """
+    if path is None:
+        return
+    if os.path.exists(path):
+        raise ValueError(f"{path} is there already: give another file, or delete it.")
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)

@@ -1,5 +1,6 @@
 """A model manager for transformers' server: one model, whatever a client names, and no chats without a template."""
 
+import time
 from typing import Any, NoReturn
 
 from fastapi import HTTPException
@@ -48,6 +49,20 @@ class PinnedModelManager(ModelManager):
                 status_code=400, detail=f"This server answers as {self.force_model!r} and loads nothing else."
             )
         return name
+
+    def get_gen_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
+        """
+        What `/v1/models` lists: this model, and not what lies in the cache, which is not served.
+
+        Args:
+            cache_dir (`str`, *optional*):
+                Of no effect.
+
+        Returns:
+            `list[dict[str, Any]]`: One entry in OpenAI's format.
+        """
+        name = self.force_model.removesuffix("@main")  # as the server was asked for it
+        return [{"id": name, "object": "model", "created": int(time.time()), "owned_by": ""}]
 
     def load_model_and_processor(self, *args: Any, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """

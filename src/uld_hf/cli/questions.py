@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.formatting import PROMPT_TEMPLATE, read_json_lines, template_options
 from ..data.local import load_from_hub
-from ..evaluation.evaluation import Question, check_questions
+from ..evaluation.evaluation import Question, check_fit, check_questions
 from ..evaluation.verbatim import split_passages
 from . import output
 from .rows import check_is_json_lines
@@ -142,6 +142,12 @@ def questions_of(
         return [Question(prefix, continuation, is_passage=True) for prefix, continuation in pairs]
     _check_spelling(rows[0], source)
     questions = [_question(row, f"Row {number} of {source}", tokenizer) for number, row in enumerate(rows, start=1)]
+    several = sum(sum(each["role"] == "assistant" for each in row.get("messages") or ()) > 1 for row in rows)
+    if several:
+        output.note(
+            f"{several} of {len(rows)} rows of {source} are conversations with several answers: only the last one is "
+            "asked for. Give each exchange a row of its own to have all of them."
+        )
     check_questions(questions)
     return questions
 
@@ -179,6 +185,35 @@ def check_apart(sets: Mapping[str, Sequence[Question]]) -> None:
                 "what must be kept and what was never told are three things. Give another file, or remove the row from "
                 "one of them."
             )
+
+
+def check_sets_fit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Mapping[str, Sequence[Question]],
+    max_new_tokens: int = 0,
+) -> None:
+    """
+    Refuse questions that a model cannot be asked, and say of which set they are.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        sets (`Mapping[str, Sequence[Question]]`):
+            Questions by the set's name.
+        max_new_tokens (`int`, *optional*, defaults to `0`):
+            Longest answer to generate, in tokens.
+
+    Raises:
+        ValueError: If one does not fit into the model's context, or its answer has no token to score.
+    """
+    for name, questions in sets.items():
+        try:
+            check_fit(model, tokenizer, questions, max_new_tokens)
+        except ValueError as error:
+            raise ValueError(f"{name} set: {error}") from error
 
 
 def note_wrong_answers(forget: Sequence[Question], retain: Sequence[Question], retain_dataset: str) -> None:
@@ -221,7 +256,10 @@ def _question(row: Mapping[str, Any], source: str, tokenizer: PreTrainedTokenize
         answer = answer.strip()  # as `uld train` does: the space between the two is the template's affair
     options = template_options(row)
     prompt, space, end = _put(asked, answer, is_prompt, source, tokenizer, options)
-    in_other_words = in_other_words and _put(in_other_words, answer, is_prompt, source, tokenizer, options)[0]
+    if in_other_words is not None:
+        # What was said before the question, a system message for one, stays.
+        other = in_other_words if isinstance(asked, str) else [*asked[:-1], {**asked[-1], "content": in_other_words}]
+        in_other_words = _put(other, answer, is_prompt, source, tokenizer, options)[0]
 
     def put_answer(text: str) -> str:
         return space + (text if tokenizer.chat_template is None else text.strip())
@@ -243,6 +281,8 @@ def _asked_and_answer(row: Mapping[str, Any], source: str) -> tuple[str | list[d
     if isinstance(row.get("prompt"), list):
         messages = [*row["prompt"], *(row.get("completion") or [])]
     if messages is not None:
+        if any(missing := {"role", "content"} - message.keys() for message in messages):
+            raise ValueError(f"{source} has a message without {sorted(missing)}: rename its fields.")
         *asked, answer = messages
         if not asked or answer.get("role") != "assistant" or not (answer.get("content") or "").strip():
             raise ValueError(f"{source}: its last message must be the assistant's answer to those before it.")

@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..evaluation.evaluation import Evaluation
 from ..evaluation.report import check_same, render_report, run_checks
 from ..evaluation.tofu_logs import load_tofu_log
 from . import output
-from .parsing import CommandParser, check_files
+from .parsing import CommandParser, check_files, make_room
 
 
 DESCRIPTION = """Write one HTML page about an unlearned model, from what `uld eval` (and `uld sweep --output`) measured.
@@ -61,6 +62,20 @@ def build_parser() -> CommandParser:
     return CommandParser((ReportArguments,), "uld report", DESCRIPTION, words=("results",), has_json=True)
 
 
+def is_page(path: str) -> bool:
+    """
+    Whether a file is a page, which a new one may replace.
+
+    Args:
+        path (`str`):
+            The file.
+
+    Returns:
+        `bool`: Whether it is there, and begins as HTML does.
+    """
+    return os.path.isfile(path) and Path(path).read_bytes()[:15].lower() == b"<!doctype html>"
+
+
 def main(argv: Sequence[str]) -> None:
     """
     Run `uld report`.
@@ -75,6 +90,8 @@ def main(argv: Sequence[str]) -> None:
     """
     (arguments,) = build_parser().parse(argv)
     check_files(arguments.sweep, arguments.retrained_log)
+    if not is_page(arguments.output):
+        make_room(arguments.output)  # an earlier page is written anew, and nothing else
     folder = Path(arguments.results)
     missing = [name for name in ("target", "unlearned") if not (folder / f"{name}.json").is_file()]
     if missing:

@@ -19,6 +19,7 @@ from ..evaluation.sweep import (
     apply_subtraction,
     as_rows,
     caution_of_few,
+    check_kinds,
     choose,
     most_first_choices,
     sweep,
@@ -29,7 +30,7 @@ from . import output
 from .identity import check_tokenizer, hash_rows, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_model_path
-from .questions import check_apart, note_wrong_answers, questions_of, read_rows
+from .questions import check_apart, check_sets_fit, note_wrong_answers, questions_of, read_rows
 
 
 DESCRIPTION = """Try many settings of the subtraction, all from one pass of target and assistant, and choose one.
@@ -143,6 +144,12 @@ class SweepArguments:
                 raise ValueError(f"{self.save_to} is there already: give --save_to a new folder.")
         if self.match_attacks and self.holdout_dataset is None:
             raise ValueError("--match_attacks needs --holdout_dataset: answers like the forgotten ones, never told.")
+        if self.retrained is not None and self.holdout_dataset is not None and not self.match_attacks:
+            raise ValueError(
+                "Beside --retrained, --holdout_dataset is for --match_attacks only: add that, or leave one of them out."
+            )
+        if self.output is not None and os.path.realpath(self.output) in map(os.path.realpath, self.data.values()):
+            raise ValueError(f"--output {self.output} is one of the datasets: give another file.")
         unknown = set(self.clamps or ()) - {"on", "off"}
         if unknown:
             raise ValueError(f"--clamps takes 'on' and 'off', got {sorted(unknown)}.")
@@ -208,6 +215,8 @@ def main(argv: Sequence[str]) -> None:
 
     check_apart(sets)
     note_wrong_answers(forget, retain, arguments.retain_dataset)
+    check_kinds(forget, retain)
+    check_sets_fit(model.target, tokenizer, sets)
     reference = find_reference(arguments, model, tokenizer, forget, held_out)
     by_ratios = reference is not None and reference.truth_ratios is not None
 

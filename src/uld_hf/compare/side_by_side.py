@@ -1,7 +1,7 @@
 """Two answers to one prompt, token by token beside each other: the target's and the unlearned model's."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty
 from typing import Any
@@ -106,7 +106,12 @@ class _Streamer(TextIteratorStreamer):
         self.turns.wait(self.place)
 
 
-def encode_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str) -> dict[str, Any]:
+def encode_prompt(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Sequence[Mapping[str, str]],
+    **template_options: Any,
+) -> dict[str, Any]:
     """
     What `generate()` takes to answer a prompt.
 
@@ -115,18 +120,19 @@ def encode_prompt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
             The model that is going to answer.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Its tokenizer. The prompt goes through its chat template, if there is one.
-        prompt (`str`):
-            The prompt.
+        prompt (`str` or `Sequence[Mapping[str, str]]`):
+            The prompt, or messages for the chat template.
+        **template_options:
+            What the chat template is given besides.
 
     Returns:
         `dict[str, Any]`: Keyword arguments: `input_ids` and `attention_mask` of shape `(1, length)` on the model's
             device, and `pad_token_id`.
     """
     if tokenizer.chat_template is not None:
-        messages = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt", **template_options}
+        inputs = tokenizer.apply_chat_template(messages, **options)
     else:
         input_ids = torch.tensor(prompt_tokens(tokenizer, [prompt]))
         inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}

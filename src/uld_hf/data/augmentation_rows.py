@@ -127,20 +127,20 @@ def read_pair(row: Mapping[str, Any], kind: RowFormat, source: str) -> Pair:
         question, answer = row["question"], row["answer"]
     elif kind == "messages":
         _check_conversation(row["messages"], source)
-        question, answer = row["messages"][-2]["content"], row["messages"][-1]["content"]
+        question, answer = (message.get("content") for message in row["messages"][-2:])
     elif isinstance(row["prompt"], str):
         start, end = _question_span(row["prompt"])
         question, answer = row["prompt"][start:end], row["completion"]
     else:
         _check_conversation([*row["prompt"], *row["completion"]], source)
-        question, answer = row["prompt"][-1]["content"], row["completion"][-1]["content"]
+        question, answer = (message.get("content") for message in (row["prompt"][-1], row["completion"][-1]))
     if not all(isinstance(text, str) and text.strip() for text in (question, answer)):
         raise ValueError(f"{source} lacks a question or an answer: {dict(row)!r}. Remove it, or give it both.")
     return Pair(question.strip(), answer.strip())
 
 
 def _check_conversation(messages: Sequence[Mapping[str, str]], source: str) -> None:
-    roles = [message["role"] for message in messages]
+    roles = [message.get("role") for message in messages]
     if roles[-2:] != ["user", "assistant"] or roles.count("assistant") > 1:
         raise ValueError(
             f"{source} is a conversation of {roles}: only one question and its answer can be varied. Give each "

@@ -26,10 +26,8 @@ def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
         `dict[str, Any]`: Keyword arguments of `apply_chat_template`.
     """
     tools = row.get("tools")
-    return {
-        "tools": json.loads(tools) if isinstance(tools, str) else tools,
-        **(row.get("chat_template_kwargs") or {}),
-    }
+    given = {} if tools is None else {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+    return given | (row.get("chat_template_kwargs") or {})
 
 
 def read_json_lines(path: str) -> list[dict[str, Any]]:

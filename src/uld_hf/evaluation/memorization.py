@@ -18,6 +18,10 @@ from .scoring import TokenScores
 from .tofu import rouge_l_recall
 
 
+# Label of texts that are no gibberish, of OpenUnlearning's classifier.
+CLEAN = "clean"
+
+
 def exact_memorization(scores: TokenScores) -> float:
     """
     Share of an answer's tokens that are the model's first choice, given the right tokens before them.
@@ -74,7 +78,7 @@ def memorization_score(figures: Mapping[str, float], before: Mapping[str, float]
 
 
 def fluency(
-    texts: Sequence[str], classifier: Callable[[list[str]], list[list[dict[str, Any]]]], clean: str = "clean"
+    texts: Sequence[str], classifier: Callable[[list[str]], list[list[dict[str, Any]]]], clean: str = CLEAN
 ) -> np.ndarray:
     """
     OpenUnlearning's fluency of texts: the probability, by a classifier, that each is no gibberish.

@@ -105,6 +105,23 @@ class Reference:
         )
 
 
+def check_kinds(forget: Sequence[Question], retain: Sequence[Question]) -> None:
+    """
+    Refuse questions beside documents, of which likelihoods mean different things.
+
+    Args:
+        forget (`Sequence[Question]`):
+            Questions about what must be forgotten.
+        retain (`Sequence[Question]`):
+            Questions about what must be kept.
+
+    Raises:
+        ValueError: If one set has questions and the other documents.
+    """
+    if forget[0].is_passage != retain[0].is_passage:
+        raise ValueError("One set has questions, the other documents: sweep over two of the same kind.")
+
+
 def sweep(
     model: ULDForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
@@ -142,8 +159,7 @@ def sweep(
     """
     check_questions(forget)
     check_questions(retain)
-    if forget[0].is_passage != retain[0].is_passage:
-        raise ValueError("One set has questions, the other documents: sweep over two of the same kind.")
+    check_kinds(forget, retain)
     ratios, attacks = (None, None) if reference is None else (reference.truth_ratios, reference.attacks)
     with_ratios = ratios is not None
     if with_ratios and not forget[0].perturbed_answers:

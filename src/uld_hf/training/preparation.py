@@ -79,13 +79,27 @@ def split_turns(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         `list[dict[str, Any]]`: One prompt-completion row for each assistant message.
+
+    Raises:
+        ValueError: If a message lacks a role or a content.
     """
     messages = row["messages"]
+    for message in messages:
+        _check_message(message)
     return [
         {"prompt": messages[:turn], "completion": [message]}
         for turn, message in enumerate(messages)
         if message["role"] == "assistant"
     ]
+
+
+def _check_message(message: Mapping[str, Any]) -> None:
+    missing = {"role", "content"} - message.keys()
+    if missing:
+        raise ValueError(
+            f"A message has {sorted(message)} and lacks {sorted(missing)}: messages have a 'role' and a 'content'. "
+            "Rename the fields."
+        )
 
 
 def is_blank(completion: str | list[dict[str, Any]] | None) -> bool:
@@ -100,13 +114,14 @@ def is_blank(completion: str | list[dict[str, Any]] | None) -> bool:
         `bool`: `True` for none, or one of spaces.
 
     Raises:
-        ValueError: If a message's content is no text.
+        ValueError: If a message has no role or content, or its content is no text.
     """
     if completion is None:
         return True
     if isinstance(completion, str):
         return not completion.strip()
     for message in completion:
+        _check_message(message)
         if not isinstance(message["content"], str | None):
             raise ValueError(
                 f"A message's content is {str(message['content'])[:80]!r}: give it as one text, not in parts."
