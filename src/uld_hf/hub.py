@@ -52,6 +52,7 @@ from .assistant import (
     truncate_model,
 )
 from .configuration_uld import ULDModelConfig
+from .intact import Watch
 from .model_card import model_card
 from .saved_files import (
     ADAPTER_FILES,
@@ -414,6 +415,7 @@ def adopt_assistant(
         [`~peft.PeftModel`]: The assistant, with one adapter named `name`.
 
     Raises:
+        RuntimeError: If it is disabled, merged or rescaled.
         TypeError: If it is not a PEFT model.
         ValueError: If it has several adapters, or was trained on another target.
     """
@@ -425,6 +427,8 @@ def adopt_assistant(
             f"The assistant must have one adapter named {ADAPTER_NAME!r}, got {adapters}: use build_assistant or "
             "ULDTrainer."
         )
+    # One that is merged would write into the target's weights what it knows.
+    Watch({adapters[0]: assistant}).check({adapters[0]: assistant})
     num_layers = assistant.config.get_text_config(decoder=True).num_hidden_layers
     check_num_layers(num_layers, target.config)
     shared = shares_tensors(assistant, target)

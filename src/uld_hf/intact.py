@@ -6,12 +6,15 @@ what one takes away another may put back.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from .assistant import lora_weights
 from .subtraction import SMALLEST_ALPHA
@@ -28,12 +31,22 @@ class _Place:
 
 
 def _places(assistant: PeftModel, name: str) -> list[_Place]:
+    root = assistant.peft_config[name].use_rslora
+
+    def trained_scaling(layer: LoraLayer) -> float:  # what it is now may have been set since
+        rank = layer.r[name]
+        return layer.lora_alpha[name] / (math.sqrt(rank) if root else rank)
+
     return [
-        _Place(parent, attribute, layer, layer.scaling[name])
+        _Place(parent, attribute, layer, trained_scaling(layer))
         for parent in assistant.get_base_model().modules()
         for attribute, layer in parent.named_children()
         if isinstance(layer, LoraLayer)
     ]
+
+
+def _vocab_size(target: PreTrainedModel) -> int:
+    return target.config.get_text_config(decoder=True).vocab_size
 
 
 class Watch:
@@ -43,12 +56,13 @@ class Watch:
     Args:
         assistants (`Mapping[str, PeftModel]`):
             The assistants by name.
-        target ([`~torch.nn.Module`], *optional*):
+        target ([`~transformers.PreTrainedModel`], *optional*):
             The target that they are subtracted from, where it is known.
     """
 
-    def __init__(self, assistants: Mapping[str, PeftModel], target: nn.Module | None = None):
+    def __init__(self, assistants: Mapping[str, PeftModel], target: PreTrainedModel | None = None):
         self._target = target
+        self._vocab_size = None if target is None else _vocab_size(target)
         self._assistants = {name: (assistant, _places(assistant, name)) for name, assistant in assistants.items()}
 
     def check(self, assistants: Mapping[str, nn.Module], target: nn.Module | None = None) -> None:
@@ -69,6 +83,11 @@ class Watch:
             raise RuntimeError(
                 "The target was replaced: nobody has looked at whether the assistants belong to it. Build the model "
                 "anew: ULDForCausalLM(target=..., assistant=...)."
+            )
+        if target is not None and _vocab_size(target) != self._vocab_size:
+            raise RuntimeError(
+                f"The target's vocabulary was resized from {self._vocab_size} to {_vocab_size(target)}: the assistants "
+                "have the one that they were trained with. Resize and train the target first, then train an assistant."
             )
         parts = [] if target is None else [target, target.base_model, target.get_decoder()]
         if any("peft_config" in vars(part) for part in parts):  # PEFT leaves it with what it changes
@@ -124,6 +143,8 @@ def identify_assistant(assistant: PeftModel, name: str) -> str:
         content.update(str(place.scaling).encode())
     for weight_name, weight in sorted(weights.items()):
         content.update(weight_name.replace(f".{name}", "").encode())
+        if isinstance(weight, DTensor):  # tensor parallel
+            weight = weight.full_tensor()
         content.update(weight.float().cpu().numpy().tobytes())
     return f"{num_layers} layers, {content.hexdigest()}"
 

@@ -7,7 +7,7 @@ before the norm and the head. Every weight is then read once per token, which is
 
 import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -108,6 +108,31 @@ def can_join(cache: Cache | None) -> bool:
         `bool`: `False` for caches that are offloaded or quantized.
     """
     return cache is None or (not cache.offloading and all(type(layer) in JOINABLE for layer in cache.layers))
+
+
+def has_rows_of_several_texts(inputs: Mapping[str, Any], attention: str | None) -> bool:
+    """
+    Whether texts stand in one row behind each other, told apart by positions or lengths: of a batch of one only.
+
+    Args:
+        inputs (`Mapping[str, Any]`):
+            What a model's forward takes.
+        attention (`str`, *optional*):
+            The attention's implementation. `"eager"` and `"sdpa"` get a mask, which tells texts of any batch apart.
+
+    Returns:
+        `bool`: Whether they do, or positions have a dimension before the batch's.
+    """
+    if inputs.get("cu_seq_lens_q") is not None:
+        return True
+    position_ids = inputs.get("position_ids")
+    if position_ids is None or position_ids.dim() < 2:
+        return False
+    if position_ids.dim() > 2:
+        return True
+    if attention in ("eager", "sdpa") or len(position_ids) > 1 or position_ids.shape[1] < 2:
+        return False
+    return bool((position_ids.diff() != 1).any())
 
 
 def _multiply(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -256,7 +281,8 @@ class Lockstep:
         memo.update(
             {id(module.config): module.config for module in target.modules() if isinstance(module, PreTrainedModel)}
         )
-        self.model: PreTrainedModel = copy.deepcopy(target, memo)
+        self.target, self.assistants = target, tuple(assistants)
+        self.model: PreTrainedModel = copy.deepcopy(target, memo).eval()  # whatever the target is in at the moment
         holder, name = find_decoder_layers(self.model)
         layers = holder.get_submodule(name)
         num_layers = [assistant.config.get_text_config(decoder=True).num_hidden_layers for assistant in assistants]
@@ -285,6 +311,23 @@ class Lockstep:
             if self.active[index] < self.num_groups:
                 layer.register_forward_pre_hook(_Enter(self, index), with_kwargs=True)
         layers[-1].register_forward_hook(self._rejoin)
+
+    def is_of(self, target: PreTrainedModel, assistants: Sequence[PeftModel]) -> bool:
+        """
+        Whether it is of these models, and not of what was exchanged for them.
+
+        Args:
+            target ([`~transformers.PreTrainedModel`]):
+                The target.
+            assistants (`Sequence[PeftModel]`):
+                Its assistants.
+
+        Returns:
+            `bool`: Whether it is.
+        """
+        given = (target, *assistants)
+        own = (self.target, *self.assistants)
+        return len(given) == len(own) and all(one is other for one, other in zip(given, own, strict=True))
 
     def __call__(
         self, inputs: dict[str, Any], caches: Sequence[Cache | None]

@@ -140,23 +140,31 @@ class ULDLogitsProcessor(LogitsProcessor):
             return torch.ones_like(input_ids)
         return (input_ids != pad_token_id).long().cummax(dim=1).values
 
-    def _synchronize(self, tokens: torch.Tensor) -> int:
-        """Make the cache hold a common prefix of all `tokens` rows, and return that prefix's length."""
-        if self._cache is not None:
-            prefix = longest_common_prefix(self._tokens, tokens)
-            # The last position must be computed again to have its logits.
-            keep = min(int(prefix.amax(dim=1).min()), tokens.shape[1] - 1)
+    def _synchronize(self, cache: Cache | None, tokens: torch.Tensor) -> tuple[Cache, int]:
+        """A cache that holds a common prefix of all `tokens` rows, and that prefix's length."""
+        if cache is not None:
+            keep, source = self._common_prefix(tokens)
             drop = self._tokens.shape[1] - keep
             # What a sliding window has dropped, or a state has taken in, cropping cannot bring back.
-            if keep > 0 and (drop == 0 or all(type(layer) is DynamicLayer for layer in self._cache.layers)):
-                source = prefix.argmax(dim=1)
-                if len(source) != len(self._tokens) or not torch.equal(source, torch.arange(len(source)).to(source)):
-                    self._cache.reorder_cache(source)
+            if keep > 0 and (drop == 0 or all(type(layer) is DynamicLayer for layer in cache.layers)):
+                if source is not None:
+                    cache.reorder_cache(source)
                 if drop:
-                    self._cache.crop(-drop)
-                return keep
-        self._cache = DynamicCache(config=self.assistant.config)
-        return 0
+                    cache.crop(-drop)
+                return cache, keep
+        return DynamicCache(config=self.assistant.config), 0
+
+    def _common_prefix(self, tokens: torch.Tensor) -> tuple[int, torch.Tensor | None]:
+        """How much of the cache serves all rows, and the row of it that each goes on from; `None` if its own."""
+        length = min(self._tokens.shape[1], tokens.shape[1])
+        source = None
+        if len(tokens) == len(self._tokens) and torch.equal(tokens[:, :length], self._tokens[:, :length]):
+            keep = length  # nothing was reordered: every row need not be compared with every other one
+        else:
+            prefix = longest_common_prefix(self._tokens, tokens)
+            keep, source = int(prefix.amax(dim=1).min()), prefix.argmax(dim=1)
+        # The last position must be computed again to have its logits.
+        return min(keep, tokens.shape[1] - 1), source
 
     @torch.no_grad()
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
@@ -189,10 +197,10 @@ class ULDLogitsProcessor(LogitsProcessor):
         self.assistant.eval()  # training goes on between two evaluations
         mask = self._full_mask(input_ids)
         tokens = input_ids.masked_fill(mask == 0, -1)
-        start = self._synchronize(tokens)
-        position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        # Of a call that fails half-way (out of memory, Ctrl-C) the cache would hold tokens in some layers only.
+        # Of a call that fails half-way (out of memory, Ctrl-C) the cache would hold other tokens in some layers.
         cache, self._cache = self._cache, None
+        cache, start = self._synchronize(cache, tokens)
+        position_ids = (mask.cumsum(dim=1) - 1).clamp(min=0)
         logits = self.assistant(
             input_ids=input_ids[:, start:],
             attention_mask=mask,

@@ -65,7 +65,7 @@ from .hub import (
 )
 from .intact import NetEffect, Watch
 from .kept_positions import positions_to_keep
-from .lockstep import Lockstep, can_join, why_no_lockstep
+from .lockstep import Lockstep, can_join, has_rows_of_several_texts, why_no_lockstep
 from .publish import push_unlearned_model
 from .subtraction import Outside, check_subtraction, logit_difference
 
@@ -238,6 +238,12 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         config.target_fingerprint = None  # of which target it is, nobody has looked at here
         config.files = {}
         saved = config.assistants
+        unknown = set(given) - set(saved)
+        if is_configured and unknown:
+            raise ValueError(
+                f"The configuration has settings for {list(saved)}, and none for {sorted(unknown)}: give the "
+                "assistants its names, or leave the configuration out."
+            )
         config.assistants = {
             name: {
                 "num_layers": assistant.config.get_text_config(decoder=True).num_hidden_layers,
@@ -610,7 +616,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 raise ValueError("Give cache or past_key_values, not both: they are two names of one thing.")
             past_key_values = cache
         if use_cache is None:
-            use_cache = self.target.config.get_text_config(decoder=True).use_cache
+            # Some families' configurations have none, and their models cache.
+            use_cache = getattr(self.target.config.get_text_config(decoder=True), "use_cache", True)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         inputs = {
@@ -649,6 +656,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 "DataParallel is not supported: use device_map, or one process for each GPU (accelerate launch)."
             )
         self._watch.check(self.assistants, self.target)
+        if not self.training and any(part.training for part in (self.target, *self.assistants.values())):
+            self.eval()  # training one of them goes on between two calls, and dropout is no part of the formula
 
     def _get_candidate_generator(
         self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
@@ -676,10 +685,13 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             and paged is None
             and can_join(cache)
             and not self.training
+            and not has_rows_of_several_texts(inputs, self.target.config._attn_implementation)
         ):
-            if self._lockstep is None:
-                self._lockstep = Lockstep(self.target, list(self.assistants.values()))
-            return self._lockstep(inputs, caches)
+            # Another thread may be exchanging assistants.
+            lockstep, assistants = self._lockstep, list(self.assistants.values())
+            if lockstep is None or not lockstep.is_of(self.target, assistants):
+                lockstep = self._lockstep = Lockstep(self.target, assistants)
+            return lockstep(inputs, caches)
         logits, first = [], 0
         for module, cache in zip((self.target, *self.assistants.values()), caches, strict=True):
             pages = None if paged is None else PagedView(paged, first)

@@ -347,7 +347,8 @@ def logit_difference(
                 f"The assistant's logits have shape {tuple(logits.shape)}, the target's {tuple(target.shape)}: they "
                 "must share one vocabulary. Train the assistant on this target."
             )
-        broken = broken | logits.isnan().any(dim=-1, keepdim=True).to(target.device)
+        # NaN, an infinity that takes all, or no token that is possible.
+        broken = broken | ~logits.amax(dim=-1, keepdim=True).isfinite().to(target.device)
     sure = certainties_of(assistant_logits, alphas, target) if gate or by_certainty else [None] * len(alphas)
     gates = open_gates(sure, gate)
     is_open = any_open(gates)
