@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import shlex
@@ -468,3 +469,11 @@ def test_help_says_of_inherited_options_what_is_so_here(capsys: pytest.CaptureFi
     printed = " ".join(capsys.readouterr().out.split())
     assert "documents are split there, never cut" in printed
     assert "truncated" not in printed
+
+
+def test_json_has_no_infinity():
+    data = {"models": [{"word perplexity": math.inf, "rows": 2}, (math.nan, 1.5)], "name": "Ann"}
+    assert json.loads(output.to_json(data), parse_constant=pytest.fail) == {
+        "models": [{"word perplexity": None, "rows": 2}, [None, 1.5]],
+        "name": "Ann",
+    }

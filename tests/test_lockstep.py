@@ -10,7 +10,17 @@ import transformers
 from all_families import ALL_FAMILIES, DECODER, HEAD_DIM, LOCAL_EXPERTS, MOE, TOKENS, any_config, any_model
 from families import FAMILIES, randomize, tiny_model, train_like
 from peft import LoraConfig
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache, MptConfig, OPTConfig, StaticCache
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    DynamicCache,
+    MptConfig,
+    OPTConfig,
+    PreTrainedModel,
+    StaticCache,
+    modeling_flash_attention_utils,
+)
 
 from uld_hf import ULDForCausalLM, build_assistant
 from uld_hf.cache_name import CACHE
@@ -44,6 +54,83 @@ def test_threads_do_not_take_each_others_rows():
         sys.setswitchinterval(interval)
     for index, logits in enumerate(found):
         torch.testing.assert_close(logits, expected[index % 4])
+
+
+@pytest.mark.parametrize("lengths", [False, True], ids=["by positions", "by lengths"])
+def test_texts_behind_each_other_in_one_row_take_two_passes(monkeypatch, lengths):
+    """Flash attention tells them apart in a batch of one only, and lockstep makes it two."""
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        heads = [each.transpose(0, 1)[None] for each in (query, key, value)]
+        return scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+
+    def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: object) -> torch.Tensor:
+        return torch.stack([attend(*row) for row in zip(query, key, value, strict=True)])
+
+    def by_lengths(
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens_q: torch.Tensor, **_: object
+    ) -> torch.Tensor:
+        parts = cu_seqlens_q.diff().tolist()
+        texts = zip(*(each.split(parts) for each in (query, key, value)), strict=True)
+        return torch.cat([attend(*text) for text in texts])
+
+    model = compose("llama", (2,))
+    text, number = PROMPTS[1:2, :10], torch.arange(5)
+    with torch.no_grad():
+        expected = torch.cat([model(part, use_cache=False).logits for part in text.split(5, dim=1)], dim=1)
+    kernels = (dense, by_lengths, None, None, None), (lambda **_: {}, None)
+    monkeypatch.setattr(modeling_flash_attention_utils, "lazy_import_flash_attention", lambda _: kernels)
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            module.config._attn_implementation_internal = "flash_attention_2"
+    more = {}
+    if lengths:
+        ends = torch.tensor([0, 5, 10], dtype=torch.int32)
+        more = {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": 5, "max_length_k": 5}
+    with torch.no_grad():
+        found = model(text, position_ids=torch.cat([number, number])[None], use_cache=False, **more).logits
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("part", ["target", "assistant"])
+def test_a_part_in_training_mode_does_not_leave_its_dropout_behind(part):
+    model = ULDForCausalLM(target=(target := any_model("gpt2")), assistant=train_like(build_assistant(target, 2)))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    with torch.no_grad():
+        expected = model(PROMPTS).logits
+        model._lockstep = None  # built anew while a part is in training mode
+        (model.target if part == "target" else model.assistant).train()
+        torch.testing.assert_close(model(PROMPTS).logits, expected)
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_lockstep_of_assistants_that_were_exchanged_is_not_used():
+    model = compose("llama", (2,))
+    stale = Lockstep(model.target, list(model.assistants.values()))
+    model.add_assistant(train_like(build_assistant(model.target, 2), seed=7), name="other")
+    model.remove_assistant("to-2")
+    model._lockstep = stale  # as another thread leaves it that was building one
+    with torch.no_grad():
+        found = model(PROMPTS).logits
+        model.execution = "two passes"
+        torch.testing.assert_close(found, model(PROMPTS).logits)
+
+
+def test_a_target_whose_vocabulary_was_resized_is_refused():
+    model = compose("llama", (2,))
+    model(PROMPTS)
+    model.target.resize_token_embeddings(80)
+    with pytest.raises(RuntimeError, match="vocabulary was resized from 64 to 80"):
+        model(PROMPTS)
+
+
+def test_a_configuration_that_does_not_say_whether_to_cache_caches(monkeypatch):
+    model = compose("llama", (2,))
+    monkeypatch.delattr(type(model.target.config), "use_cache")  # as Inkling's
+    vars(model.target.config).pop("use_cache", None)
+    assert model(PROMPTS)[CACHE] is not None
 
 
 def test_new_tensors_are_taken():

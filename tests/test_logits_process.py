@@ -6,6 +6,7 @@ from all_families import any_model
 from families import BOS, EOS, PAD, VOCAB_SIZE, tiny_model, train_like
 from torch import nn
 from transformers import ContinuousBatchingConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from uld_hf.assistant import build_assistant, remember_settings
 from uld_hf.configuration_uld import ULDModelConfig
@@ -55,6 +56,41 @@ def test_a_call_that_failed_half_way_leaves_nothing_behind():
         hook.remove()
         torch.testing.assert_close(tried(prompt, scores), untried(prompt, scores))
     torch.testing.assert_close(tried(PROMPT, scores), untried(PROMPT, scores))
+
+
+@pytest.mark.parametrize("step", ["reorder_cache", "crop"])
+def test_a_call_that_failed_while_the_cache_was_brought_in_line_leaves_nothing_behind(step, monkeypatch):
+    target = tiny_model("llama")
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), **SETTINGS)
+    tried = processor(model)
+    scores = target(PROMPTS).logits[:, -1]
+    tried(PROMPTS, scores)
+    # Other beams, and a candidate dropped: both are done to the cache, layer by layer.
+    tokens = PROMPTS[[1, 0, 2], :-2]
+    original = getattr(DynamicLayer, step)
+    calls = []
+
+    def fail_at_the_second_layer(layer: DynamicLayer, *args: object) -> None:
+        calls.append(layer)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        original(layer, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DynamicLayer, step, fail_at_the_second_layer)
+        with pytest.raises(KeyboardInterrupt):
+            tried(tokens, scores)
+    torch.testing.assert_close(tried(tokens, scores), processor(model)(tokens, scores))
+
+
+def test_rows_that_go_on_are_not_compared_with_each_other(monkeypatch):
+    target = tiny_model("llama")
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), **SETTINGS)
+    tried = processor(model)
+    scores = target(PROMPTS).logits[:, -1]
+    tried(PROMPTS[:, :-1], scores)
+    monkeypatch.setattr("uld_hf.logits_process.longest_common_prefix", lambda *_: pytest.fail("compared"))
+    torch.testing.assert_close(tried(PROMPTS, scores), processor(model)(PROMPTS, scores))
 
 
 def test_one_processor_serves_several_prompts_of_a_hybrid():

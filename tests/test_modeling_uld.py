@@ -23,10 +23,17 @@ from transformers import (
 )
 from transformers.utils.logging import warning_once
 
-from uld_hf.assistant import add_lora, build_assistant, load_truncated_model, shares_tensors, truncate_model
+from uld_hf.assistant import (
+    add_lora,
+    build_assistant,
+    load_truncated_model,
+    shares_tensors,
+    truncate_model,
+)
 from uld_hf.cache_name import CACHE
 from uld_hf.configuration_uld import ULDModelConfig
 from uld_hf.hub import fingerprint_target
+from uld_hf.lockstep import lora_layers
 from uld_hf.logits_process import ULDLogitsProcessor
 from uld_hf.modeling_uld import ULDForCausalLM
 from uld_hf.saved_files import describe_file, sign_config
@@ -885,6 +892,34 @@ def test_a_copy_of_a_target_that_is_still_there_is_not_named_in_its_place(tmp_pa
     target = AutoModelForCausalLM.from_pretrained(tmp_path / "copy")
     loaded = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", target=target)
     assert loaded.config.target_name_or_path == str(tmp_path / "target")
+
+
+@pytest.mark.parametrize("name", ["assistant", "bob"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda assistant: assistant.merge_adapter(), "is merged"),
+        (lambda assistant: assistant.base_model.disable_adapter_layers(), "disabled, rescaled"),
+        (lambda assistant: [layer.scale_layer(0.0) for layer in lora_layers(assistant).values()], "disabled, rescaled"),
+    ],
+    ids=["merged", "disabled", "rescaled"],
+)
+def test_an_assistant_that_was_changed_before_is_refused(name, change, message):
+    target = tiny_model("llama")
+    assistant = train_like(build_assistant(target, 2))
+    change(assistant)
+    with pytest.raises(RuntimeError, match=message):
+        ULDForCausalLM(target=target, assistant={name: assistant})
+    model = ULDForCausalLM(target=tiny_model("llama"), assistant=train_like(build_assistant(tiny_model("llama"), 2)))
+    with pytest.raises(RuntimeError, match=message):
+        model.add_assistant(assistant, name="another", allow_target_mismatch=True)
+
+
+def test_a_configuration_of_other_assistants_is_refused():
+    target = tiny_model("llama")
+    config = ULDModelConfig(assistants={"bob": {"num_layers": 2, "alpha": 4.0}})
+    with pytest.raises(ValueError, match=r"settings for \['bob'\], and none for \['assistant'\]"):
+        ULDForCausalLM(config, target=target, assistant=train_like(build_assistant(target, 2)))
 
 
 def test_another_target_is_refused(family, tmp_path):

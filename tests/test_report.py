@@ -11,7 +11,7 @@ import pytest
 from uld_hf.cli.main import main as uld
 from uld_hf.evaluation.comparison import compare
 from uld_hf.evaluation.evaluation import Evaluation, SetResults
-from uld_hf.evaluation.report import mark_differences, run_checks
+from uld_hf.evaluation.report import mark_differences, plot_truth_ratios, run_checks
 
 
 SETTINGS = {
@@ -167,6 +167,32 @@ def test_it_must_give_away_no_more_than_the_retrained_model(drawn, passed):
 def test_a_page_without_other_ways_to_ask_says_so(tmp_path):
     assert uld(write(tmp_path)) == 0
     assert "Only greedy answers were looked at" in (tmp_path / "report.html").read_text()
+
+
+def test_a_page_without_draws_says_so(tmp_path):
+    command = write(tmp_path)
+    for name, evaluation in evaluations().items():
+        evaluation.sets["forget"].leaks = {"question": [[0.0]] * 40}
+        evaluation.save(tmp_path / "results" / f"{name}.json")
+    assert uld(command) == 0
+    assert "No answers were drawn" in (tmp_path / "report.html").read_text()
+
+
+def test_tokens_that_were_ruled_out_are_at_the_end_of_the_axis():
+    measured = evaluations()
+    measured["unlearned"].sets["forget"].paraphrased_loss = [np.inf] * 40
+    plot = plot_truth_ratios(measured)
+    assert "nan" not in plot
+    assert plot_truth_ratios(evaluations()) != plot
+
+
+def test_a_figure_that_was_asked_for_is_computed_anew_when_its_rows_change():
+    of_set = results(0.5)
+    assert of_set.summary()["ROUGE-L recall"] == pytest.approx(0.5)
+    of_set.rouge_l_recall = [1.0] * 40
+    assert of_set.summary()["ROUGE-L recall"] == 1.0
+    of_set.summary().clear()
+    assert of_set.summary()["ROUGE-L recall"] == 1.0
 
 
 def test_both_answers_have_their_differences_marked(tmp_path):

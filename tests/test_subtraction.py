@@ -203,11 +203,14 @@ def test_never_nan(tensors, alphas, relative_top, outside, center):
     assert not actual.isnan().any()
 
 
+@pytest.mark.parametrize(
+    "logits", [[1.0, math.nan, 2.0], [INF, 0.0, 0.0], [-INF, -INF, -INF]], ids=["NaN", "infinite", "nothing possible"]
+)
 @pytest.mark.parametrize("options", [{}, {"outside": "mask"}, {"gate": 0.1}, {"remove_top_k": 2}, {"center": False}])
-def test_a_broken_assistant_breaks_all_of_the_row_and_no_other(options):
+def test_a_broken_assistant_breaks_all_of_the_row_and_no_other(options, logits):
     # Of the one plausible token alone NaN would be the most probable: the target's own text.
     target = torch.tensor([[30.0, 0.0, 1.0], [30.0, 0.0, 1.0]])
-    assistant = torch.tensor([[1.0, torch.nan, 2.0], [1.0, 3.0, 2.0]])
+    assistant = torch.tensor([logits, [1.0, 3.0, 2.0]])
     broken, whole = logit_difference(target, [assistant], [1.0], **{"relative_top": 0.01, **options})
     assert broken.isnan().all()
     assert not whole.isnan().any()

@@ -579,7 +579,7 @@ def run(arguments: EvalArguments) -> None:
         "compared": compared,
     }
     file = Path(arguments.output_dir) / "summary.json"
-    file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    file.write_text(output.to_json(summary, indent=1) + "\n", encoding="utf-8")
     sentences = [*describe_missing(evaluations, compared["unlearned"]), *describe_zeros(evaluations, compared)]
     output.result("\n".join([format_results(evaluations, compared), *sentences]), summary)
     output.note(

@@ -4,6 +4,7 @@ So results can be piped, `--json` gives them as JSON and nothing besides, and `-
 """
 
 import json
+import math
 import sys
 from typing import Any, TextIO
 
@@ -101,6 +102,30 @@ def note(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def to_json(data: Any, indent: int | None = None) -> str:
+    """
+    JSON that every program reads: it has no infinity, which a perplexity is where a token was ruled out.
+
+    Args:
+        data (`Any`):
+            What `json` takes.
+        indent (`int`, *optional*):
+            Spaces by which parts are indented. Defaults to one line.
+
+    Returns:
+        `str`: The text, with `null` for numbers that are not finite.
+    """
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(each) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(data), ensure_ascii=False, indent=indent)
+
+
 def result(text: str, data: Any) -> None:
     """
     Print a result.
@@ -111,5 +136,5 @@ def result(text: str, data: Any) -> None:
         data (`Any`):
             The same for a program, printed in place of `text` where `--json` was given.
     """
-    shown = json.dumps(data, ensure_ascii=False) if _output.json else text
+    shown = to_json(data) if _output.json else text
     print(shown, file=_output.results, flush=True)

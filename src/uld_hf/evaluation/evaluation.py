@@ -157,13 +157,22 @@ class SetResults:
         mean_losses = np.array([[np.mean(losses)] for losses in self.perturbed_losses])
         return truth_ratio(np.array(right), mean_losses)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        vars(self).pop("_summary", None)  # it was of other values
+        super().__setattr__(name, value)
+
     def summary(self) -> dict[str, float]:
         """
-        One figure for each measure.
+        One figure for each measure, computed once: tables and checks ask again and again.
 
         Returns:
             `dict[str, float]`: Means over the rows; `"broken answers"` is a number of rows.
         """
+        if "_summary" not in vars(self):
+            vars(self)["_summary"] = self._summarize()
+        return dict(vars(self)["_summary"])
+
+    def _summarize(self) -> dict[str, float]:
         figures = {
             "rows": float(len(self.prompts)),
             "probability": float(np.exp(-np.array(self.loss)).mean()),

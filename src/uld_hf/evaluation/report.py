@@ -25,6 +25,9 @@ LIMITS = (
     "finetune the model were not.",
     "A p-value above 0.05 means that no difference was found with so many rows, not that there is none.",
 )
+NOT_DRAWN = (
+    "No answers were drawn: sampling may give away what the most probable answer does not (uld eval --num_samples)."
+)
 NOT_PROBED = "Only greedy answers were looked at. More may come out in many draws, or when asked in other words."
 AUC_MARGIN = 0.1  # about the standard error of the difference of two AUCs from forty rows each
 LEAK_MARGIN = 0.05
@@ -330,7 +333,7 @@ def plot_truth_ratios(evaluations: Mapping[str, Evaluation]) -> str:
         if ratios is None:
             return ""
         # r / (1 + r) brings 0 to infinity onto the axis; 0.5 is where right and wrong answers are alike.
-        x = np.sort(ratios / (1 + ratios))
+        x = np.sort(1 - 1 / (1 + ratios))
         y = np.arange(1, len(x) + 1) / len(x)
         steps = " ".join("{:.1f},{:.1f}".format(*axes.place(*point)) for point in zip(x, y, strict=True))
         color = COLORS[name]
@@ -507,8 +510,11 @@ def render_report(
             parts.append(f'<h2>{heading}: answers before and after</h2><div class="examples">{examples}</div>')
     loras = unlearned.settings.get("lora", {})  # none where weights were changed
     limits = [*(LIMITS_OF_SUBTRACTION if loras else ()), *LIMITS]
-    if not unlearned.sets["forget"].leaks:
+    leaks = unlearned.sets["forget"].leaks or {}
+    if not leaks:
         limits.append(NOT_PROBED)
+    elif "drawn" not in leaks:
+        limits.append(NOT_DRAWN)
     parts.append(f"<h2>Limits</h2><ul>{''.join(f'<li>{escape(limit)}</li>' for limit in limits)}</ul>")
     parts.append(
         f"<h2>What the figures mean</h2>{_glossary(evaluations, compared)}"
