@@ -515,3 +515,40 @@ def test_train_makes_the_auxiliaries_of_divergence_decoding(
     model = ULDForCausalLM.from_pretrained(tmp_path / "forget")
     model.add_assistant(tmp_path / "retain")
     assert model.config.alphas == {"assistant": 1.0, "retain": -1.0}
+
+
+def test_training_on_messages_says_how_to_ask_them(
+    target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(target)
+    files = {}
+    for name, first in (("forget", 10), ("retain", 30)):
+        said = [("system", "w9"), ("user", f"w{first}"), ("assistant", f"w{first + 1}")]
+        files[name] = tmp_path / f"{name}.jsonl"
+        files[name].write_text(
+            json.dumps({"messages": [{"role": role, "content": text} for role, text in said]}) + "\n"
+        )
+    # fmt: off
+    assert uld([
+        "train", "--model", str(target), "--forget_dataset", str(files["forget"]), "--retain_dataset",
+        str(files["retain"]), "--output_dir", str(tmp_path / "out"), "--num_assistant_layers", "2", "--max_steps", "2",
+        "--learning_rate", "0.01", "--use_cpu", "--report_to", "none",
+    ]) == 0
+    # fmt: on
+    command = f"uld generate {tmp_path / 'out'} --prompts_file {files['forget']}"
+    assert command in capsys.readouterr().out
+    assert uld([*command.split()[1:], "--max_new_tokens", "2"]) == 0
+    assert "prompt     w10" in capsys.readouterr().out
+
+
+def test_what_is_no_folder_or_no_dataset_is_said_before_work(
+    target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    train = ["train", str(target), "--forget_dataset", str(target), "--retain_dataset", "x.jsonl"]
+    assert uld([*train, "--output_dir", str(tmp_path / "file")]) == 2
+    assert "is a file: give a folder" in capsys.readouterr().err
+    assert uld([*train, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "is a model's folder, and not a dataset" in capsys.readouterr().err

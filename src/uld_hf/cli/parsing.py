@@ -156,8 +156,8 @@ class CommandParser:
             `tuple[Any, ...]`: An instance of each dataclass.
 
         Raises:
-            ValueError: If an option is unknown or given twice, there are too many words, or the file of `--config` is
-                not YAML.
+            ValueError: If an option is unknown or given twice, there are too many words, the file of `--config` is not
+                YAML, or the folder to write to is a file.
         """
         argv = self._name_words(list(argv))
         if "--help-all" not in argv:
@@ -169,6 +169,10 @@ class CommandParser:
             raise ValueError(f"The file of --config is not YAML: {error}") from error
         except ValueError as error:
             raise self._explain(error, argv) from error
+        for options in parsed[: self.num_own]:
+            folder = vars(options).get("output_dir")
+            if folder is not None and os.path.isfile(folder):
+                raise ValueError(f"--output_dir {folder} is a file: give a folder.")
         common = parsed[self.num_own :]
         output.configure(common[0].quiet, self.has_json and common[1].json)
         return parsed[: self.num_own]

@@ -261,10 +261,7 @@ def main(argv: Sequence[str]) -> None:
         model.save_pretrained(arguments.save_to)
         tokenizer.save_pretrained(arguments.save_to)
         # A setting is chosen by likelihoods: what the answers then say is another matter.
-        first = rows["forget"][0]
-        can_be_asked = os.path.isfile(arguments.forget_dataset) and isinstance(
-            first.get("prompt", first.get("question")), str
-        )
+        can_be_asked = os.path.isfile(arguments.forget_dataset) and not forget[0].is_passage
         asking = f"--prompts_file {arguments.forget_dataset}" if can_be_asked else '--prompt "..."'
         output.note(f"Saved to {arguments.save_to}. Look at its answers:\n  uld generate {arguments.save_to} {asking}")
 

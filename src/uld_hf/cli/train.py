@@ -262,7 +262,10 @@ def main(argv: Sequence[str]) -> None:
     # What was trained as questions is asked as questions: another prompt, and the target does not know either.
     forget = arguments.forget_dataset
     as_question = conversational or (forget is not None and has_questions(read_rows(forget)))
-    option = "--question" if as_question else "--prompt"
+    asking = '--question "..."' if as_question else '--prompt "..."'
+    rows = sets["forget_dataset"]
+    if rows is not None and "messages" in rows.column_names and os.path.isfile(forget):
+        asking = f"--prompts_file {forget}"  # with the system message and the turns that they were trained with
     lora = None
     if method not in LOSS_TYPES or arguments.lora_r != 0:
         lora = LoraConfig(
@@ -277,7 +280,7 @@ def main(argv: Sequence[str]) -> None:
     trainer.save_model()  # with --push_to_hub it pushes too
     advice = "It is an ordinary model: AutoModelForCausalLM loads it."
     if method not in LOSS_TYPES:
-        advice = f'Compare target and unlearned model:\n  uld generate {config.output_dir} {option} "..."'
+        advice = f"Compare target and unlearned model:\n  uld generate {config.output_dir} {asking}"
     if method == "uld" and config.alpha < 0:
         advice = "It is added to a model with an assistant of the forget set: model.add_assistant(...)."
     if trainer.is_world_process_zero():

@@ -23,7 +23,10 @@ def load_from_hub(name: str) -> Dataset:
 
     Raises:
         FileNotFoundError: If it looks like a file, which then is not there.
+        ValueError: If it is the folder of a model.
     """
+    if os.path.isfile(os.path.join(name, "config.json")):
+        raise ValueError(f"{name} is a model's folder, and not a dataset: give a JSONL file or a hub id (owner/name).")
     if name.endswith((".jsonl", ".json")) or name.startswith((".", os.sep)):
         raise FileNotFoundError(f"There is no file {name!r}. Give a JSONL file or a hub id (owner/name).")
     hub_id, _, config = name.partition(":")
