@@ -30,7 +30,12 @@ from uld_hf.training.checkpoints import (
 
 
 def make_trainer(
-    output_dir: Path, forget: str | None = None, retain: str | None = None, lora_r: int = 4, **changes
+    output_dir: Path,
+    forget: str | None = None,
+    retain: str | None = None,
+    lora_r: int = 4,
+    lora_alpha: int = 8,
+    **changes,
 ) -> ULDTrainer:
     """A trainer of 8 forget and 16 retain rows; of the last of each the prompt may be another one."""
     rows = [{"prompt": f"w{i} w{i + 1}", "completion": f" w{i + 2} w{i}"} for i in range(24)]
@@ -46,7 +51,7 @@ def make_trainer(
         forget_dataset=Dataset.from_list(rows[:8]),
         retain_dataset=Dataset.from_list(rows[8:]),
         processing_class=make_tokenizer(),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", r=lora_r, target_modules="all-linear"),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=lora_r, lora_alpha=lora_alpha, target_modules="all-linear"),
     )
 
 
@@ -252,6 +257,7 @@ if __name__ == "__main__":
         ({"retain": "w9 w8 w7"}, "retain rows"),
         ({"num_assistant_layers": 1}, "trained parameters"),
         ({"lora_r": 3}, "trained parameters"),
+        ({"lora_alpha": 64}, "trained parameters"),
     ],
     ids=str,
 )
@@ -264,7 +270,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, change, differs):
 def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_is_refused(tmp_path):
     make_trainer(tmp_path, max_steps=2).train()
     (tmp_path / "checkpoint-2" / TRAINED_ON).unlink()
-    with pytest.raises(ValueError, match="other forget rows and other retain rows and other trained parameters"):
+    with pytest.raises(ValueError, match=r"does not say what it was trained on: trained_on\.json is not there"):
         make_trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=True)
 
 

@@ -282,7 +282,7 @@ def test_training_rows_of_messages_are_prompts_without_their_answers(tmp_path: P
         with pytest.raises(ValueError, match="no chat template"):
             read_prompts(str(path), conversational=False)
     path.write_text('{"messages": [{"role": "user", "contents": "w2"}]}\n')
-    with pytest.raises(ValueError, match=r"Row 1 of .* need a text under 'content'"):
+    with pytest.raises(ValueError, match=r"Row 1 of .* needs a text under 'content'"):
         read_prompts(str(path), conversational=True)
 
 

@@ -747,8 +747,16 @@ def test_a_sweep_is_not_written_over_its_data(files, capsys):
     sets = [part for name in ("forget", "retain") for part in (f"--{name}_dataset", files[name])]
     before = Path(files["retain"]).read_text()
     assert uld(["sweep", files["unlearned"], *sets, "--output", files["retain"]]) == 2
-    assert "is one of the datasets" in capsys.readouterr().err
+    assert "retain.jsonl is there already" in capsys.readouterr().err
     assert Path(files["retain"]).read_text() == before
+
+
+def test_a_sweep_is_written_over_a_sweep(files, tmp_path):
+    sets = [part for name in ("forget", "retain") for part in (f"--{name}_dataset", files[name])]
+    for alpha in ("0.5", "1"):
+        command = ["sweep", files["unlearned"], *sets, "--alphas", alpha, "--output", str(tmp_path / "sweep.json")]
+        assert uld(command) == 0
+        assert json.loads((tmp_path / "sweep.json").read_text())["settings"][0]["alpha"] == float(alpha)
 
 
 def test_a_changed_chat_template_is_measured_anew(files, capsys):
@@ -761,7 +769,7 @@ def test_a_changed_chat_template_is_measured_anew(files, capsys):
         assert run_eval(files) == 0
         prompts.append(Evaluation.load(Path(files["results"]) / "unlearned.json").sets["forget"].prompts[0])
     assert prompts == ["Question: w10\nAnswer:", "w50 w10 "]
-    assert "unlearned.json is of other data, options or another model: it is replaced." in capsys.readouterr().err
+    assert "unlearned.json was measured with other questions: it is replaced." in capsys.readouterr().err
 
 
 def save_classifier(folder: Path, labels: list[str]) -> str:

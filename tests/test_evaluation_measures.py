@@ -118,13 +118,23 @@ def test_samples_come_from_the_models_own_distribution():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"repetition_penalty": 5.0}, {"min_p": 0.9}, {"no_repeat_ngram_size": 1}, {"typical_p": 0.1}], ids=str
+    "setting",
+    [
+        {"repetition_penalty": 5.0},
+        {"min_p": 0.9},
+        {"no_repeat_ngram_size": 1},
+        {"min_new_tokens": 8},
+        {"suppress_tokens": list(range(40))},
+    ],
+    ids=str,
 )
 def test_penalties_and_cuts_of_the_generation_config_do_not_bend_samples(setting):
     model, tokenizer = tiny_model("llama"), make_tokenizer()
     plain = sample_completions(model, tokenizer, ["w1 w2"], 4, 8)
     vars(model.generation_config).update(setting)
+    own = model.generation_config
     assert sample_completions(model, tokenizer, ["w1 w2"], 4, 8) == plain
+    assert model.generation_config is own
 
 
 @pytest.mark.parametrize(
@@ -134,6 +144,9 @@ def test_penalties_and_cuts_of_the_generation_config_do_not_bend_samples(setting
         ("Her name is Ann.", "Ann", "It is ANN, I think.", 1.0),
         ("He is 19.", "19", "In 2019.", 0.0),
         ("It cost $19.", "$19", "For $19 or so.", 1.0),
+        ("She is an engineer.", "engineer", "They are engineers.", 1.0),
+        ("He lives in Paris.", "Paris", "It is _Paris_.", 1.0),
+        ("\u6771\u4eac", "\u6771\u4eac", "\u5f7c\u306f\u6771\u4eac\u306b\u4f4f\u3080\u3002", 1.0),
         (
             "\u5f7c\u306f\u6771\u4eac\u306b\u4f4f\u3080",
             "\u6771\u4eac",

@@ -3,6 +3,8 @@
 import pytest
 from datasets import Dataset
 from families import make_tokenizer, tiny_model
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
@@ -12,6 +14,8 @@ from uld_hf.compare.side_by_side import encode_prompt
 from uld_hf.data.augmentation_drawn import encode_question
 from uld_hf.data.formatting import question_answer_to_prompt_completion
 from uld_hf.evaluation.encoding import encode, encode_prompts
+from uld_hf.prompt_tokens import prompt_tokens
+from uld_hf.training.preparation import to_trainable_rows
 
 
 QUESTION = {"question": "w5 w6", "answer": "w20 w21"}
@@ -58,6 +62,38 @@ def test_an_answer_is_scored_with_the_end_that_its_turn_was_trained_with(written
     if written:
         row = question_answer_to_prompt_completion(Dataset.from_list([QUESTION]), conversational=True)[0]
         assert trained(tokenizer, row, str(tmp_path))[: len(ids)] == ids
+
+
+def test_the_end_is_a_token_of_the_whole_text():
+    """By itself the end would begin with a token for the beginning of a text, as Llama's tokenizer splits it."""
+    tokenizer = make_tokenizer()
+    vocabulary = {f"\u2581w{i}": i + 4 for i in range(58)} | {"<unk>": 3, "</s>": 2, "\u2581": 62}
+    tokenizer.backend_tokenizer.model = WordLevel(vocabulary, unk_token="<unk>")
+    tokenizer.backend_tokenizer.pre_tokenizer = Metaspace(prepend_scheme="first")
+    tokenizer.chat_template = "{% for m in messages %}w50 {{ m.content }} </s>{% endfor %}"
+    question = questions_of([QUESTION | {"question": "w5"}], "rows", tokenizer)[0]
+    assert question.end(tokenizer) == tokenizer.eos_token_id
+
+
+def test_an_empty_text_of_a_tokenizer_that_begins_with_its_end_token_keeps_it():
+    tokenizer = tokenizer_that_ends_texts()
+    special = [("</s>", tokenizer.eos_token_id)]  # as OPT's
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="</s> $A", special_tokens=special)
+    assert prompt_tokens(tokenizer, ["", "w1"]) == [[2], [2, 5]]
+
+
+def test_options_that_only_some_rows_give_are_trained(tmp_path):
+    said = [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w20"}]
+    options = [{"thinking": True}, None]
+    rows = Dataset.from_list([{"messages": said, "chat_template_kwargs": each} for each in options])
+    prepared = to_trainable_rows(rows, "forget", "text")
+    tokenizer = chat_tokenizer(more="{% if not thinking %}w40 {% endif %}")
+    trained_rows = [trained(tokenizer, row, str(tmp_path / str(number))) for number, row in enumerate(prepared)]
+    asked = [questions_of([row], "rows", tokenizer)[0] for row in rows]
+    expected = [encode(tokenizer, each.prompt, each.answer, each.end(tokenizer))[0] for each in asked]
+    assert trained_rows == expected
+    none = Dataset.from_list([{"messages": said, "chat_template_kwargs": None}])
+    assert "chat_template_kwargs" not in to_trainable_rows(none, "forget", "text").column_names
 
 
 def test_without_a_chat_template_answers_end_with_the_end_token(tokenizer):

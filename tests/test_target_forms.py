@@ -173,6 +173,7 @@ def test_two_tensor_parallel_processes_write_the_same_text(tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
     target = AutoModelForCausalLM.from_pretrained(tmp_path)
     model = compose(target)
+    model.add_assistant(train_like(build_assistant(target, 2), seed=5), name="other")
     model.save_pretrained(tmp_path / "unlearned")
     script = tmp_path / "generate.py"
     script.write_text(

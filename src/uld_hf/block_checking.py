@@ -300,5 +300,7 @@ def _pick(scores: torch.Tensor, noise: torch.Tensor | None) -> torch.LongTensor:
     if noise is None:
         return scores.argmax(dim=-1)
     if scores.isnan().any():  # as torch.multinomial does
-        raise RuntimeError("The logits are NaN: an assistant is broken, or has overflowed. Load both in bfloat16.")
+        raise RuntimeError(
+            "The logits are NaN: an assistant is broken, or has overflowed. Load both anew, in bfloat16 if in float16."
+        )
     return (scores.softmax(dim=-1) / noise).argmax(dim=-1)

@@ -427,6 +427,7 @@ def adopt_assistant(
             f"The assistant must have one adapter named {ADAPTER_NAME!r}, got {adapters}: use build_assistant or "
             "ULDTrainer."
         )
+    check_lora_config(assistant.peft_config[adapters[0]])
     # One that is merged would write into the target's weights what it knows.
     Watch({adapters[0]: assistant}).check({adapters[0]: assistant})
     num_layers = assistant.config.get_text_config(decoder=True).num_hidden_layers
@@ -593,18 +594,18 @@ def check_target_name(config: ULDModelConfig, source: str | os.PathLike) -> None
         )
 
 
-def is_gone(name_or_path: str) -> bool:
+def is_gone(name_or_path: Any) -> bool:
     """
     Whether a target's name is a folder's that is not there.
 
     Args:
-        name_or_path (`str`):
-            The name.
+        name_or_path (`Any`):
+            The name, as a configuration has it, damaged or not.
 
     Returns:
-        `bool`: `False` for a hub id.
+        `bool`: `False` for a hub id, or for no name at all.
     """
-    return os.path.isabs(name_or_path) and not os.path.isdir(name_or_path)
+    return isinstance(name_or_path, str) and os.path.isabs(name_or_path) and not os.path.isdir(name_or_path)
 
 
 def load_target(config: ULDModelConfig, **kwargs: Any) -> PreTrainedModel:

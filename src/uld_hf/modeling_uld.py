@@ -1000,7 +1000,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             replace=replace,
         )
         model.config.target_fingerprint = saved.target_fingerprint
-        if saved.target_name_or_path and is_gone(saved.target_name_or_path):
+        if is_gone(saved.target_name_or_path):
             # It has moved: the next save names the place where it was found.
             model.config.target_name_or_path = place_of(target) or saved.target_name_or_path
         for name, entry in model.config.assistants.items():

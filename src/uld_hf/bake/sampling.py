@@ -7,7 +7,6 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..context import context_length
-from ..plain_sampling import PLAIN_SAMPLING
 
 
 def prompt_of(input_ids: Sequence[int], labels: Sequence[int]) -> list[int]:
@@ -103,8 +102,11 @@ def draw_answers(
             input_ids=torch.tensor(padded, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=GenerationConfig(
-                **PLAIN_SAMPLING,
+                do_sample=True,
                 temperature=temperature,
+                top_k=0,
+                top_p=1.0,
+                repetition_penalty=1.0,
                 max_new_tokens=room,
                 use_cache=True,
                 pad_token_id=pad_token_id,

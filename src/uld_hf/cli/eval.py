@@ -251,6 +251,21 @@ def measure_set(
     return results
 
 
+def describe_generation(model: PreTrainedModel) -> dict[str, Any] | None:
+    """
+    What a model's own `generate()` does unless it is told otherwise.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            The model.
+
+    Returns:
+        `dict[str, Any]` or `None`: What its generation config says, but for versions; `None` if it has none.
+    """
+    config = model.generation_config
+    return None if config is None else json.loads(config.to_json_string(ignore_metadata=True))
+
+
 def evaluate_or_load(
     name: str,
     model: PreTrainedModel,
@@ -287,16 +302,18 @@ def evaluate_or_load(
         "tokenizer": fingerprint_tokenizer(tokenizer),
         # As the model is asked them: a chat template is no part of the tokenizer's fingerprint.
         "questions": hash_rows({split: [asdict(each) for each in asked.questions] for split, asked in sets.items()}),
-        "generation_config": json.loads(model.generation_config.to_json_string()),
+        "generation_config": describe_generation(model),
         "dtype": str(model.dtype),
     }
     evaluation = Evaluation(name, {}, settings)
     if file.exists():
         earlier = Evaluation.load(file)
-        if earlier.settings == json.loads(json.dumps(settings)):
+        now = json.loads(json.dumps(settings))
+        differ = sorted(name for name in earlier.settings | now if earlier.settings.get(name) != now.get(name))
+        if not differ:
             evaluation.sets = earlier.sets
         else:
-            output.note(f"{file} is of other data, options or another model: it is replaced.")
+            output.note(f"{file} was measured with other {', '.join(differ)}: it is replaced.")
     for split, asked in sets.items():
         if split not in evaluation.sets:
             output.note(f"{name}: {split.replace('_', ' ')} set")

@@ -140,8 +140,8 @@ def _read_prompt(row: Mapping[str, Any], source: str, conversational: bool) -> P
     if messages is not None:
         if not conversational:
             raise ValueError(f"{source} has messages, but the tokenizer has no chat template to render them with.")
-        if not (messages and all(isinstance(message.get("content"), str) for message in messages)):
-            raise ValueError(f"{source} asks nothing: its messages need a text under 'content'.")
+        if not (messages and isinstance(messages[-1].get("content"), str)):
+            raise ValueError(f"{source} asks nothing: its last message needs a text under 'content'.")
         return Prompt(messages, template_options(row))
     name = "prompt" if "prompt" in row else "question"
     if not isinstance(row.get(name), str):

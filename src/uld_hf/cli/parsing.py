@@ -279,6 +279,8 @@ def make_room(path: str | None) -> None:
     """
     if path is None:
         return
-    if os.path.exists(path):
+    if os.path.isdir(path):
+        raise ValueError(f"{path} is a folder: give a file in it.")
+    if os.path.isfile(path):  # and not a device, such as /dev/stdout
         raise ValueError(f"{path} is there already: give another file, or delete it.")
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)

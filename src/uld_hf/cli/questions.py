@@ -12,6 +12,7 @@ from ..data.formatting import PROMPT_TEMPLATE, read_json_lines, template_options
 from ..data.local import load_from_hub
 from ..evaluation.evaluation import Question, check_fit, check_questions
 from ..evaluation.verbatim import split_passages
+from ..prompt_tokens import begin_token
 from . import output
 from .rows import check_is_json_lines
 
@@ -321,8 +322,11 @@ def _put(
             f"{source}: the tokenizer's chat template renders question and answer as {whole!r}, which does not go "
             f"on from the prompt {prompt!r}: use a tokenizer whose template does, or none."
         )
-    space = whole[len(prompt) : start]
-    end = tokenizer(whole[start + len(answer.strip()) :], add_special_tokens=False)["input_ids"]
-    if tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:  # the tokenizer begins with it by itself
+    space, stop = whole[len(prompt) : start], start + len(answer.strip())
+    # Of the tokens of the whole: by itself what follows may be split otherwise.
+    told, all_of_it = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (whole[:stop], whole))
+    behind = all_of_it[len(told) :]
+    ends = [token for token in behind if tokenizer.decode([token]).strip()] or behind
+    if begin_token(tokenizer) is not None:
         prompt = prompt.removeprefix(tokenizer.bos_token)
-    return prompt, space, end[0] if end else None
+    return prompt, space, ends[0] if ends else None

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..evaluation.evaluation import Evaluation
 from ..evaluation.report import check_same, render_report, run_checks
+from ..evaluation.sweep import SWEEP_FIELDS
 from ..evaluation.tofu_logs import load_tofu_log
 from . import output
 from .parsing import CommandParser, check_files, make_room
@@ -108,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
     sweep = None
     if arguments.sweep is not None:
         sweep = json.loads(Path(arguments.sweep).read_text(encoding="utf-8"))
-        if not {"settings", "target", "chosen", "measured"} <= set(sweep):
+        if not set(sweep) >= SWEEP_FIELDS:
             raise ValueError(f"{arguments.sweep} was not written by this version's uld sweep --output.")
     check_same(evaluations, sweep)
     log = None if arguments.retrained_log is None else load_tofu_log(arguments.retrained_log)["Forget"]

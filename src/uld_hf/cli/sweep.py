@@ -14,6 +14,7 @@ from ..configuration_uld import SHARED_SETTINGS
 from ..evaluation.evaluation import Question, evaluate
 from ..evaluation.scoring import MAX_BATCH_TOKENS, Subtraction
 from ..evaluation.sweep import (
+    SWEEP_FIELDS,
     Outcome,
     Reference,
     apply_subtraction,
@@ -29,7 +30,7 @@ from ..modeling_uld import ULDForCausalLM
 from . import output
 from .identity import check_tokenizer, hash_rows, identify_unlearned
 from .loading import load_model, load_tokenizer, load_unlearned
-from .parsing import CommandParser, check_model_path
+from .parsing import CommandParser, check_model_path, make_room
 from .questions import check_apart, check_sets_fit, note_wrong_answers, questions_of, read_rows
 
 
@@ -148,8 +149,6 @@ class SweepArguments:
             raise ValueError(
                 "Beside --retrained, --holdout_dataset is for --match_attacks only: add that, or leave one of them out."
             )
-        if self.output is not None and os.path.realpath(self.output) in map(os.path.realpath, self.data.values()):
-            raise ValueError(f"--output {self.output} is one of the datasets: give another file.")
         unknown = set(self.clamps or ()) - {"on", "off"}
         if unknown:
             raise ValueError(f"--clamps takes 'on' and 'off', got {sorted(unknown)}.")
@@ -172,6 +171,26 @@ def build_parser() -> CommandParser:
     return CommandParser((SweepArguments,), "uld sweep", DESCRIPTION, words=("model",), has_json=True)
 
 
+def is_sweep(path: str | None) -> bool:
+    """
+    Whether a file is what a sweep wrote, which a new one may replace.
+
+    Args:
+        path (`str`, *optional*):
+            The file.
+
+    Returns:
+        `bool`: Whether it is there, and has a sweep's fields.
+    """
+    if path is None or not os.path.isfile(path):
+        return False
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.keys() >= SWEEP_FIELDS
+
+
 def main(argv: Sequence[str]) -> None:
     """
     Run `uld sweep`.
@@ -188,8 +207,8 @@ def main(argv: Sequence[str]) -> None:
     for path in (arguments.model, arguments.target, arguments.retrained):
         if path is not None:
             check_model_path(path)
-    if arguments.output is not None:
-        Path(arguments.output).parent.mkdir(parents=True, exist_ok=True)
+    if not is_sweep(arguments.output):
+        make_room(arguments.output)  # an earlier sweep is written anew, and nothing else
 
     model = load_unlearned(arguments.model, arguments.target, None)
     tokenizer = load_tokenizer(model, arguments.model)

@@ -261,10 +261,10 @@ def main(argv: Sequence[str]) -> None:
     check_columns(sets, config.dataset_text_field)
     # What was trained as questions is asked as questions: another prompt, and the target does not know either.
     forget = arguments.forget_dataset
-    as_question = conversational or (forget is not None and has_questions(read_rows(forget)))
+    rows = [] if forget is None else read_rows(forget)
+    as_question = conversational or (rows and has_questions(rows))
     asking = '--question "..."' if as_question else '--prompt "..."'
-    rows = sets["forget_dataset"]
-    if rows is not None and "messages" in rows.column_names and os.path.isfile(forget):
+    if rows and ("messages" in rows[0] or isinstance(rows[0].get("prompt"), list)) and os.path.isfile(forget):
         asking = f"--prompts_file {forget}"  # with the system message and the turns that they were trained with
     lora = None
     if method not in LOSS_TYPES or arguments.lora_r != 0:

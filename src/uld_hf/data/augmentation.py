@@ -303,7 +303,8 @@ def read_rows(forget: Dataset, retain: Dataset | None) -> Rows:
         if of_template[0] != of_template[1]:
             raise ValueError(
                 f"The chat template is given {sorted(of_template[0])} by forget rows and {sorted(of_template[1])} by "
-                "retain rows, and the new retain rows are forget rows with wrong answers: give it the same by both."
+                "retain rows, and the new retain rows are forget rows with wrong answers. Add what is missing to every "
+                "row ('tools': null, 'chat_template_kwargs': {}), or remove it from the others."
             )
     rows = {
         "forget": training_columns(forget, kind),

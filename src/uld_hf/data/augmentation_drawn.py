@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..context import context_length
 from ..hub import fingerprint_target
-from ..plain_sampling import PLAIN_SAMPLING
+from ..plain_generation import plain_generation
 from ..prompt_tokens import prompt_tokens
 from .augmentation import Checks, Rows, read_rows
 from .augmentation_entities import find_entities
@@ -284,7 +284,7 @@ def draw(
     order = sorted(range(len(encoded)), key=lambda index: -len(encoded[index]))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     work = _drawn_so_far(work_file, model, encoded, seed, max_new_tokens, batch_size)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), plain_generation(model):
         torch.manual_seed(seed)
         if work.batches:
             _set_generator_states(work.batches[-1]["generators"])
@@ -296,7 +296,7 @@ def draw(
             generated = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                **PLAIN_SAMPLING,
+                do_sample=True,
                 temperature=1.0,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad_token_id,

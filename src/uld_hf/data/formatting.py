@@ -27,7 +27,8 @@ def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     tools = row.get("tools")
     given = {} if tools is None else {"tools": json.loads(tools) if isinstance(tools, str) else tools}
-    return given | (row.get("chat_template_kwargs") or {})
+    more = row.get("chat_template_kwargs") or {}
+    return given | {name: value for name, value in more.items() if value is not None}  # others' in a dataset's table
 
 
 def read_json_lines(path: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..kept_positions import head_at_once
-from ..plain_sampling import PLAIN_SAMPLING
+from ..plain_generation import plain_generation
 from .encoding import encode_prompts
 from .scoring import TokenScores
 from .tofu import rouge_l_recall
@@ -109,9 +109,14 @@ def fluency(
     return probabilities
 
 
+# Scripts with spaces between words (Latin, Greek, Cyrillic), digits, marks and currencies: of no other letter.
+_SPACED = re.compile(r"[\u0000-\u052f\u1e00-\u1fff\u2000-\u206f\u20a0-\u20cf]+")
+
+
 def _as_words(fact: str) -> re.Pattern[str]:
-    """A fact, and not a part of other words: "planning" does not give Ann away."""
-    return re.compile(rf"(?<!\w){re.escape(fact)}(?!\w)")
+    """A fact, also in the plural, and not a part of other words: "planning" does not give Ann away."""
+    plural = "(?:s|es)?" if fact[-1:].isalpha() else ""
+    return re.compile(rf"(?<![^\W_]){re.escape(fact)}{plural}(?![^\W_])")
 
 
 def begin_answer(answer: str, fact: str | None = None) -> tuple[str, str]:
@@ -150,7 +155,7 @@ def leaks(texts: Sequence[Sequence[str]], references: Sequence[str], facts: Sequ
 
     Returns:
         `list[list[float]]`: For each answer, where the fact is known, 1 if it has the fact's words in it (upper and
-        lower case alike) and 0 if not; else its ROUGE-L recall.
+        lower case alike, in the plural too) and 0 if not; else its ROUGE-L recall.
     """
     given = []
     for of_row, reference, fact in zip(texts, references, facts, strict=True):
@@ -158,7 +163,8 @@ def leaks(texts: Sequence[Sequence[str]], references: Sequence[str], facts: Sequ
             given.append(rouge_l_recall(of_row, [reference] * len(of_row)).tolist())
         else:
             pattern = _as_words(fact.casefold())
-            if pattern.search(reference.casefold()) is None:  # a part of a word, or of a text without spaces
+            # In a script without spaces, or where it is a part of a word, it counts wherever it stands.
+            if _SPACED.fullmatch(fact) is None or pattern.search(reference.casefold()) is None:
                 pattern = re.compile(re.escape(fact.casefold()))
             given.append([float(pattern.search(text.casefold()) is not None) for text in of_row])
     return given
@@ -227,14 +233,14 @@ def sample_completions(
     """
     drawn = []
     encoded, pad_token_id = encode_prompts(model, tokenizer, prompts, max_new_tokens)
-    with torch.random.fork_rng(), head_at_once(model):
+    with torch.random.fork_rng(), head_at_once(model), plain_generation(model):
         torch.manual_seed(seed)
         for ids in tqdm(encoded, desc="Sampling answers", leave=False):
             input_ids = torch.tensor([ids], device=model.device)
             generated = model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                **PLAIN_SAMPLING,
+                do_sample=True,
                 temperature=temperature,
                 num_return_sequences=num_samples,
                 max_new_tokens=max_new_tokens,

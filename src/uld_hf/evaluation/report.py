@@ -237,10 +237,10 @@ def check_same(evaluations: Mapping[str, Evaluation], sweep: Mapping[str, Any] |
         ValueError: If they are of other data, another target or another assistant.
     """
     settings = evaluations["unlearned"].settings
-    options = ("data", "max_new_tokens", "num_samples", "tokenizer")
+    options = ("data", "questions", "max_new_tokens", "num_samples", "tokenizer")
     for name, evaluation in evaluations.items():
         for measured in (*options, "target") if name == "target" else options:
-            if evaluation.settings[measured] != settings[measured]:
+            if evaluation.settings.get(measured) != settings.get(measured):
                 raise ValueError(
                     f"{name!r} and 'unlearned' were evaluated with different {measured!r}: run uld eval again for all "
                     f"models, or delete {name}.json."

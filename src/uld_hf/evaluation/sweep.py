@@ -18,6 +18,8 @@ from .tofu import forget_quality, truth_ratio
 FORGOTTEN = 0.05
 # Of so few questions a forget quality says little.
 FEW = 40
+# What the file of `uld sweep --output` has, which `uld report` reads.
+SWEEP_FIELDS = {"settings", "target", "chosen", "measured"}
 # Who finds answers so probable, beside the target, knows them too.
 KNOWN = 0.9
 # Those of the evaluation's attacks that log-probabilities are enough for, by its names.

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..context import context_length
+from ..prompt_tokens import begin_token
 from .tofu import generate_completions, rouge_l_recall
 
 
@@ -227,8 +228,8 @@ def _read(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str,
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"].to(model.device)
     if ids.shape[1] < 2:
         raise ValueError(f"The document {text!r} has fewer than two tokens: there is nothing to predict.")
-    first = tokenizer("x")["input_ids"][0]
-    begin = ids.new_full((1, 1 if first == tokenizer.bos_token_id else 0), first)
+    first = begin_token(tokenizer)
+    begin = ids[:, :0] if first is None else ids.new_full((1, 1), first)
     room = window - begin.shape[1]
     total, scored = 0.0, 1
     with tqdm(total=ids.shape[1], desc="Reading", leave=False) as progress:

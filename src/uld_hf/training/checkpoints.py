@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.compute
 from datasets import Dataset
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -32,10 +33,12 @@ def fingerprint_training(model: nn.Module, rows: Mapping[str, Dataset]) -> dict[
             Tokenized rows of each set, by its name.
 
     Returns:
-        `dict[str, str]`: A hash of the names and shapes of the trained parameters, and one of each set's tokens.
+        `dict[str, str]`: A hash of the names and shapes of the trained parameters and of LoRA's scales, and one of each
+        set's tokens.
     """
     parameters = [(name, list(each.shape)) for name, each in model.named_parameters() if each.requires_grad]
-    described = {"trained parameters": hashlib.sha256(json.dumps(parameters).encode()).hexdigest()}
+    scales = [(name, each.scaling) for name, each in model.named_modules() if isinstance(each, LoraLayer)]
+    described = {"trained parameters": hashlib.sha256(json.dumps([parameters, scales]).encode()).hexdigest()}
     return described | {f"{name} rows": _hash_rows(dataset) for name, dataset in rows.items()}
 
 
@@ -57,11 +60,10 @@ def write_training(checkpoint: str | os.PathLike, trained_on: Mapping[str, str])
 
     Args:
         checkpoint (`str` or `os.PathLike`):
-            Its folder; made if it is not there.
+            Its folder.
         trained_on (`Mapping[str, str]`):
             What [`fingerprint_training`] returns.
     """
-    Path(checkpoint).mkdir(parents=True, exist_ok=True)
     (Path(checkpoint) / TRAINED_ON).write_text(json.dumps(dict(trained_on)), encoding="utf-8")
 
 
@@ -76,10 +78,15 @@ def check_training(checkpoint: str | os.PathLike, trained_on: Mapping[str, str])
             What is to be trained on what.
 
     Raises:
-        ValueError: If that is not what the checkpoint was trained on.
+        ValueError: If that is not what the checkpoint was trained on, or nothing says what that was.
     """
     file = Path(checkpoint) / TRAINED_ON
-    found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if not file.exists():
+        raise ValueError(
+            f"{checkpoint} does not say what it was trained on: {TRAINED_ON} is not there. It was copied without that "
+            "file, or an earlier version wrote it: copy it too, or leave out resume_from_checkpoint to begin anew."
+        )
+    found = json.loads(file.read_text(encoding="utf-8"))
     differ = [name for name in found.keys() | trained_on.keys() if found.get(name) != trained_on.get(name)]
     if differ:
         raise ValueError(

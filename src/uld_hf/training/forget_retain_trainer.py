@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import ModelOutput, logging
 from trl import SFTConfig, SFTTrainer
 
@@ -245,12 +245,12 @@ class ForgetRetainTrainer(SFTTrainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.args.should_save:
             set_aside(self.args.output_dir, self.state.global_step)
-            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            write_training(Path(self.args.output_dir, folder), self._fingerprints)
         super()._save_checkpoint(*args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        if self.args.should_save:
+            write_training(output_dir, self._fingerprints)
         # The trainer's state comes next and says that the checkpoint is whole: of every process.
         self.accelerator.wait_for_everyone()
 

@@ -164,7 +164,7 @@ def to_trainable_rows(dataset: Dataset, name: str, text_field: str) -> Dataset:
                 )
             of_template = {key: row[key] for key in _TEMPLATE_COLUMNS if key in row}
             rows += [{**turn, **of_template, ROW: index} for turn in turns]
-        return Dataset.from_list(rows)
+        return _with_template_options(Dataset.from_list(rows))
     if {"prompt", "completion"} <= columns:
         dataset = dataset.select_columns(["prompt", "completion", *(columns & _TEMPLATE_COLUMNS)])
         blank = [index for index, row in enumerate(dataset) if is_blank(row["completion"])]
@@ -175,7 +175,17 @@ def to_trainable_rows(dataset: Dataset, name: str, text_field: str) -> Dataset:
         field = text_field
     if blank:
         raise ValueError(f"Row {blank[0]} of {name}_dataset has no answer: its {field!r} is empty. Remove the row.")
-    return dataset
+    return _with_template_options(dataset)
+
+
+def _with_template_options(dataset: Dataset) -> Dataset:
+    """The rows with something in place of `null` among a template's options, which trl would stumble over."""
+    name = "chat_template_kwargs"
+    if name not in dataset.column_names or None not in dataset[name]:
+        return dataset
+    if not any(dataset[name]):
+        return dataset.remove_columns(name)
+    return dataset.map(lambda row: {name: row[name] or {}})
 
 
 def check_tokens(dataset: Dataset, vocab_size: int, name: str) -> None:
