@@ -269,6 +269,7 @@ def test_drawn_rows_ask_of_the_forget_set_only_and_answer_nothing_rightly() -> N
     assert made.report["drawn"] == 80 == made.report["kept"] + sum(made.report["dropped"].values())
 
 
+@pytest.mark.slow
 def test_python_hash_seed_makes_no_difference_to_disguises() -> None:
     code = (
         "import json; from uld_hf.data.augmentation import read_rows; "

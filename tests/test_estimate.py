@@ -216,7 +216,7 @@ def test_command_prints_the_estimate(folder: Path, capsys: pytest.CaptureFixture
     assert f"{expected.seconds(100) / 60:.1f} min" in printed
 
 
-@pytest.mark.parametrize("keep_products", [False, True])
+@pytest.mark.parametrize("keep_products", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_command_prints_what_recomputing_saves(folder: Path, capsys: pytest.CaptureFixture[str], keep_products: bool):
     arguments = ["--tokens_per_row", "64", "--activation_checkpointing", *["--keep_products"] * keep_products]
     assert uld(["estimate", "--model", str(folder), *arguments]) == 0
@@ -335,7 +335,7 @@ def docs_row(name: str) -> str:
 
 
 # Tracing takes the longer the more layers there are.
-DEEP = ("Llama 2 13B", "Llama 3.1 8B", "Llama 3.1 70B")
+DEEP = ("Llama 2 7B", "Llama 2 13B", "Llama 3.1 8B", "Llama 3.1 70B")
 
 
 @pytest.mark.parametrize(

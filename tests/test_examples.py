@@ -152,6 +152,7 @@ def test_push_load_serve_from_a_folder(here: Path):
     assert says(output, "served") == says(output, "unlearned") != says(output, "target")
 
 
+@pytest.mark.slow  # tests/test_lm_eval.py has the same from the command line
 def test_evaluate_with_lm_eval(run):
     pytest.importorskip("lm_eval", reason="needs uld_hf[eval]")
     found = re.findall(r"^(\w+) +tiny_(\w+) +accuracy ([\d.]+)", run("evaluate_with_lm_eval.py"), flags=re.MULTILINE)

@@ -3,6 +3,7 @@
 import pytest
 from datasets import Dataset
 from families import make_tokenizer, tiny_model
+from tokenizers import decoders
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Metaspace
 from tokenizers.processors import TemplateProcessing
@@ -70,6 +71,7 @@ def test_the_end_is_a_token_of_the_whole_text():
     vocabulary = {f"\u2581w{i}": i + 4 for i in range(58)} | {"<unk>": 3, "</s>": 2, "\u2581": 62}
     tokenizer.backend_tokenizer.model = WordLevel(vocabulary, unk_token="<unk>")
     tokenizer.backend_tokenizer.pre_tokenizer = Metaspace(prepend_scheme="first")
+    tokenizer.backend_tokenizer.decoder = decoders.Metaspace()
     tokenizer.chat_template = "{% for m in messages %}w50 {{ m.content }} </s>{% endfor %}"
     question = questions_of([QUESTION | {"question": "w5"}], "rows", tokenizer)[0]
     assert question.end(tokenizer) == tokenizer.eos_token_id

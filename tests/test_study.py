@@ -18,6 +18,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "benchmarks" / "study"
 SHARED = ROOT.parent / "shared" / "data"
+SLOW = pytest.mark.slow  # all of TOFU, read anew
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real TOFU files and books are not at {SHARED}")
 
 
@@ -73,7 +74,9 @@ def test_a_unit_that_fails_leaves_nothing(ledger: ModuleType, tmp_path: Path) ->
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["slice", "finetuned", "whole", "full"])
+@pytest.mark.parametrize(
+    "name", ["slice", "finetuned", *(pytest.param(name, marks=SLOW) for name in ("whole", "full"))]
+)
 def test_the_splits_keep_authors_apart(authors: ModuleType, name: str) -> None:
     from presets import PRESETS
 
@@ -92,7 +95,7 @@ def test_the_splits_keep_authors_apart(authors: ModuleType, name: str) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", ["slice", "finetuned", "whole"])
+@pytest.mark.parametrize("name", ["slice", "finetuned", pytest.param("whole", marks=SLOW)])
 def test_unseen_authors_are_neither_learned_nor_attacked_and_have_variants_of_the_forget_rows_origin(
     authors: ModuleType, name: str
 ) -> None:
@@ -118,7 +121,7 @@ def test_unseen_authors_are_neither_learned_nor_attacked_and_have_variants_of_th
 
 
 @needs_shared
-@pytest.mark.parametrize(("name", "number"), [("finetuned", 164 * 20), ("whole", 180 * 20)])
+@pytest.mark.parametrize(("name", "number"), [("finetuned", 164 * 20), pytest.param("whole", 180 * 20, marks=SLOW)])
 def test_what_is_read_first_is_never_forgotten(authors: ModuleType, name: str, number: int) -> None:
     from presets import PRESETS
 
