@@ -198,7 +198,7 @@ def test_disagreement_wastes_few_passes_of_the_target():
     assert passes["assistant"] <= 64
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("rows", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sampled_text_has_the_distribution_of_the_formula(rows: int, monkeypatch: pytest.MonkeyPatch):
     # Always blocks of three, so that drafts are kept, refused and corrected at every place.
     monkeypatch.setattr(BlockSize, "size", property(lambda self: 3, lambda self, value: None), raising=False)

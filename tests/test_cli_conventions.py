@@ -152,7 +152,8 @@ def test_no_command_speaks_of_bitsandbytes():
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["train", pytest.param("bake", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "bake"])
 def test_quiet_leaves_only_the_warnings_of_a_training(workplace: Path, command: str):
     arguments = TRAIN if command == "train" else BAKE
     code = [sys.executable, "-c", "import sys; from uld_hf.cli.main import main; sys.exit(main())"]

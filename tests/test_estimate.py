@@ -335,7 +335,7 @@ def docs_row(name: str) -> str:
 
 
 # Tracing takes the longer the more layers there are.
-DEEP = ("Llama 2 7B", "Llama 2 13B", "Llama 3.1 8B", "Llama 3.1 70B")
+DEEP = ("Llama 3.2 3B", "Llama 2 7B", "Llama 2 13B", "Llama 3.1 8B", "Llama 3.1 70B")
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ def test_chat(run, here: Path, monkeypatch: pytest.MonkeyPatch):
     assert remembered == row["answer"]
 
 
+@pytest.mark.slow  # tests/test_serve.py and tests/test_hub.py have what it is made of
 def test_push_load_serve_from_a_folder(here: Path):
     pytest.importorskip("openai", reason="needs uld_hf[serve]")
     # In a process of its own: the server that it stops takes the standard output along.
