@@ -261,8 +261,9 @@ def main(argv: Sequence[str]) -> None:
     check_columns(sets, config.dataset_text_field)
     # What was trained as questions is asked as questions: another prompt, and the target does not know either.
     forget = arguments.forget_dataset
-    rows = [] if forget is None else read_rows(forget)
-    as_question = conversational or (rows and has_questions(rows))
+    # With a chat template everything is a question: a set of the Hub need not be loaded again for it.
+    rows = read_rows(forget) if forget is not None and (not conversational or os.path.isfile(forget)) else []
+    as_question = conversational or (bool(rows) and has_questions(rows))
     asking = '--question "..."' if as_question else '--prompt "..."'
     if rows and ("messages" in rows[0] or isinstance(rows[0].get("prompt"), list)) and os.path.isfile(forget):
         asking = f"--prompts_file {forget}"  # with the system message and the turns that they were trained with
