@@ -517,13 +517,6 @@ def main(argv: Sequence[str]) -> None:
         raise KeyboardInterrupt(f"interrupted; {kept}.") from None
 
 
-def _is_target(option: str, path: str) -> str:
-    """What is said of a model to compare with that is the target."""
-    return f"--{option} {path} is the target itself, which knows the forget set and is measured anyway: " + (
-        "give a model that was trained without it." if option == "retrained" else "leave it out."
-    )
-
-
 def run(arguments: EvalArguments) -> None:
     """
     Measure, print and write down.
@@ -548,9 +541,9 @@ def run(arguments: EvalArguments) -> None:
     model, target, tokenizer = load_model_and_target(arguments)
     base = arguments.target or target.name_or_path or None  # of adapters
     composed = [path for path in others if is_unlearned(path)]
-    for option, path in (("retrained", arguments.retrained), *(("others", path) for path in others)):
-        if base is not None and path is not None and os.path.realpath(path) == os.path.realpath(base):
-            raise ValueError(_is_target(option, path))
+    for argument, path in (("--retrained", arguments.retrained), *(("--others", path) for path in others)):
+        if base is not None and path is not None:
+            check_is_not_target(argument, path, os.path.realpath(path), os.path.realpath(base))
     _ = arguments.classifier  # a wrong one is told before any work
     for path in composed:
         ULDForCausalLM.from_pretrained(path, target=target)  # refuses what was made for another
@@ -568,21 +561,20 @@ def run(arguments: EvalArguments) -> None:
     if model is None:
         model = load_model(arguments.model, base)
         identity |= identify_any(model)
-        check_is_not_target(arguments.model, identity["model"], identity["target"])
+        check_is_not_target("MODEL", arguments.model, identity["model"], identity["target"])
     settings = {**identity, **data}
     evaluations["unlearned"] = evaluate_or_load("unlearned", model, tokenizer, sets, settings, arguments)
     del model
     if arguments.retrained is not None:
         retrained = load_model(arguments.retrained)
         settings = {"retrained": identify(retrained), **data}
-        if settings["retrained"] == identity["target"]:
-            raise ValueError(_is_target("retrained", arguments.retrained))
+        check_is_not_target("--retrained", arguments.retrained, settings["retrained"], identity["target"])
         evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, sets, settings, arguments)
         del retrained
     for path in others:
         other = load_unlearned(path, base) if path in composed else load_model(path, base)
         settings = {**identify_any(other), **data}
-        check_is_not_target(path, settings.get("model"), identity["target"])
+        check_is_not_target("--others", path, settings.get("model"), identity["target"])
         evaluations[_name(path)] = evaluate_or_load(_name(path), other, tokenizer, sets, settings, arguments)
         del other
     compared = compare(evaluations, log)

@@ -71,23 +71,32 @@ def identify_any(model: PreTrainedModel) -> dict[str, Any]:
     return {"model": identify(model)}
 
 
-def check_is_not_target(path: str, found: Mapping[str, Any] | None, target: Mapping[str, Any]) -> None:
+def check_is_not_target(argument: str, path: str, found: Any, target: Any) -> None:
     """
     Refuse to measure the target as a model that has forgotten.
 
     Args:
+        argument (`str`):
+            What named the model: `"MODEL"`, `"--retrained"` or `"--others"`.
         path (`str`):
             Folder or hub id of the model.
-        found (`Mapping[str, str]`, *optional*):
-            Its fingerprint; `None` for one that is composed.
-        target (`Mapping[str, str]`):
-            The target's.
+        found (`Any`):
+            What tells it from others: where it really lies, or its fingerprint; `None` for one that is composed.
+        target (`Any`):
+            The same of the target.
 
     Raises:
         ValueError: If both are the same.
     """
     if found == target:
-        raise ValueError(f"{path} is the target itself: nothing has changed its weights. Leave it out.")
+        advice = {
+            "MODEL": "give the one that has forgotten",
+            "--retrained": "give one that was trained without it",
+            "--others": "leave it out",
+        }[argument]
+        raise ValueError(
+            f"{argument} {path} is the target itself, which knows the forget set and is measured anyway: {advice}."
+        )
 
 
 def hash_rows(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
