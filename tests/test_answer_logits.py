@@ -212,7 +212,7 @@ def test_attention_in_chunks_is_not_shared():
 
 @pytest.mark.parametrize(("row", "missing"), [(([5, 6], 0), "prompt"), (([5, 6], 2), "answer")])
 def test_a_row_with_nothing_to_score_is_refused(row, missing):
-    with pytest.raises(ValueError, match=f"Row 1 has no token of its {missing}"):
+    with pytest.raises(ValueError, match=rf"rows\[1\] has no token of its {missing}"):
         check_predictable([([5, 6], 1), row])
 
 

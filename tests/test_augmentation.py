@@ -311,10 +311,10 @@ def test_every_format_is_read_and_written(row: dict[str, Any], kind: str, change
     ("forget", "retain", "message"),
     [
         ([{"words": "a"}], None, "the columns"),
-        ([{"question": "q", "answer": " "}], None, "Row 0 of the forget set lacks"),
+        ([{"question": "q", "answer": " "}], None, r"forget\[0\] lacks"),
         ([{"messages": [USER, BOT, USER, BOT]}], None, "a row of its own"),
         ([{"question": "q", "answer": "a"}], [{"text": "t"}], "the same format"),
-        ([{"question": "q", "answer": "a"}], [{"question": "Q!", "answer": "A."}], "is also row 0 of the retain set"),
+        ([{"question": "q", "answer": "a"}], [{"question": "Q!", "answer": "A."}], r"is also retain\[0\]"),
         ([{"text": " "}], None, "has no text"),
     ],
 )

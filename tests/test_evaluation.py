@@ -126,7 +126,7 @@ def test_an_empty_set_is_refused(unlearned):
 
 def test_wrong_answers_in_some_rows_only_are_refused(unlearned):
     questions = [*as_questions(make_questions(10, 2)), Question("w1", " w2", " w3")]
-    with pytest.raises(ValueError, match=r"1 of 3 rows have no perturbed_answers \(the first is row 2\)"):
+    with pytest.raises(ValueError, match=r"1 of 3 rows have no perturbed_answers \(the first is rows\[2\]\)"):
         evaluate(unlearned, make_tokenizer(), questions)
 
 
@@ -210,12 +210,12 @@ def test_a_tokenizer_without_a_padding_token_will_do(unlearned):
 
 def test_an_answer_that_would_run_over_the_context_is_refused(unlearned):
     questions = [Question("w1 " * 100, " w2"), Question("w1", " w2")]
-    with pytest.raises(ValueError, match=r"1 of 2 rows with max_new_tokens=64 are longer than .* 128 tokens \(row 0"):
+    with pytest.raises(ValueError, match=r"1 of 2 rows with max_new_tokens=64 are longer .* 128 tokens \(rows\[0\]"):
         evaluate(unlearned, make_tokenizer(), questions)
 
 
 def test_draws_that_would_run_over_the_context_are_refused(unlearned):
-    with pytest.raises(ValueError, match=r"1 of 2 rows with max_new_tokens=64 are longer than .* 128 tokens \(row 1"):
+    with pytest.raises(ValueError, match=r"1 of 2 rows with max_new_tokens=64 are longer .* 128 tokens \(rows\[1\]"):
         sample_completions(unlearned, make_tokenizer(), ["w1", "w1 " * 100])
 
 
@@ -223,12 +223,12 @@ def test_a_passage_may_be_as_long_as_the_context(unlearned):
     # It has no end to be scored: 128 tokens, where an answer has 129.
     passage = Question("w1 " * 100, " w2" * 28, is_passage=True)
     check_fit(unlearned, make_tokenizer(), [passage], max_new_tokens=1)
-    with pytest.raises(ValueError, match="row 0 has 129"):
+    with pytest.raises(ValueError, match=r"rows\[0\] has 129"):
         check_fit(unlearned, make_tokenizer(), [replace(passage, is_passage=False)], max_new_tokens=1)
 
 
 def test_an_answer_without_a_token_to_score_is_refused_before_anything_is_measured(unlearned):
-    with pytest.raises(ValueError, match="Row 1 has no token of its prompt"):
+    with pytest.raises(ValueError, match=r"rows\[1\] has no token of its prompt"):
         check_fit(unlearned, make_tokenizer(), [Question("w1", " w2"), Question("", "w2")], max_new_tokens=4)
 
 

@@ -173,7 +173,7 @@ def test_settings_cost_no_further_pass(unlearned, monkeypatch):
 
 
 def test_rows_longer_than_the_context_are_refused(unlearned):
-    with pytest.raises(ValueError, match=r"1 of 2 rows are longer .* context of 128 tokens \(row 1 has 20"):
+    with pytest.raises(ValueError, match=r"1 of 2 rows are longer .* context of 128 tokens \(rows\[1\] has 20"):
         score_completions(unlearned, make_tokenizer(), ["w1", "w1"], [" w2", " w2" * 200])
 
 

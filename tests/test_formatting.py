@@ -77,7 +77,7 @@ def test_missing_column_is_refused_with_those_there(rows):
 @pytest.mark.parametrize("column", ["question", "answer"])
 def test_a_row_without_text_is_refused(column: str, text: str | None):
     rows = [{"question": "w1", "answer": "w2"}, {"question": "w3", "answer": "w4"} | {column: text}]
-    with pytest.raises(ValueError, match=rf"Row 1 has .* under '{column}', and no text"):
+    with pytest.raises(ValueError, match=rf"dataset\[1\] has .* under '{column}', and no text"):
         question_answer_to_prompt_completion(Dataset.from_list(rows))
 
 

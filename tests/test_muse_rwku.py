@@ -146,5 +146,5 @@ def test_an_answer_leaks_its_fact_or_its_words():
 
 def test_passages_of_one_word_are_refused_by_min_k():
     rows = Dataset.from_dict({"text": ["w1 w2", " w3 "]})
-    with pytest.raises(ValueError, match=r"1 of 2 passages have fewer than two words \(the first is row 1\)"):
+    with pytest.raises(ValueError, match=r"1 of 2 passages have fewer than two words \(the first is rows\[1\]\)"):
         min_k_auc(tiny_model("llama"), make_tokenizer(), rows, rows)

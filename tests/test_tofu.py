@@ -125,7 +125,7 @@ def test_file_without_rows_is_refused(write_split):
 @pytest.mark.parametrize("wrong", ["It is nobody.", [], [1, 2], None])
 def test_perturbed_answer_that_is_no_list_of_strings_is_refused(write_split, wrong):
     folder = write_split("retain_perturbed", PERTURBED | {"perturbed_answer": wrong})
-    with pytest.raises(ValueError, match="row 0: `perturbed_answer` must be a list of strings"):
+    with pytest.raises(ValueError, match=r"rows\[0\]: `perturbed_answer` must be a list of strings"):
         load_tofu("retain_perturbed", folder)
 
 

@@ -763,17 +763,17 @@ WRONG_INPUTS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str
     "blank-answer": (
         lambda: {"forget": Dataset.from_list([{"prompt": "w1", "completion": " "}])},
         ValueError,
-        "Row 0 of forget_dataset has no answer",
+        r"forget_dataset\[0\] has no answer",
     ),
     "too-long": (
         lambda: {"max_length": 3},
         ValueError,
-        r"Row \d+ of forget_dataset has \d+ tokens, more than max_length=3",
+        r"forget_dataset\[\d+\] has \d+ tokens, more than max_length=3",
     ),
     "in-both-sets": (
         lambda: {"forget": TEXTS, "retain": TEXTS.select([1])},
         ValueError,
-        "Row 0 of retain_dataset is also row 1 of forget_dataset",
+        r"retain_dataset\[0\] is also forget_dataset\[1\]",
     ),
     "no-layers": (lambda: {"num_assistant_layers": 0}, ValueError, "num_assistant_layers=0 must be at least 1"),
     "too-many-layers": (

@@ -310,7 +310,7 @@ def read_rows(forget: Dataset, retain: Dataset | None) -> Rows:
         "forget": training_columns(forget, kind),
         "retain": [] if retain is None else training_columns(retain, kind),
     }
-    pairs = {name: [_read(row, kind, f"Row {i} of the {name} set") for i, row in enumerate(of_set)]
+    pairs = {name: [_read(row, kind, f"{name}[{i}]") for i, row in enumerate(of_set)]
              for name, of_set in rows.items()}  # fmt: skip
     normal = {
         name: {tuple(map(normalize, pair)): index for index, pair in reversed([*enumerate(of_set)])}
@@ -318,8 +318,7 @@ def read_rows(forget: Dataset, retain: Dataset | None) -> Rows:
     }
     for key in normal["forget"].keys() & normal["retain"].keys():
         raise ValueError(
-            f"Row {normal['forget'][key]} of the forget set is also row {normal['retain'][key]} of the retain set. "
-            "Remove it from one of them."
+            f"forget[{normal['forget'][key]}] is also retain[{normal['retain'][key]}]. Remove it from one of them."
         )
     asked_with = [
         {name: row[name] for name in ("paraphrased_question", "fact") if row.get(name) is not None} for row in forget

@@ -111,7 +111,7 @@ def question_answer_to_prompt_completion(
         for column, text in ((question_column, question), (answer_column, answer)):
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(
-                    f"Row {index} has {text!r} under {column!r}, and no text. Write it, or remove the row."
+                    f"dataset[{index}] has {text!r} under {column!r}, and no text. Write it, or remove the row."
                 )
         if conversational:
             return {

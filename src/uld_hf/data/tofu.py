@@ -98,4 +98,6 @@ def _check_rows(dataset: Dataset, split: str, source: str) -> None:
         # A bare string would pass for a list, of letters, all the way to the metrics.
         for index, wrong in enumerate(dataset["perturbed_answer"]):
             if not (isinstance(wrong, list) and wrong and all(isinstance(text, str) for text in wrong)):
-                raise ValueError(f"{source}, row {index}: `perturbed_answer` must be a list of strings, not {wrong!r}.")
+                raise ValueError(
+                    f"{source}, rows[{index}]: `perturbed_answer` must be a list of strings, not {wrong!r}."
+                )

@@ -108,8 +108,9 @@ def check_lengths(model: PreTrainedModel, lengths: Sequence[int], what: str = ""
     long = [] if longest is None else [index for index, length in enumerate(lengths) if length > longest]
     if long:
         raise ValueError(
-            f"{len(long)} of {len(lengths)} rows {what}are longer than the model's context of {longest} tokens (row "
-            f"{long[0]} has {lengths[long[0]]}): shorten them or leave them out, their figures would mean nothing."
+            f"{len(long)} of {len(lengths)} rows {what}are longer than the model's context of {longest} tokens "
+            f"(rows[{long[0]}] has {lengths[long[0]]}): shorten them or leave them out, their figures would mean "
+            "nothing."
         )
 
 
@@ -128,6 +129,6 @@ def check_predictable(rows: Sequence[tuple[Sequence[int], int]]) -> None:
         if not 0 < start < len(ids):
             missing = "prompt" if start == 0 else "answer"
             raise ValueError(
-                f"Row {index} has no token of its {missing} by itself ({start} of {len(ids)} tokens are the prompt's): "
-                "there is nothing to score. Give both some text, or a tokenizer that puts a token before it."
+                f"rows[{index}] has no token of its {missing} by itself ({start} of {len(ids)} tokens are the "
+                "prompt's): there is nothing to score. Give both some text, or a tokenizer that puts a token before it."
             )

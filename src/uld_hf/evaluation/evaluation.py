@@ -343,8 +343,8 @@ def check_questions(questions: Sequence[Question]) -> None:
         without = [index for index, question in enumerate(questions) if not vars(question)[name]]
         if without and len(without) < len(questions):
             raise ValueError(
-                f"{len(without)} of {len(questions)} rows have no {name} (the first is row {without[0]}): give it for "
-                "all of them or for none."
+                f"{len(without)} of {len(questions)} rows have no {name} (the first is rows[{without[0]}]): give it "
+                "for all of them or for none."
             )
 
 

@@ -127,8 +127,8 @@ def min_k_auc(
         empty = [index for index, text in enumerate(rows["text"]) if len(text.split()) < 2]
         if empty:
             raise ValueError(
-                f"{len(empty)} of {len(rows)} passages have fewer than two words (the first is row {empty[0]}): leave "
-                "them out."
+                f"{len(empty)} of {len(rows)} passages have fewer than two words (the first is rows[{empty[0]}]): "
+                "leave them out."
             )
         # The first word is what the others are predicted from.
         first, rest = zip(*(_split_first_word(text) for text in rows["text"]), strict=True)

@@ -156,10 +156,10 @@ def to_trainable_rows(dataset: Dataset, name: str, text_field: str) -> Dataset:
             row = maybe_convert_to_chatml(row)
             turns = split_turns(row)
             if not turns or any(is_blank(turn["completion"]) for turn in turns):
-                raise ValueError(f"Row {index} of {name}_dataset has no assistant message with text. Remove the row.")
+                raise ValueError(f"{name}_dataset[{index}] has no assistant message with text. Remove the row.")
             if not turns[0]["prompt"]:
                 raise ValueError(
-                    f"Row {index} of {name}_dataset begins with an assistant message, which answers nothing. Put the "
+                    f"{name}_dataset[{index}] begins with an assistant message, which answers nothing. Put the "
                     "user's message before it, or give its text as 'text'."
                 )
             of_template = {key: row[key] for key in _TEMPLATE_COLUMNS if key in row}
@@ -174,7 +174,7 @@ def to_trainable_rows(dataset: Dataset, name: str, text_field: str) -> Dataset:
         blank = [index for index, text in enumerate(dataset[text_field]) if is_blank(text)]
         field = text_field
     if blank:
-        raise ValueError(f"Row {blank[0]} of {name}_dataset has no answer: its {field!r} is empty. Remove the row.")
+        raise ValueError(f"{name}_dataset[{blank[0]}] has no answer: its {field!r} is empty. Remove the row.")
     return _with_template_options(dataset)
 
 
@@ -207,7 +207,7 @@ def check_tokens(dataset: Dataset, vocab_size: int, name: str) -> None:
         largest = max(row["input_ids"], default=0)
         if largest >= vocab_size:
             raise ValueError(
-                f"Row {row.get(ROW, index)} of {name}_dataset has the token {largest}, and the target's embedding has "
+                f"{name}_dataset[{row.get(ROW, index)}] has the token {largest}, and the target's embedding has "
                 f"{vocab_size} rows. Tokenize it with the target's own tokenizer."
             )
 
@@ -244,15 +244,15 @@ def split_long_rows(dataset: Dataset, limits: Mapping[str, int | None], name: st
             length = len(input_ids)
             if len(labels) != length:
                 raise ValueError(
-                    f"Row {index} of {name}_dataset has {length} tokens and {len(labels)} labels: give one for each."
+                    f"{name}_dataset[{index}] has {length} tokens and {len(labels)} labels: give one for each."
                 )
             if length == 0:
-                raise ValueError(f"Row {index} of {name}_dataset has no answer: it has no tokens.")
+                raise ValueError(f"{name}_dataset[{index}] has no answer: it has no tokens.")
             limit = length if reason is None else given[reason]
             if length > limit and not splittable:
                 remedy = "Set max_length to at least that, or shorten" if reason == "max_length" else "Shorten"
                 raise ValueError(
-                    f"Row {index} of {name}_dataset has {length} tokens, more than {reason}={limit}. {remedy} the row: "
+                    f"{name}_dataset[{index}] has {length} tokens, more than {reason}={limit}. {remedy} the row: "
                     "what is cut off would not be learned."
                 )
             starts = list(range(0, length, limit))
@@ -261,7 +261,7 @@ def split_long_rows(dataset: Dataset, limits: Mapping[str, int | None], name: st
             for start in starts:
                 piece = labels[start : start + limit]
                 if all(label == -100 for label in piece[1:]):
-                    raise ValueError(f"Row {index} of {name}_dataset has no answer: no token of it counts in the loss.")
+                    raise ValueError(f"{name}_dataset[{index}] has no answer: no token of it counts in the loss.")
                 pieces["input_ids"].append(input_ids[start : start + limit])
                 pieces["labels"].append(piece)
         return pieces
@@ -300,7 +300,7 @@ def check_disjoint(forget: Dataset, retain: Dataset, eos_token_id: int | None = 
     for index, tokens in enumerate(retain["input_ids"]):
         if key(tokens) in index_of:
             raise ValueError(
-                f"Row {index} of {name}_dataset is also row {index_of[key(tokens)]} of forget_dataset (counted after "
+                f"{name}_dataset[{index}] is also forget_dataset[{index_of[key(tokens)]}] (counted after "
                 "tokenization). A row cannot be both kept and forgotten: remove it from one of them."
             )
 
