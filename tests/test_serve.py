@@ -70,11 +70,16 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = ServeArguments(
-        str(folder / "unlearned"), device="cpu", host="127.0.0.1", port=port, continuous_batching=request.param
+        str(folder / "unlearned"),
+        revision="v1" if request.param else None,  # of no effect on a folder
+        device="cpu",
+        host="127.0.0.1",
+        port=port,
+        continuous_batching=request.param,
     )
     server = start_server(arguments, non_blocking=True)
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=8)
-    yield Served(client, str(folder / "unlearned"), model, tokenizer)
+    yield Served(client, server._model_manager.force_model, model, tokenizer)
     server.kill_server()
 
 
@@ -98,6 +103,22 @@ def without_template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             yield address
         finally:
             server.terminate()
+
+
+def test_the_first_request_does_not_decide_how_later_ones_are_sampled(served: Served):  # so it is the first test
+    httpx.post(
+        f"{served.client.base_url}chat/completions",
+        json={"model": served.name, "messages": MESSAGES, "max_tokens": 6, "temperature": 9.0},
+        timeout=600,
+    ).raise_for_status()
+    assert served.chat() == served.say(served.model)
+
+
+def test_probabilities_of_answers_that_a_client_chooses_are_not_given(served: Served):
+    question = {"name": "kind", "text": "w8", "type": "boolean"}
+    asked = {"model": served.name, "input": "w5 w6 w7", "questions": [question]}
+    answer = httpx.post(f"{served.client.base_url}systemone", json=asked, timeout=600)
+    assert (answer.status_code, "no probabilities" in answer.text) == (403, True)
 
 
 def test_chat_is_what_generate_says(served: Served):
@@ -179,6 +200,11 @@ def test_a_completion_needs_no_template(without_template: str):
 def test_a_target_is_not_served_by_mistake(served: Served, capsys: pytest.CaptureFixture[str]):
     assert uld(["serve", str(Path(served.name).parent / "target")]) == 2
     assert "is not an unlearned model" in capsys.readouterr().err
+
+
+def test_a_revision_in_the_name_is_refused_with_advice(capsys: pytest.CaptureFixture[str]):
+    assert uld(["serve", "me/forget-alice@v1"]) == 2
+    assert "say --revision" in capsys.readouterr().err
 
 
 def test_a_missing_model_is_named(capsys: pytest.CaptureFixture[str]):

@@ -1,11 +1,13 @@
-"""A model manager for transformers' server: one model, whatever a client names, and no chats without a template."""
+"""What stands for parts of transformers' server: one model, whatever a client names, and text as its only output."""
 
+import copy
 import time
 from typing import Any, NoReturn
 
 from fastapi import HTTPException
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cli.serving.model_manager import ModelManager
+from transformers.cli.serving.utils import CBGenerateManager
 
 
 def refuse_chat(*args: Any, **kwargs: Any) -> NoReturn:
@@ -61,8 +63,7 @@ class PinnedModelManager(ModelManager):
         Returns:
             `list[dict[str, Any]]`: One entry in OpenAI's format.
         """
-        name = self.force_model.removesuffix("@main")  # as the server was asked for it
-        return [{"id": name, "object": "model", "created": int(time.time()), "owned_by": ""}]
+        return [{"id": self.force_model, "object": "model", "created": int(time.time()), "owned_by": ""}]
 
     def load_model_and_processor(self, *args: Any, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """
@@ -81,3 +82,49 @@ class PinnedModelManager(ModelManager):
         if processor.chat_template is None:
             processor.apply_chat_template = refuse_chat
         return model, processor
+
+
+class PinnedBatches(CBGenerateManager):
+    """Transformers' continuous batching, in which the first request's settings would be those of all that follow."""
+
+    def init_cb(self, model: PreTrainedModel, gen_config: GenerationConfig) -> None:
+        """
+        Begin with the model's own settings, whatever temperature a client asks for.
+
+        Args:
+            model ([`~transformers.PreTrainedModel`]):
+                The model.
+            gen_config ([`~transformers.GenerationConfig`]):
+                A request's: its end tokens and length are given with it, all else is of no effect.
+        """
+        super().init_cb(model, copy.deepcopy(model.generation_config))
+
+
+class NoDecisions:
+    """
+    What stands for `/v1/systemone`, which gives probabilities of answers that the client chooses.
+
+    Args:
+        **kwargs:
+            Of no effect.
+    """
+
+    def __init__(self, **kwargs: Any):
+        pass
+
+    async def handle_request(self, body: dict[str, Any], request_id: str) -> NoReturn:
+        """
+        Refuse: probabilities tell what was forgotten apart from what was never known.
+
+        Args:
+            body (`dict`):
+                Of no effect.
+            request_id (`str`):
+                Of no effect.
+
+        Raises:
+            HTTPException: Always.
+        """
+        raise HTTPException(
+            status_code=403, detail="This server gives text and no probabilities; use /v1/chat/completions."
+        )
