@@ -396,6 +396,34 @@ def test_an_assistant_without_attention_is_refused():
         check_has_attention(2, of_convolutions)
 
 
+GEMMA_SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 16}
+GEMMA_SIZES |= {"num_key_value_heads": 1, "num_hidden_layers": 6, "num_kv_shared_layers": 2}
+GEMMA_SIZES |= {"layer_types": ["sliding_attention", "full_attention"] * 3, "pad_token_id": 0, "eos_token_id": 2}
+
+
+@pytest.mark.parametrize("num_layers", [3, 5])
+@torch.no_grad()
+def test_layers_that_share_keys_and_values_are_those_of_the_target(tmp_path: Path, num_layers: int):
+    config = CONFIG_MAPPING["gemma4_text"](**GEMMA_SIZES, hidden_size_per_layer_input=0)
+    target = randomize(AutoModelForCausalLM.from_config(config))
+    target.save_pretrained(tmp_path)
+    truncated, loaded = truncate_model(target, num_layers), load_truncated_model(tmp_path, num_layers)
+    assert truncated.config.num_kv_shared_layers == loaded.config.num_kv_shared_layers == max(0, num_layers - 4)
+    prompts = torch.randint(4, 64, (2, 7), generator=torch.Generator().manual_seed(4))
+    expected = target(prompts, output_hidden_states=True).hidden_states[num_layers - 1]
+    for model in (truncated, loaded):
+        assert torch.equal(model(prompts, output_hidden_states=True).hidden_states[num_layers - 1], expected)
+    assert torch.equal(truncated(prompts).logits, loaded(prompts).logits)
+
+
+def test_a_table_of_embeddings_for_every_layer_cannot_be_cut():
+    config = CONFIG_MAPPING["gemma4_text"](**GEMMA_SIZES, hidden_size_per_layer_input=8, vocab_size_per_layer_input=64)
+    target = randomize(AutoModelForCausalLM.from_config(config))
+    with pytest.raises(ValueError, match=r"embeddings of all of its 6 layers in one table.* Use 6"):
+        build_assistant(target, 2)
+    build_assistant(target, 6)  # does not raise
+
+
 @pytest.mark.parametrize("family", ["llama4_text", "phimoe"])
 @torch.no_grad()
 def test_routers_that_return_more_than_a_product_have_no_lora(family: str, tmp_path: Path):

@@ -347,6 +347,10 @@ REFUSED: dict[str, tuple[Callable[[Model], object], str]] = {
         lambda model: model.generate(IDS, max_new_tokens=2, assistant_early_exit=2),
         "assistant_early_exit is not supported",
     ),
+    "model.generate(assistant_ensemble_weight=...)": (
+        lambda model: model.generate(IDS, assistant_model=model.target, assistant_ensemble_weight=0.5),
+        "assistant_ensemble_weight=0.5 is not supported",
+    ),
     "a cache of the target's config": (
         lambda model: model(IDS, cache=DynamicCache(config=model.target.config)),
         f"{CACHE} has 4 layers",

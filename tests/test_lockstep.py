@@ -8,16 +8,18 @@ import pytest
 import torch
 import transformers
 from all_families import ALL_FAMILIES, DECODER, HEAD_DIM, LOCAL_EXPERTS, MOE, TOKENS, any_config, any_model
-from families import FAMILIES, randomize, tiny_model, train_like
+from families import FAMILIES, randomize, tiny_config, tiny_model, train_like
 from peft import LoraConfig
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
     DynamicCache,
+    Gemma3Config,
     MptConfig,
     OPTConfig,
     PreTrainedModel,
+    SiglipVisionConfig,
     StaticCache,
     modeling_flash_attention_utils,
 )
@@ -90,6 +92,26 @@ def test_texts_behind_each_other_in_one_row_take_two_passes(monkeypatch, lengths
     with torch.no_grad():
         found = model(text, position_ids=torch.cat([number, number])[None], use_cache=False, **more).logits
     torch.testing.assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_images_beside_the_text_take_two_passes():
+    """A text may have several: what has a row for each image has none for each text."""
+    vision = SiglipVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4, image_size=16, patch_size=8
+    )
+    tokens = {"image_token_index": 60, "image_token_id": 60, "boi_token_index": 61, "eoi_token_index": 62}
+    config = Gemma3Config(vision_config=vision, text_config=tiny_config("gemma3"), mm_tokens_per_image=4, **tokens)
+    target = randomize(AutoModelForCausalLM.from_config(config))
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=r".*language_model.*(q|v|up)_proj")
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2, lora)))
+    assert model.execution == "lockstep"
+    text = torch.tensor([[5, 60, 60, 60, 60, 7, 60, 60, 60, 60, 8]])
+    inputs = {"pixel_values": torch.rand(2, 3, 16, 16), "token_type_ids": (text == 60).long()}
+    found = model(text, **inputs).logits
+    model.execution = "two passes"
+    assert torch.equal(found, model(text, **inputs).logits)
+    torch.testing.assert_close(model(text[:, :1]).logits, found[:, :1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("part", ["target", "assistant"])

@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
+    GenerationConfig,
     PreTrainedModel,
     StaticCache,
     TextStreamer,
@@ -255,6 +256,16 @@ def test_generation_from_embeddings(model):
     assert torch.equal(actual, plain_greedy(model, PROMPT, 6)[:, PROMPT.shape[1] :])
 
 
+def test_generation_takes_what_the_target_takes():
+    model, kinds = compose("gpt2"), {"token_type_ids": torch.zeros_like(PROMPTS)}
+    text = generate(model, PROMPTS, **kinds)
+    with torch.no_grad():
+        expected = model(PROMPTS, **kinds).logits[:, -1].argmax(-1)
+    assert torch.equal(text[:, PROMPTS.shape[1]], expected)
+    with pytest.raises(ValueError, match="'nonsense'"):
+        generate(model, PROMPTS, nonsense=1)
+
+
 def test_generation_goes_on_from_a_cache(model):
     first = generate(model, PROMPT, max_new_tokens=5, return_dict_in_generate=True)
     question = torch.cat([first.sequences, PROMPTS[:1, :4]], dim=1)
@@ -386,6 +397,12 @@ def test_loss_may_be_divided_by_another_number_of_tokens():
     model = compose("llama")
     mean, tokens = model(PROMPTS, labels=PROMPTS).loss, PROMPTS[:, 1:].numel()
     torch.testing.assert_close(model(PROMPTS, labels=PROMPTS, num_items_in_batch=100).loss, mean * tokens / 100)
+
+
+def test_labels_that_are_shifted_already_are_not_shifted_again():
+    model, shifted = compose("llama"), F.pad(PROMPTS[:, 1:], (0, 1), value=-100)
+    again = model(PROMPTS, labels=shifted, shift_labels=shifted).loss
+    torch.testing.assert_close(again, model(PROMPTS, labels=PROMPTS).loss)
 
 
 def test_there_is_no_loss_without_labels(model):
@@ -849,6 +866,19 @@ def test_options_go_to_the_target(tmp_path):
     loaded = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", dtype=torch.bfloat16, attn_implementation="eager")
     assert loaded.target.dtype == torch.bfloat16
     assert loaded.target.config._attn_implementation == "eager"
+
+
+def test_auto_model_hands_the_attention_on_to_the_target(tmp_path):
+    save("llama", tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "unlearned", attn_implementation="eager")
+    assert loaded.target.config._attn_implementation == "eager"
+
+
+def test_generation_defaults_may_be_given_to_from_pretrained(tmp_path):
+    save("llama", tmp_path)
+    given = GenerationConfig(max_new_tokens=5)
+    loaded = ULDForCausalLM.from_pretrained(tmp_path / "unlearned", generation_config=given)
+    assert loaded.generation_config.max_new_tokens == 5
 
 
 def test_a_loaded_target_may_be_passed(family, tmp_path):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from families import tiny_model, train_like
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.generation import ContinuousBatchingConfig
 
 from uld_hf import ULDForCausalLM, ULDModelConfig, build_assistant, logit_difference
 from uld_hf.assistant import remember_settings
@@ -288,6 +289,23 @@ def test_a_cache_from_before_is_refused(two: ULDForCausalLM):
     two.add_assistant(make_assistant(two.target, 2, seed=3), name="carol")
     with pytest.raises(ValueError, match=rf"{CACHE} has 9 layers, but the unlearned model has 4 \+ 2 \+ 3 \+ 2"):
         two(PROMPTS[:, :1], past_key_values=cache)
+
+
+def test_pages_that_are_kept_are_not_those_of_an_assistant_before(two: ULDForCausalLM):
+    def in_pages() -> list[int]:
+        settings = GenerationConfig(max_new_tokens=6, do_sample=False, eos_token_id=-1, pad_token_id=0)
+        pages = ContinuousBatchingConfig(num_blocks=16, page_size=4, max_batch_tokens=64)
+        options = {"generation_config": settings, "continuous_batching_config": pages, "persistent_manager": True}
+        (result,) = two.generate_batch([PROMPTS[0].tolist()], **options).values()
+        return result.generated_tokens
+
+    in_pages()
+    two.add_assistant(make_assistant(two.target, 3, seed=5), name="carol", alpha=2.0)
+    two.remove_assistant("bob")
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    expected = two.generate(PROMPTS[:1], attention_mask=torch.ones_like(PROMPTS[:1]), **options)
+    assert in_pages() == expected[0, PROMPTS.shape[1] :].tolist()
+    two.destroy_cached_continuous_batching_manager()
 
 
 @pytest.mark.parametrize("read", ["assistant", "alpha", "num_assistant_layers"])

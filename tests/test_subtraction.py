@@ -216,6 +216,15 @@ def test_a_broken_assistant_breaks_all_of_the_row_and_no_other(options, logits):
     assert not whole.isnan().any()
 
 
+@pytest.mark.parametrize("options", [{}, {"outside": "mask"}, {"gate": 0.1}, {"remove_top_k": 2}, {"center": False}])
+def test_a_target_that_is_infinite_breaks_its_row_and_no_other(options):
+    target = torch.tensor([[1.0, INF, 2.0], [1.0, 3.0, 2.0]])  # its choice could not be taken away
+    assistant = torch.tensor([[0.0, 9.0, 0.0], [0.0, 9.0, 0.0]])
+    broken, whole = logit_difference(target, [assistant], [5.0], **{"relative_top": 0.01, **options})
+    assert broken.isnan().all()
+    assert not whole.isnan().any()
+
+
 @every_center
 def test_an_assistant_that_rules_out_all_that_the_target_allows_changes_nothing(center):
     target = torch.tensor([[1.0, 2.0, -INF, -INF]])

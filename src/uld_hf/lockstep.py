@@ -110,9 +110,27 @@ def can_join(cache: Cache | None) -> bool:
     return cache is None or (not cache.offloading and all(type(layer) in JOINABLE for layer in cache.layers))
 
 
+# What has a row for each text, or none.
+_OF_TEXT = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "token_type_ids", "logits_to_keep"}
+
+
+def is_text_only(inputs: Mapping[str, Any]) -> bool:
+    """
+    Whether there is nothing beside text, such as images, or lengths of several texts in one row.
+
+    Args:
+        inputs (`Mapping[str, Any]`):
+            What a model's forward takes.
+
+    Returns:
+        `bool`: Whether all else are settings.
+    """
+    return all(name in _OF_TEXT or isinstance(value, bool | int | float | str | None) for name, value in inputs.items())
+
+
 def has_rows_of_several_texts(inputs: Mapping[str, Any], attention: str | None) -> bool:
     """
-    Whether texts stand in one row behind each other, told apart by positions or lengths: of a batch of one only.
+    Whether texts stand in one row behind each other, told apart by positions: of a batch of one only.
 
     Args:
         inputs (`Mapping[str, Any]`):
@@ -123,8 +141,6 @@ def has_rows_of_several_texts(inputs: Mapping[str, Any], attention: str | None) 
     Returns:
         `bool`: Whether they do, or positions have a dimension before the batch's.
     """
-    if inputs.get("cu_seq_lens_q") is not None:
-        return True
     position_ids = inputs.get("position_ids")
     if position_ids is None or position_ids.dim() < 2:
         return False

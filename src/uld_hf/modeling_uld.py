@@ -57,6 +57,7 @@ from .hub import (
     attach_assistant,
     check_saved_target,
     check_target_name,
+    find_commit,
     fingerprint_target,
     is_gone,
     load_target,
@@ -65,7 +66,7 @@ from .hub import (
 )
 from .intact import NetEffect, Watch
 from .kept_positions import positions_to_keep
-from .lockstep import Lockstep, can_join, has_rows_of_several_texts, why_no_lockstep
+from .lockstep import Lockstep, can_join, has_rows_of_several_texts, is_text_only, why_no_lockstep
 from .publish import push_unlearned_model
 from .subtraction import Outside, check_subtraction, logit_difference
 
@@ -294,15 +295,12 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.target = target
         self.assistants = nn.ModuleDict(assistants)
-        self._watch = Watch(assistants, target)
-        self._net_effect = NetEffect(assistants)
-        self._net_effect.check(config.alphas)
         self.generation_config = copy.deepcopy(target.generation_config)
         # How generate() decodes, see the class docstring. Settings of a running model, not of a saved one.
-        self._lockstep: Lockstep | None = None  # built when first needed
-        self._no_lockstep = why_no_lockstep(target, assistants.values())
-        self._execution = "two passes" if self._no_lockstep else "lockstep"
+        self._execution = "lockstep"
         self._max_block_size = 8
+        self._assistants_changed()
+        self._net_effect.check(config.alphas)
         self._is_stateful = target._is_stateful
         self._can_compile_fullgraph = target._can_compile_fullgraph
         self.eval()
@@ -336,10 +334,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
     def _assistants_changed(self) -> None:
         self._watch = Watch(dict(self.assistants.items()), self.target)
         self._net_effect = NetEffect(dict(self.assistants.items()))
-        self._lockstep = None
+        self._lockstep: Lockstep | None = None  # built when first needed
         self._no_lockstep = why_no_lockstep(self.target, self.assistants.values())
         if self._execution == "lockstep" and self._no_lockstep:
             self._execution = "two passes"
+        self.destroy_cached_continuous_batching_manager()  # its pages hold what the assistants before made of prompts
 
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
         self._lockstep = None  # it holds the buffers that `.to()` replaces
@@ -562,6 +561,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         cache: Cache | PagedAttentionCache | None = None,
         **kwargs: Any,
@@ -586,6 +586,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 Whether to return a cache. Defaults to the target's setting.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to `0`):
                 Compute the logits of the last so many positions only; `0` computes all.
+            shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Tokens to score, each already at the position that predicts it, in place of those in `labels`.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 Number of tokens by which the loss is divided. Defaults to those in `labels`.
             cache ([`~transformers.Cache`] or `PagedAttentionCache`, *optional*):
@@ -635,7 +637,11 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(
-                logits, labels, vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch
+                logits,
+                labels,
+                vocab_size=logits.shape[-1],
+                num_items_in_batch=num_items_in_batch,
+                shift_labels=shift_labels,
             )
         return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: past_key_values})
 
@@ -667,6 +673,12 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 "assistant_early_exit is not supported: the drafts would come from inside of the target. Use "
                 "prompt_lookup_num_tokens, assistant_model, or model.execution = 'blocks'."
             )
+        if generation_config.assistant_ensemble_weight is not None:
+            raise ValueError(
+                f"assistant_ensemble_weight={generation_config.assistant_ensemble_weight} is not supported: part of "
+                "what comes out would be the draft model's, from which nothing is subtracted. Leave it out: drafts are "
+                "then proposals only."
+            )
         return super()._get_candidate_generator(generation_config, *args, **kwargs)
 
     def _run(
@@ -685,6 +697,7 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             and paged is None
             and can_join(cache)
             and not self.training
+            and is_text_only(inputs)
             and not has_rows_of_several_texts(inputs, self.target.config._attn_implementation)
         ):
             # Another thread may be exchanging assistants.
@@ -692,6 +705,13 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             if lockstep is None or not lockstep.is_of(self.target, assistants):
                 lockstep = self._lockstep = Lockstep(self.target, assistants)
             return lockstep(inputs, caches)
+        if paged is not None:
+            filled_by = vars(paged).setdefault("uld_assistants", list(self.assistants.values()))
+            if list(map(id, filled_by)) != list(map(id, self.assistants.values())):
+                raise ValueError(
+                    "The assistants were exchanged while continuous batching went on: its pages are of those before. "
+                    "Stop it, and begin anew."
+                )
         logits, first = [], 0
         for module, cache in zip((self.target, *self.assistants.values()), caches, strict=True):
             pages = None if paged is None else PagedView(paged, first)
@@ -787,6 +807,9 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
         """The target's own preparation: positions, masks and slicing are those of its family."""
         # generate() looks for `inputs_embeds` in this signature to know that prompts may be given so.
         return self.target.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        self.target._validate_model_kwargs(model_kwargs)  # `generate()` takes what it takes of the target
 
     def _supports_logits_to_keep(self) -> bool:
         return self.target._supports_logits_to_keep()
@@ -945,7 +968,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 another target.
             **target_kwargs:
                 How to load the target: `dtype`, `device_map`, `quantization_config`, `attn_implementation`, ... It is
-                loaded from safetensors, unless `use_safetensors=False` is among them.
+                loaded from safetensors, unless `use_safetensors=False` is among them. `force_download` and `proxies`
+                are of both repositories, and a `generation_config` takes the saved one's place.
 
         Returns:
             [`ULDForCausalLM`]: The model, in evaluation mode.
@@ -957,6 +981,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 out of range.
         """
         hub_kwargs = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        hub_kwargs |= {name: target_kwargs.pop(name) for name in ("force_download", "proxies") if name in target_kwargs}
+        generation_config = target_kwargs.pop("generation_config", None)
         # What AutoModelForCausalLM says of this repository must not be taken for the target's.
         target_kwargs.pop("adapter_kwargs", None)
         if not target_kwargs.get("trust_remote_code"):
@@ -971,9 +997,17 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
                 f"target={os.fspath(target)!r} must be a loaded model: target=AutoModelForCausalLM.from_pretrained(...)"
             )
         # All files of the assistant come first: they are small, and the target may be large.
-        saved, adapters = read_unlearned_model(pretrained_model_name_or_path, revision=revision, **hub_kwargs)
+        commit = find_commit(pretrained_model_name_or_path, revision, **hub_kwargs)
+        saved, adapters = read_unlearned_model(pretrained_model_name_or_path, revision=commit, **hub_kwargs)
         config = saved if config is None else config
         if target is None:
+            # AutoModelForCausalLM and pipeline() put these of their arguments into the configuration.
+            for name, value in (
+                ("attn_implementation", config._attn_implementation),
+                ("experts_implementation", config._experts_implementation),
+            ):
+                if value is not None:
+                    target_kwargs.setdefault(name, value)
             check_target_name(config, pretrained_model_name_or_path)
             target = load_target(config, **hub_kwargs, **target_kwargs)
         elif target_kwargs:
@@ -1009,8 +1043,8 @@ class ULDForCausalLM(PreTrainedModel, GenerationMixin):
             remember_settings(model.assistants[name], settings, saved.training.get(name))
         # Older saves and plain targets may have none; what is there was saved with the model.
         with suppress(OSError):
-            model.generation_config = GenerationConfig.from_pretrained(
-                pretrained_model_name_or_path, revision=revision, **hub_kwargs
+            model.generation_config = generation_config or GenerationConfig.from_pretrained(
+                pretrained_model_name_or_path, revision=commit, **hub_kwargs
             )
         return model
 

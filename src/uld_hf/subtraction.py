@@ -340,7 +340,7 @@ def logit_difference(
     target = target_logits.to(dtype)
     possible = target != -torch.inf
 
-    broken = torch.zeros_like(target[..., :1], dtype=torch.bool)
+    broken = target.amax(dim=-1, keepdim=True) == torch.inf  # from an infinity nothing can be subtracted
     for logits in assistant_logits:
         if logits.shape != target.shape:
             raise ValueError(

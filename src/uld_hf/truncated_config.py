@@ -13,7 +13,7 @@ ADAPTER_NAME = "assistant"
 
 def check_num_layers(num_layers: int, config: PreTrainedConfig) -> None:
     """
-    Refuse a number of assistant layers that the target does not have.
+    Refuse a number of assistant layers that the target does not have, or cannot be cut to.
 
     Args:
         num_layers (`int`):
@@ -22,9 +22,11 @@ def check_num_layers(num_layers: int, config: PreTrainedConfig) -> None:
             Configuration of the target.
 
     Raises:
-        ValueError: If `num_layers` is not between 1 and the target's number of layers.
+        ValueError: If `num_layers` is not between 1 and the target's number of layers, or lower than that where the
+            target has embeddings for every layer.
     """
-    available = config.get_text_config(decoder=True).num_hidden_layers
+    text_config = config.get_text_config(decoder=True)
+    available = text_config.num_hidden_layers
     if not 1 <= num_layers <= available:
         small = available < 16
         suggested = max(1, available // (2 if small else 4))
@@ -32,11 +34,19 @@ def check_num_layers(num_layers: int, config: PreTrainedConfig) -> None:
             f"The assistant cannot have {num_layers} layers: the target has {available}. Use 1 to {available}, "
             f"e.g. {suggested} ({'half, as the model is small' if small else 'a quarter, as in the paper'})."
         )
+    # Gemma 3n and the small ones of Gemma 4: one table holds what all layers add to every token.
+    if num_layers < available and vars(text_config).get("hidden_size_per_layer_input"):
+        raise ValueError(
+            f"The assistant cannot have {num_layers} layers: this target keeps the embeddings of all of its {available} "
+            f"layers in one table, which cannot be cut. Use {available}, with which the assistant costs as much time as "
+            "the target, or another target."
+        )
 
 
 def select_layers(config: PreTrainedConfig, indices: list[int]) -> None:
     """
-    Make a text config describe the layers with the given indices, in place: their number and every per-layer list.
+    Make a text config describe the layers with the given indices, in place: their number, every per-layer list
+    and how many share keys and values.
 
     Args:
         config ([`~transformers.PreTrainedConfig`]):
@@ -53,6 +63,9 @@ def select_layers(config: PreTrainedConfig, indices: list[int]) -> None:
     }
     for name, value in per_layer.items():
         setattr(config, name, value)
+    if vars(config).get("num_kv_shared_layers"):  # of the last layers
+        first = available - config.num_kv_shared_layers
+        config.num_kv_shared_layers = sum(index >= first for index in indices)
     config.num_hidden_layers = len(indices)
 
 
