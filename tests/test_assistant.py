@@ -404,16 +404,15 @@ GEMMA_SIZES |= {"layer_types": ["sliding_attention", "full_attention"] * 3, "pad
 @pytest.mark.parametrize("num_layers", [3, 5])
 @torch.no_grad()
 def test_layers_that_share_keys_and_values_are_those_of_the_target(tmp_path: Path, num_layers: int):
-    config = CONFIG_MAPPING["gemma4_text"](**GEMMA_SIZES, hidden_size_per_layer_input=0)
-    target = randomize(AutoModelForCausalLM.from_config(config))
+    target = randomize(AutoModelForCausalLM.from_config(CONFIG_MAPPING["gemma4_unified_text"](**GEMMA_SIZES)))
     target.save_pretrained(tmp_path)
     truncated, loaded = truncate_model(target, num_layers), load_truncated_model(tmp_path, num_layers)
     assert truncated.config.num_kv_shared_layers == loaded.config.num_kv_shared_layers == max(0, num_layers - 4)
     prompts = torch.randint(4, 64, (2, 7), generator=torch.Generator().manual_seed(4))
     expected = target(prompts, output_hidden_states=True).hidden_states[num_layers - 1]
-    for model in (truncated, loaded):
-        assert torch.equal(model(prompts, output_hidden_states=True).hidden_states[num_layers - 1], expected)
-    assert torch.equal(truncated(prompts).logits, loaded(prompts).logits)
+    found, again = (model(prompts, output_hidden_states=True) for model in (truncated, loaded))
+    assert torch.equal(found.hidden_states[num_layers - 1], expected)
+    assert torch.equal(found.logits, again.logits)
 
 
 def test_a_table_of_embeddings_for_every_layer_cannot_be_cut():
