@@ -269,6 +269,21 @@ def test_mixtures_of_experts_with_lora_on_attention_only_run_in_lockstep(family)
     torch.testing.assert_close(actual[MASK.bool()], expected[MASK.bool()], rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_layers_that_share_keys_and_values_take_two_passes():
+    sizes = {"num_hidden_layers": 6, "num_kv_shared_layers": 2, "num_key_value_heads": 1, "head_dim": 16}
+    sizes |= {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "vocab_size": 64, "pad_token_id": 0}
+    config = CONFIG_MAPPING["gemma4_unified_text"](**sizes, layer_types=["sliding_attention", "full_attention"] * 3)
+    target = randomize(AutoModelForCausalLM.from_config(config))
+    model = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 5)))
+    assert model.execution == "two passes"
+    ids = PROMPTS[1:2]
+    text = model.generate(ids, max_new_tokens=5, do_sample=False, eos_token_id=None, attention_mask=MASK[1:2])
+    for _ in range(5):
+        ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(text, ids)
+
+
 def test_a_family_that_nobody_has_tried_takes_two_passes():
     sizes = {"d_model": 32, "n_heads": 4, "vocab_size": 64, "max_seq_len": 128}
     target = randomize(AutoModelForCausalLM.from_config(MptConfig(n_layers=4, **sizes)))

@@ -315,6 +315,8 @@ class ULDModelConfig(PreTrainedConfig):
         layers = list(range(text_config.num_hidden_layers))
         of_assistants = [layer for assistant in self.assistants.values() for layer in layers[: assistant["num_layers"]]]
         select_layers(text_config, layers + of_assistants)
+        if vars(text_config).get("num_kv_shared_layers"):
+            text_config.num_kv_shared_layers = 0  # they are no longer the last: all have a place, theirs stays empty
         # Continuous batching changes the model's attention and asks this config whether it needs a mask.
         if self._attn_implementation is not None:
             text_config._attn_implementation = self._attn_implementation

@@ -74,9 +74,11 @@ def why_no_lockstep(target: PreTrainedModel, assistants: Sequence[PeftModel]) ->
     Returns:
         `str` or `None`: The reason, `None` if they can.
     """
-    family = target.config.get_text_config(decoder=True).model_type
-    if family not in FAMILIES:
-        return f"nobody has shown that {family!r} runs so"
+    config = target.config.get_text_config(decoder=True)
+    if config.model_type not in FAMILIES:
+        return f"nobody has shown that {config.model_type!r} runs so"
+    if vars(config).get("num_kv_shared_layers"):
+        return "the target's last layers take keys and values of all rows from earlier ones"
     if any(parameter.is_meta for parameter in target.parameters()):
         return "the target is offloaded"
     if vars(target).get("hf_device_map") and len(set(target.hf_device_map.values())) > 1:
