@@ -232,8 +232,8 @@ def evaluate_row_by_row(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 def evaluate_generating_all(run: Callable[[], SetResults]) -> SetResults:
     """Evaluate as if scoring told nothing of greedy answers."""
     generate = evaluation.generate_completions
-    evaluation.generate_completions = lambda model, tokenizer, prompts, most, size, scores: generate(
-        model, tokenizer, prompts, most, size
+    evaluation.generate_completions = lambda model, tokenizer, prompts, most, size, scores, ends: generate(
+        model, tokenizer, prompts, most, size, ends=ends
     )
     try:
         return run()

@@ -77,7 +77,7 @@ def picture_compare(demo: Path, output_dir: Path, chromium: str) -> None:
         run_demo(demo)
     model = ULDForCausalLM.from_pretrained(demo / "unlearned")
     tokenizer = AutoTokenizer.from_pretrained(demo / "unlearned")
-    address = launch_page(build_page(model, tokenizer, "four invented people"), "127.0.0.1", 0, wait=False)
+    address = launch_page(build_page(model, tokenizer, "four invented people"), "127.0.0.1", 0)
     question = read_json_lines(str(demo / "forget.jsonl"))[0]["question"]
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which(chromium) or chromium

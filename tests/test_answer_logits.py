@@ -1,6 +1,7 @@
 """Prompts that are run once for all of their answers: against each row by itself in float64, and where it cannot be."""
 
 import copy
+import weakref
 
 import numpy as np
 import pytest
@@ -229,6 +230,26 @@ def test_component_logits_go_on_from_a_cache(execution):
         (expected[0], *expected[1]), (begun[0], *begun[1]), (continued[0], *continued[1]), strict=True
     ):
         torch.testing.assert_close(torch.cat([first, second], dim=1), whole)
+
+
+def test_logits_of_the_parts_are_taken_out_one_at_a_time(monkeypatch):
+    model, refs, held = unlearned(tiny_model("llama"), "two passes"), [], []
+    compute, take = model.component_logits, torch.Tensor.__getitem__
+
+    def computed(**inputs):
+        target, assistants = compute(**inputs)
+        refs.extend(weakref.ref(part) for part in (target, *assistants))
+        return target, assistants
+
+    def taken(self, index):
+        if isinstance(index, torch.Tensor) and refs:
+            held.append(sum(ref() is not None for ref in refs))
+        return take(self, index)
+
+    monkeypatch.setattr(model, "component_logits", computed)
+    monkeypatch.setattr(torch.Tensor, "__getitem__", taken)
+    list(answer_logits(model, [([5, 6, 7], 1)], 60))
+    assert held == list(range(len(refs), 0, -1))
 
 
 def test_component_logits_refuse_the_targets_cache():

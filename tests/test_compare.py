@@ -5,6 +5,7 @@ import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -108,7 +109,7 @@ def page(model: ULDForCausalLM) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     blocks = build_page(model, make_tokenizer(), "forget-two")
-    yield launch_page(blocks, "127.0.0.1", port, wait=False)
+    yield launch_page(blocks, "127.0.0.1", port)
     blocks.close()
 
 
@@ -183,17 +184,22 @@ def test_without_gradio_the_command_says_what_to_install(
     assert "pip install 'uld_hf[compare]'" in capsys.readouterr().err
 
 
-def test_the_command_serves_this_machine_only_and_takes_several_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_serves_this_machine_only_and_takes_several_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     page = pytest.importorskip("uld_hf.compare.page", reason="needs uld_hf[compare]")
     tiny_model("llama").save_pretrained(tmp_path / "target")
     make_tokenizer().save_pretrained(tmp_path / "target")
     target = AutoModelForCausalLM.from_pretrained(tmp_path / "target")
     for name in ("forget-alice", "forget-bob"):
         ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2))).save_pretrained(tmp_path / name)
-    built, launched = [], []
-    monkeypatch.setattr(page, "build_page", lambda *args: built.append(args))
-    monkeypatch.setattr(page, "launch_page", lambda *args: launched.append(args))
+    built, launched, waited = [], [], []
+    blocks = SimpleNamespace(block_thread=lambda: waited.append(len(launched)))
+    monkeypatch.setattr(page, "build_page", lambda *args: built.append(args) or blocks)
+    monkeypatch.setattr(page, "launch_page", lambda *args: launched.append(args) or "http://localhost:7861/")
     assert uld(["compare", str(tmp_path / "forget-alice"), "--also", str(tmp_path / "forget-bob")]) == 0
+    assert "The page is at http://localhost:7861/ until Ctrl-C." in capsys.readouterr().err  # where it really is
+    assert waited == [1]
     (model, _, name), (_, host, port) = built[0], launched[0]
     assert (list(model.assistants), name) == (["assistant", "forget-bob"], "forget-alice")
     assert (host, port) == ("127.0.0.1", 7860)

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification, PreTrainedModel
 
 from uld_hf import ULDForCausalLM, build_assistant
+from uld_hf.cli.eval import measure_set
 from uld_hf.cli.identity import identify
 from uld_hf.cli.main import main as uld
 from uld_hf.cli.questions import check_apart, has_questions, read_questions, read_rows
@@ -111,6 +114,19 @@ def test_results_are_read_back_as_they_were(unlearned, tmp_path):
     evaluation = Evaluation("unlearned", {"forget": results}, {"seed": 1})
     evaluation.save(tmp_path / "results.json")
     assert Evaluation.load(tmp_path / "results.json") == evaluation
+
+
+def test_numbers_that_are_not_finite_are_written_as_json_and_read_back(unlearned, tmp_path):
+    results = evaluate(unlearned, make_tokenizer(), as_questions(make_questions(10, 2)), max_new_tokens=4)
+    results.loss, results.word_perplexity = [np.inf, 1.5], np.inf
+    results.attacks["min_k"] = [-np.inf, 0.0]
+    results.attacks["min_k++"] = [np.nan, 0.0]
+    Evaluation("unlearned", {"forget": results}).save(tmp_path / "results.json")
+    text = (tmp_path / "results.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    read = Evaluation.load(tmp_path / "results.json").sets["forget"]
+    assert (read.loss, read.word_perplexity, read.attacks["min_k"]) == ([np.inf, 1.5], np.inf, [-np.inf, 0.0])
+    assert np.isnan(read.attacks["min_k++"][0])
 
 
 def test_another_file_is_no_evaluation(tmp_path):
@@ -450,6 +466,69 @@ def test_an_interrupted_run_goes_on_with_the_set_it_was_at(files, monkeypatch):
     assert len(done) == 6  # three sets of two models, each once
 
 
+def measured_by(monkeypatch) -> list[str]:
+    """Which sets are measured from here on, in turn."""
+    measured = []
+
+    def recorded(split, *args):
+        measured.append(split)
+        return measure_set(split, *args)
+
+    monkeypatch.setattr("uld_hf.cli.eval.measure_set", recorded)
+    return measured
+
+
+def eval_on(files: dict[str, str], sets: Sequence[str], *more: str) -> int:
+    data = [part for name in sets for part in (f"--{name}_dataset", files[name])]
+    command = ["eval", files["unlearned"], "--output_dir", files["results"], "--max_new_tokens", "4"]
+    return uld([*command, *data, "--num_samples", "0", *more])
+
+
+def test_a_set_that_is_added_leaves_the_others_as_they_are(files, monkeypatch):
+    measured = measured_by(monkeypatch)
+    assert eval_on(files, ["forget", "retain"]) == 0
+    before = Evaluation.load(Path(files["results"]) / "unlearned.json")
+    measured.clear()
+    assert eval_on(files, ["forget", "retain", "holdout"]) == 0
+    assert measured == ["holdout", "holdout"]  # of target and unlearned model
+    after = Evaluation.load(Path(files["results"]) / "unlearned.json")
+    assert {split: after.sets[split] for split in before.sets} == before.sets
+    assert list(after.sets) == list(after.settings["data"]) == ["forget", "retain", "holdout"]
+    measured.clear()
+    assert eval_on(files, ["forget", "retain"]) == 0
+    assert measured == []
+    assert Evaluation.load(Path(files["results"]) / "unlearned.json") == before
+
+
+def test_more_draws_are_of_the_forget_set_only(files, monkeypatch, capsys):
+    assert eval_on(files, ["forget", "retain"]) == 0
+    measured = measured_by(monkeypatch)
+    assert eval_on(files, ["forget", "retain"], "--num_samples", "1") == 0
+    assert measured == ["forget", "forget"]
+    told = "unlearned.json was measured with other settings (num_samples): measured anew are forget."
+    assert told in capsys.readouterr().err
+
+
+def test_rows_that_changed_are_measured_anew_and_no_others(files, monkeypatch):
+    assert eval_on(files, ["forget", "retain"]) == 0
+    write_rows(Path(files["retain"]), make_questions(21))
+    measured = measured_by(monkeypatch)
+    assert eval_on(files, ["forget", "retain"]) == 0
+    assert measured == ["retain", "retain"]
+
+
+def test_another_version_measures_all_anew_and_says_so(files, monkeypatch, capsys):
+    assert eval_on(files, ["forget", "retain"]) == 0
+    monkeypatch.setattr("uld_hf.cli.eval.__version__", "99.0")
+    measured = measured_by(monkeypatch)
+    assert eval_on(files, ["forget", "retain"]) == 0
+    assert measured == ["forget", "retain"] * 2
+    assert (
+        "was measured with other settings (version of uld_hf): measured anew are forget, retain."
+        in capsys.readouterr().err
+    )
+
+
 def test_other_settings_are_measured_anew(files):
     assert run_eval(files) == 0
     before = Evaluation.load(Path(files["results"]) / "unlearned.json")
@@ -768,8 +847,9 @@ def test_a_changed_chat_template_is_measured_anew(files, capsys):
             tokenizer.save_pretrained(files[name])
         assert run_eval(files) == 0
         prompts.append(Evaluation.load(Path(files["results"]) / "unlearned.json").sets["forget"].prompts[0])
-    assert prompts == ["Question: w10\nAnswer:", "w50 w10 "]
-    assert "unlearned.json was measured with other questions: it is replaced." in capsys.readouterr().err
+    assert prompts == ["Question: w10\nAnswer:", "w50 w10 w50"]
+    told = "unlearned.json was measured with other settings (questions): measured anew are forget, holdout, retain."
+    assert told in capsys.readouterr().err
 
 
 def save_classifier(folder: Path, labels: list[str]) -> str:
@@ -1074,6 +1154,21 @@ def test_a_smaller_alpha_between_those_tried_is_told_of_where_the_smallest_is_lo
     assert "A smaller one" not in describe_choice(SETTINGS, 1, 0.4)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "told"), [(0, "alpha=0.5 is the smallest"), (1, None), (2, "alpha=2 is the largest")]
+)
+def test_a_choice_at_the_edge_of_what_was_tried_is_told(chosen, told):
+    said = describe_choice(SETTINGS, chosen, 0.4)
+    assert ("the best may lie beyond it (--alphas)" in said) == (told is not None)
+    assert told is None or f"{told} tried" in said
+
+
+def test_the_only_alpha_is_no_edge_and_a_share_may_be_one():
+    said = describe_choice([Subtraction(1.0, share=share) for share in (0.5, 1.0)], 1, 0.4)
+    assert "alpha=1 is" not in said
+    assert "share=1 is the largest tried: the best may lie beyond it (--shares)." in said
+
+
 def test_a_forget_quality_goes_before_probabilities():
     outcomes = [Outcome(0.5, 0.8, 0.01), Outcome(0.1, 0.79, 0.04), Outcome(0.01, 0.79, 0.3)]
     assert choose(SETTINGS, outcomes, MEASURED) == 2
@@ -1101,15 +1196,15 @@ def test_a_reference_that_knows_the_answers_chooses_nothing():
 
 def test_the_target_is_no_retrained_model(files, tmp_path, monkeypatch, capsys):
     shutil.copytree(files["target"], tmp_path / "copy")
-    assert run_eval(files, "--retrained", str(tmp_path / "copy")) == 2
-    assert f"--retrained {tmp_path / 'copy'} is the target itself" in capsys.readouterr().err
-    with monkeypatch.context() as patch:  # where the name tells, nothing is measured before
+    (tmp_path / "link").symlink_to(files["target"])
+    with monkeypatch.context() as patch:  # where name or files tell, nothing is measured before
         patch.setattr("uld_hf.cli.eval.evaluate", lambda *args, **options: pytest.fail("measured already"))
-        for option in ("--retrained", "--others"):
-            (tmp_path / "link").unlink(missing_ok=True)
-            (tmp_path / "link").symlink_to(files["target"])
-            assert run_eval(files, option, str(tmp_path / "link")) == 2
-            assert f"{option} {tmp_path / 'link'} is the target itself" in capsys.readouterr().err
+        for option, name in product(("--retrained", "--others"), ("copy", "link")):
+            assert run_eval(files, option, str(tmp_path / name)) == 2
+            assert f"{option} {tmp_path / name} is the target itself" in capsys.readouterr().err
+    AutoModelForCausalLM.from_pretrained(files["target"]).save_pretrained(tmp_path / "again", max_shard_size="50KB")
+    assert run_eval(files, "--retrained", str(tmp_path / "again")) == 2
+    assert f"--retrained {tmp_path / 'again'} is the target itself" in capsys.readouterr().err
     sets = [part for name in ("forget", "retain") for part in (f"--{name}_dataset", files[name])]
     write_rows(Path(files["forget"]), [{"question": "w1", "answer": "w2"}])
     assert uld(["sweep", "--model", files["unlearned"], *sets, "--retrained", files["target"]]) == 0

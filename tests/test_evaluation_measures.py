@@ -10,11 +10,13 @@ import torch
 from families import make_tokenizer, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from uld_hf.evaluation.memorization import (
+    begin_answer,
     exact_memorization,
     extraction_strength,
     leak_at_k,
@@ -23,6 +25,7 @@ from uld_hf.evaluation.memorization import (
     sample_completions,
     sample_leaks,
 )
+from uld_hf.evaluation.muse import rouge_l_f1
 from uld_hf.evaluation.privacy import (
     attack,
     attack_auc,
@@ -33,8 +36,15 @@ from uld_hf.evaluation.privacy import (
     zlib_attack,
 )
 from uld_hf.evaluation.scoring import TokenScores
-from uld_hf.evaluation.tofu import normalized_probability, truth_ratio
-from uld_hf.evaluation.verbatim import longest_common_run, score_continuations, split_passages, word_perplexity
+from uld_hf.evaluation.tofu import is_degenerate, normalized_probability, rouge_l_recall, truth_ratio
+from uld_hf.evaluation.verbatim import (
+    longest_common_run,
+    score_continuations,
+    sentence_bleu,
+    split_passages,
+    word_perplexity,
+)
+from uld_hf.evaluation.words import WORD
 
 
 BOOKS = Path(__file__).resolve().parents[2] / "shared" / "data" / "books"
@@ -249,6 +259,90 @@ def test_the_share_of_the_right_answer():
     shares = normalized_probability(right, wrong)
     one = np.exp(-1) / (2 * np.exp(-1) + np.exp(-2))
     np.testing.assert_allclose(shares, [one, 1 / (1 + np.exp(-1)), 0, 1, 1 / 3], rtol=1e-12)
+
+
+# --- words of any script ---
+
+
+CHINESE = "她出生于撒马尔罕。父亲是一名医生。"
+
+
+@pytest.mark.parametrize(
+    ("answer", "other"),
+    [
+        (CHINESE, "我不知道这个人。"),
+        ("Она родилась в Самарканде в 1964 году.", "Я не знаю этого человека, 1964."),
+        ("Γεννήθηκε στη Σαμαρκάνδη.", "Δεν ξέρω αυτό το πρόσωπο."),
+        ("그녀는 사마르칸트에서 태어났다.", "나는 모른다."),
+        ("वह समरकंद में पैदा हुई थी।", "मुझे नहीं पता।"),
+        ("เธอเกิดที่เมืองซามาร์คันด์", "ฉันไม่รู้"),
+        ("وُلدت في سمرقند.", "لا أعرف هذا الشخص."),
+    ],
+    ids=["Chinese", "Russian", "Greek", "Korean", "Hindi", "Thai", "Arabic"],
+)
+def test_a_word_for_word_answer_in_any_script_is_a_leak_and_another_is_none(answer, other):
+    ((given, withheld),) = leaks([[answer, other]], [answer], [None])
+    assert given == 1.0
+    assert withheld < 0.5
+    assert rouge_l_f1([answer], [answer]) == [1.0]
+
+
+def test_vowel_signs_belong_to_their_words():
+    assert rouge_l_recall(["समय"], ["सेम"]) == [0.0]
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "José Núñez was born in Łódź, in 1964.",
+        "Đặng Thị sings of the ﬁelds: ½ µm, 1ª.",
+        'The book titled "Лісова пісня" (Forest Song) showcases his clear mind.',  # as TOFU has them
+        "1964",
+        "",
+    ],
+)
+@pytest.mark.parametrize("prediction", ["Jose was bearing 1964 fields", "Łódź µm 北京 Москва 1964"])
+def test_rouge_of_latin_texts_is_that_of_rouge_score_to_the_bit(reference, prediction):
+    published = RougeScorer(["rougeL"], use_stemmer=True).score(reference, prediction)["rougeL"]
+    assert rouge_l_recall([prediction], [reference]) == [published.recall]
+
+
+@pytest.mark.parametrize("text", ["the cat  sat,\non - the mat.", "Łódź\u00a0and Αθήνα\u2009и Москва", "सेब شجرة", ""])
+def test_words_between_spaces_are_those_of_split(text):
+    assert WORD.findall(text) == text.split()
+
+
+def test_an_answer_without_spaces_is_begun_in_its_middle():
+    begun, rest = begin_answer(CHINESE)
+    assert begun + rest == CHINESE
+    assert (begun, rest) == ("她出生于撒马尔", "罕。父亲是一名医生。")
+
+
+def test_a_fact_without_spaces_is_cut_off_where_it_first_stands():
+    assert begin_answer("她住在巴黎。巴黎。", "巴黎") == ("她住在", "巴黎。巴黎。")
+
+
+@pytest.mark.parametrize(("text", "broken"), [("我不知道" * 20, True), ("我不知道。" * 3, True), (CHINESE, False)])
+def test_answers_without_spaces_are_broken_where_they_repeat_themselves(text, broken):
+    assert is_degenerate(text) == broken
+
+
+def test_a_run_of_characters_counts_each():
+    assert longest_common_run(CHINESE, "他出生于撒马尔罕。") == 7
+    assert longest_common_run(CHINESE, CHINESE) == 15
+    assert longest_common_run("在1964年", "于1964年") == 2
+
+
+def test_bleu_of_a_text_without_spaces_is_of_its_characters():
+    assert sentence_bleu("他出生于撒马尔罕。父亲是一名医生。", CHINESE) > 50
+
+
+def test_word_perplexity_of_a_text_without_spaces_is_by_its_characters():
+    model, tokenizer, text = tiny_model("llama"), make_tokenizer(), "w1 我不知道"  # two tokens, five words
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        loss = model(ids, labels=ids).loss.item()
+    assert word_perplexity(model, tokenizer, text, 64) == pytest.approx(np.exp(loss / 5), rel=1e-4)
 
 
 # --- verbatim ---

@@ -1,5 +1,7 @@
 """The shared scoring pass: against float64, over batch sizes, over settings of the subtraction."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from all_families import any_model
 from families import make_tokenizer, tiny_model, train_like
 
 from uld_hf import ULDForCausalLM, build_assistant
+from uld_hf.evaluation import scoring
 from uld_hf.evaluation.scoring import Subtraction, score_completions, score_subtractions
 
 
@@ -170,6 +173,30 @@ def test_settings_cost_no_further_pass(unlearned, monkeypatch):
     of_one = len(passes)
     score_subtractions(unlearned, make_tokenizer(), PROMPTS, COMPLETIONS, SETTINGS)
     assert len(passes) == 2 * of_one
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_a_grid_holds_no_more_than_one_of_its_settings(unlearned, monkeypatch, replacing):
+    held = []
+    compute = scoring.logit_difference
+
+    def counted(target, *args, **options):
+        like = [each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.shape == target.shape]
+        held.append(len(like))
+        return compute(target, *args, **options)
+
+    monkeypatch.setattr(scoring, "logit_difference", counted)
+    alpha = {"a": 0.5, "b": -1.0 if replacing else 1.0}
+    model = ULDForCausalLM(target=unlearned.target, assistant=dict(unlearned.assistants.items()), alpha=alpha)
+    # Alphas of one filter are not beside one another, as the command puts them.
+    settings = [
+        Subtraction(alpha, relative_top=0, gate=gate, replace=replacing)
+        for alpha in (0.5, 1.5)
+        for gate in (0.1, 0.2, 0.3, 0.4)
+    ]
+    score_subtractions(model, make_tokenizer(), PROMPTS[:1], COMPLETIONS[:1], settings)
+    assert len(held) == 4
+    assert len(set(held)) == 1
 
 
 def test_rows_longer_than_the_context_are_refused(unlearned):

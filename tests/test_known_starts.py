@@ -257,6 +257,26 @@ def test_nothing_is_known_of_a_prompt_that_ends_before_the_scored_one(taught):
     assert scores.first_choices(ids[:2]) == []
 
 
+# A base model's generation config names the end of a text, a template may end turns with another token.
+@pytest.mark.parametrize("own", [None, 9])
+def test_answers_stop_at_the_end_that_they_are_scored_with(model, own):
+    model.generation_config.eos_token_id = own
+    tokenizer = make_tokenizer()
+    (end,) = tokenizer("w23")["input_ids"]
+    questions = [Question(PROMPTS[0], " w20 w21 w22", end_token_id=end, paraphrased_prompt=PROMPTS[0])]
+    results = evaluate(model, tokenizer, questions, 12, probe=True, num_samples=2)
+    assert results.completions == ["w20 w21 w22"]
+    assert results.probes["question in other words"] == [["w20 w21 w22"]]
+    assert results.probes["answer begun"] == [["w21 w22"]]
+    assert all("w23" not in text for text in results.probes["drawn"][0])
+
+
+def test_an_answer_known_up_to_the_end_of_its_turn_is_not_generated(model, asked):
+    (end,) = make_tokenizer()("w23")["input_ids"]
+    evaluate(model, make_tokenizer(), [Question(PROMPTS[0], " w20 w21 w22", end_token_id=end)], 12)
+    assert asked == []
+
+
 def test_the_ends_of_a_model_are_those_of_its_generation_config(model):
     assert plain_ends(model) == {EOS}
     model.generation_config.eos_token_id = [EOS, 7]

@@ -11,6 +11,7 @@ from families import make_tokenizer, tiny_model
 
 from uld_hf.data.muse import load_muse
 from uld_hf.data.rwku import load_rwku
+from uld_hf.evaluation import muse as muse_measures
 from uld_hf.evaluation.memorization import begin_answer, fluency, leaks
 from uld_hf.evaluation.muse import knowledge_memorization, min_k_auc, rouge_l_f1, verbatim_memorization
 
@@ -99,9 +100,37 @@ def test_verbatim_memorization_of_what_the_model_says_is_one():
 def test_knowledge_memorization_shows_answered_questions_first():
     model, tokenizer = tiny_model("llama"), make_tokenizer()
     examples = Dataset.from_dict({"question": ["w1"], "answer": ["w2"]})
-    prompt = "Question: w1\nAnswer: w2\n\nQuestion: w5\nAnswer:"
+    prompt = "Question: w1\nAnswer: w2\n\nQuestion: w5\nAnswer: "
     rows = Dataset.from_dict({"question": ["w5"], "answer": [continuation(model, prompt, 4)]})
     assert knowledge_memorization(model, tokenizer, rows, examples, max_new_tokens=4)[0] == 1.0
+
+
+# As MUSE's code cuts answers, and prompts for them.
+@pytest.mark.parametrize(
+    ("said", "recalled"),
+    [
+        ("Harry", 1.0),
+        (" Harry\n\nQuestion: Who else?", 1.0),
+        ("Harry\nQuestion", 1.0),
+        ("Harry Question: Who?", 1.0),
+        ("\nHarry", 1.0),
+        ("\n\nHarry", 0.0),
+        ("Question: Harry", 0.0),
+    ],
+)
+def test_an_answer_ends_where_muse_ends_it(monkeypatch, said, recalled):
+    prompts = []
+
+    def generated(model, tokenizer, asked, max_new_tokens, batch_size):
+        prompts.extend(asked)
+        return [[5]]
+
+    tokenizer = make_tokenizer()
+    monkeypatch.setattr(muse_measures, "generate_tokens", generated)
+    monkeypatch.setattr(tokenizer, "batch_decode", lambda ids, skip_special_tokens: [said])
+    rows, none = (Dataset.from_dict({"question": each, "answer": each}) for each in (["Harry"], []))
+    assert knowledge_memorization(tiny_model("llama"), tokenizer, rows, none) == [recalled]
+    assert prompts == ["Question: Harry\nAnswer: "]
 
 
 def test_min_k_tells_texts_that_the_model_writes_from_others():

@@ -65,6 +65,37 @@ def test_an_answer_is_scored_with_the_end_that_its_turn_was_trained_with(written
         assert trained(tokenizer, row, str(tmp_path))[: len(ids)] == ids
 
 
+def test_text_that_a_template_puts_before_answers_is_asked_with_and_not_scored(tmp_path):
+    tokenizer = chat_tokenizer()  # as Qwen3's, which puts an empty thought there that is no part of the prompt it gives
+    content = "{{ 'w40 \n\nw41 \n\n' if m.role == 'assistant' else '' }}{{ m.content }}"
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ m.content }}", content)
+    row = QUESTION | {"perturbed_answer": ["w22"], "paraphrased_question": "w7"}
+    question = questions_of([row], "rows", tokenizer)[0]
+    assert question.prompt.split()[-3:] == question.paraphrased_prompt.split()[-3:] == ["w51", "w40", "w41"]
+    assert (question.answer, question.perturbed_answers) == ("w20 w21", ("w22",))
+    ids, start = encode(tokenizer, question.prompt, question.answer, question.end(tokenizer))
+    assert tokenizer.decode(ids[start:-1]) == "w20 w21"
+    told = question_answer_to_prompt_completion(Dataset.from_list([QUESTION]), conversational=True)[0]
+    assert trained(tokenizer, told, str(tmp_path))[: len(ids)] == ids
+
+
+def test_the_space_behind_a_templates_own_text_stays_with_the_answer():
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("{% if add_generation_prompt %}w51 {% endif %}", "")
+    question = questions_of([QUESTION], "rows", tokenizer)[0]
+    assert question.prompt.endswith("w51")
+    assert question.answer == " w20 w21"
+
+
+@pytest.mark.parametrize(("completion", "space"), [(" w20", " "), ("\nw20", "\n"), ("w20", "")])
+def test_without_a_template_all_answers_begin_with_the_space_of_the_right_one(completion, space):
+    others = {"paraphrased_answer": "w21 ", "perturbed_answer": ["w22", " w23"]}
+    question = questions_of([{"prompt": "w1 w2", "completion": completion} | others], "rows", make_tokenizer())[0]
+    assert question.answer == completion
+    assert question.paraphrased_answer == f"{space}w21 "
+    assert question.perturbed_answers == (f"{space}w22", f"{space}w23")
+
+
 def test_the_end_is_a_token_of_the_whole_text():
     """By itself the end would begin with a token for the beginning of a text, as Llama's tokenizer splits it."""
     tokenizer = make_tokenizer()

@@ -164,6 +164,22 @@ def test_it_must_give_away_no_more_than_the_retrained_model(drawn, passed):
         assert "leak@1 0.2 against 0 (at most 0.05 more)" in check.statement
 
 
+def test_nothing_given_away_of_nothing_that_the_target_gives_away_does_not_pass():
+    measured = evaluations()
+    for evaluation in measured.values():
+        evaluation.sets["forget"].leaks = {"question": [[0.0]] * 40}
+    failed = [check.statement for check in run_checks(measured) if not check.passed]
+    assert any("none was" in statement for statement in failed)
+
+
+def test_nothing_kept_of_nothing_does_not_pass():
+    measured = evaluations()
+    for evaluation in measured.values():
+        evaluation.sets["retain"].rouge_l_recall = [0.0] * 40
+    failed = [check.statement for check in run_checks(measured) if not check.passed]
+    assert any("ROUGE-L recall is 0, of 0 before" in statement for statement in failed)
+
+
 def test_a_page_without_other_ways_to_ask_says_so(tmp_path):
     assert uld(write(tmp_path)) == 0
     assert "Only greedy answers were looked at" in (tmp_path / "report.html").read_text()
@@ -263,6 +279,7 @@ def test_a_sweep_of_something_else_is_refused(tmp_path, capsys, measured, messag
         ("retrained", {"data": {"forget": "aa11", "retain": "other"}}),
         ("target", {"target": {"layers": "other"}}),
         ("target", {"max_new_tokens": 8}),
+        ("target", {"version of uld_hf": "0.0.1"}),
     ],
 )
 def test_results_that_do_not_belong_together_are_refused(tmp_path, capsys, name, changed):

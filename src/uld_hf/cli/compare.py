@@ -35,7 +35,7 @@ class CompareArguments:
         host (`str`, *optional*, defaults to `"127.0.0.1"`):
             Address to listen on.
         port (`int`, *optional*, defaults to `7860`):
-            Port to listen on.
+            Port to listen on; 0 for one that is free.
     """
 
     model: str = field(metadata={"help": "folder or hub id of a saved unlearned model (what `uld train` wrote)"})
@@ -46,7 +46,7 @@ class CompareArguments:
         default=None, metadata={"help": "folder or hub id of the target, if it has moved since training"}
     )
     host: str = field(default="127.0.0.1", metadata={"help": "address to listen on; 0.0.0.0 lets everybody in"})
-    port: int = field(default=7860, metadata={"help": "port to listen on"})
+    port: int = field(default=7860, metadata={"help": "port to listen on; 0 for one that is free"})
 
 
 def build_parser() -> CommandParser:
@@ -78,5 +78,6 @@ def main(argv: Sequence[str]) -> None:
     from ..compare.page import build_page, launch_page
 
     page = build_page(model, load_tokenizer(model, arguments.model), os.path.basename(os.path.abspath(arguments.model)))
-    output.note(f"The page is at http://{arguments.host}:{arguments.port} until Ctrl-C.")
-    launch_page(page, arguments.host, arguments.port)
+    address = launch_page(page, arguments.host, arguments.port)
+    output.note(f"The page is at {address} until Ctrl-C.")
+    page.block_thread()

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, pipeline
 
+from .. import __version__
 from ..context import context_length
 from ..evaluation.comparison import compare, figure_table, remembered
 from ..evaluation.encoding import encode
@@ -22,7 +23,7 @@ from ..evaluation.verbatim import documents_perplexity
 from ..hub import fingerprint_tokenizer, record_evaluation
 from ..modeling_uld import ULDForCausalLM
 from . import output
-from .identity import check_is_not_target, check_tokenizer, hash_rows, identify, identify_any
+from .identity import check_is_not_target, check_tokenizer, has_same_files, hash_rows, identify, identify_any
 from .loading import find_base, is_unlearned, load_model, load_tokenizer, load_unlearned, note_base
 from .parsing import CommandParser, check_model_path
 from .questions import check_apart, check_sets_fit, documents_of, note_wrong_answers, questions_of, read_rows
@@ -49,6 +50,9 @@ TOFU, from the Hub:
       --world_facts_dataset locuslab/TOFU:world_facts_perturbed --holdout_dataset locuslab/TOFU:holdout10
 """
 _NAMES = ("target", "unlearned", "retrained", "summary")  # of files that are written without --others
+# Settings that have a value for each set, and options that only what is done with the forget set depends on.
+_BY_SET = ("data", "questions")
+_OF_FORGET_SET = ("num_samples", "fluency_classifier")
 WINDOW = 1024  # tokens in which documents are read, where the model's context is no shorter
 
 
@@ -266,6 +270,14 @@ def describe_generation(model: PreTrainedModel) -> dict[str, Any] | None:
     return None if config is None else json.loads(config.to_json_string(ignore_metadata=True))
 
 
+def _settings_of(split: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an evaluation's settings that the figures of one set depend on."""
+    common = {name: value for name, value in settings.items() if name not in _BY_SET}
+    if split != "forget":
+        common = {name: value for name, value in common.items() if name not in _OF_FORGET_SET}
+    return {**common, **{name: settings.get(name, {}).get(split) for name in _BY_SET}}
+
+
 def evaluate_or_load(
     name: str,
     model: PreTrainedModel,
@@ -275,7 +287,7 @@ def evaluate_or_load(
     arguments: EvalArguments,
 ) -> Evaluation:
     """
-    Evaluate a model on all sets, or on those that an earlier run with the same settings has not done.
+    Evaluate a model on all sets, or on those that no earlier run has done as this one would.
 
     Args:
         name (`str`):
@@ -299,6 +311,7 @@ def evaluate_or_load(
     settings = {
         **settings,
         **{option: vars(arguments)[option] for option in options},
+        "version of uld_hf": __version__,  # another one may measure otherwise
         "tokenizer": fingerprint_tokenizer(tokenizer),
         # As the model is asked them: a chat template is no part of the tokenizer's fingerprint.
         "questions": hash_rows({split: [asdict(each) for each in asked.questions] for split, asked in sets.items()}),
@@ -307,17 +320,25 @@ def evaluate_or_load(
     }
     evaluation = Evaluation(name, {}, settings)
     if file.exists():
-        earlier = Evaluation.load(file)
-        now = json.loads(json.dumps(settings))
-        differ = sorted(name for name in earlier.settings | now if earlier.settings.get(name) != now.get(name))
-        if not differ:
-            evaluation.sets = earlier.sets
-        else:
-            output.note(f"{file} was measured with other {', '.join(differ)}: it is replaced.")
+        earlier, now = Evaluation.load(file), json.loads(json.dumps(settings))
+        changed: dict[str, list[str]] = {}
+        for split in (split for split in sets if split in earlier.sets):
+            then, wanted = _settings_of(split, earlier.settings), _settings_of(split, now)
+            if then == wanted:
+                evaluation.sets[split] = earlier.sets[split]
+            else:
+                changed[split] = [each for each in then | wanted if then.get(each) != wanted.get(each)]
+        if changed:
+            reasons = ", ".join(sorted({reason for differ in changed.values() for reason in differ}))
+            anew = ", ".join(sorted(changed))
+            output.note(f"{file} was measured with other settings ({reasons}): measured anew are {anew}.")
+        if evaluation.sets.keys() == sets.keys() and earlier.settings != now:  # there were more sets
+            evaluation.save(file)
     for split, asked in sets.items():
         if split not in evaluation.sets:
             output.note(f"{name}: {split.replace('_', ' ')} set")
-            evaluation.sets[split] = measure_set(split, model, tokenizer, asked, arguments)
+            measured = {**evaluation.sets, split: measure_set(split, model, tokenizer, asked, arguments)}
+            evaluation.sets = {each: measured[each] for each in sets if each in measured}  # in the same order
             evaluation.save(file)  # after every set: an interrupted run loses one at most
     return evaluation
 
@@ -543,7 +564,8 @@ def run(arguments: EvalArguments) -> None:
     composed = [path for path in others if is_unlearned(path)]
     for argument, path in (("--retrained", arguments.retrained), *(("--others", path) for path in others)):
         if base is not None and path is not None:
-            check_is_not_target(argument, path, os.path.realpath(path), os.path.realpath(base))
+            found = base if has_same_files(path, base) else path
+            check_is_not_target(argument, path, os.path.realpath(found), os.path.realpath(base))
     _ = arguments.classifier  # a wrong one is told before any work
     for path in composed:
         ULDForCausalLM.from_pretrained(path, target=target)  # refuses what was made for another

@@ -1,8 +1,10 @@
 """What tells models and data from others, so that figures of different things are never put side by side."""
 
+import filecmp
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,6 +99,24 @@ def check_is_not_target(argument: str, path: str, found: Any, target: Any) -> No
         raise ValueError(
             f"{argument} {path} is the target itself, which knows the forget set and is measured anyway: {advice}."
         )
+
+
+def has_same_files(path: str, other: str) -> bool:
+    """
+    Whether two folders hold the same weights byte for byte, as copies do: it is told without loading a model.
+
+    Args:
+        path (`str`):
+            Folder or hub id of a model.
+        other (`str`):
+            The same of another.
+
+    Returns:
+        `bool`: `False` where there is no such folder, or its weights are not in safetensors.
+    """
+    names, others = (sorted(file.name for file in Path(each).glob("*.safetensors")) for each in (path, other))
+    pairs = ((Path(path) / name, Path(other) / name) for name in names)
+    return bool(names) and names == others and all(filecmp.cmp(*pair, shallow=False) for pair in pairs)
 
 
 def hash_rows(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:

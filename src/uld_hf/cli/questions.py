@@ -263,7 +263,9 @@ def _question(row: Mapping[str, Any], source: str, tokenizer: PreTrainedTokenize
         in_other_words = _put(other, answer, is_prompt, source, tokenizer, options)[0]
 
     def put_answer(text: str) -> str:
-        return space + (text if tokenizer.chat_template is None else text.strip())
+        if tokenizer.chat_template is not None:
+            return space + text.strip()
+        return space + (text.lstrip() if is_prompt else text)
 
     return Question(
         prompt=prompt,
@@ -310,7 +312,9 @@ def _put(
     if tokenizer.chat_template is None:
         if not isinstance(asked, str):
             raise ValueError(f"{source} has messages, but the tokenizer has no chat template to render them with.")
-        return (asked, "", None) if is_prompt else (PROMPT_TEMPLATE.format(question=asked), " ", None)
+        if is_prompt:
+            return asked, answer[: len(answer) - len(answer.lstrip())], None
+        return PROMPT_TEMPLATE.format(question=asked), " ", None
     messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **options)
     # What the template puts before an answer, a space for one, was there in training too.
@@ -323,6 +327,11 @@ def _put(
             f"on from the prompt {prompt!r}: use a tokenizer whose template does, or none."
         )
     space, stop = whole[len(prompt) : start], start + len(answer.strip())
+    if space.strip():
+        # Text of the template's own, an empty thought for one, is no part of an answer. Spaces stay with the answer:
+        # many tokenizers make one token of them and the word that follows.
+        prompt += space.rstrip(" ")
+        space = whole[len(prompt) : start]
     # Of the tokens of the whole: by itself what follows may be split otherwise.
     told, all_of_it = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (whole[:stop], whole))
     behind = all_of_it[len(told) :]

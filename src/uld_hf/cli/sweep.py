@@ -414,6 +414,10 @@ def describe_choice(
     if isinstance(enough, Reference):
         below = max((each.alpha for each in settings if each.alpha < setting.alpha), default=0.0)
         finer = f" A smaller one may do: try some between {below:g} and {setting.alpha:g} (--alphas)."
+    else:
+        finer = _describe_edge("alpha", setting.alpha, [each.alpha for each in settings])
+        if setting.share is not None:
+            finer += _describe_edge("share", setting.share, [each.share for each in settings])
     share = (
         "" if setting.share is None else f"share={setting.share:g} (added with {-setting.share * setting.alpha:g}), "
     )
@@ -421,4 +425,15 @@ def describe_choice(
         f"Chosen: alpha={setting.alpha:g}, {share}relative_top={setting.relative_top:g}, clamp={setting.clamp}, "
         f"gate={setting.gate:g}: {kind} with {measure} within the budget.{finer} Look at its answers "
         "before you trust it (--save_to, uld generate)."
+    )
+
+
+def _describe_edge(name: str, value: float, tried: Sequence[float]) -> str:
+    """That a value chosen is the smallest or largest tried, as more may lie beyond; empty if it is not."""
+    least, most = min(tried), max(tried)
+    if least == most or least < value < most:
+        return ""
+    return (
+        f" {name}={value:g} is the {'smallest' if value == least else 'largest'} tried: the best may lie beyond it "
+        f"(--{name}s)."
     )

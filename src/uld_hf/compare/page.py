@@ -124,9 +124,9 @@ def signed(saved: Mapping[str, float], ticked: Sequence[bool], sizes: Sequence[f
     return {name: math.copysign(size, alpha) for (name, alpha), is_on, size in chosen if is_on}
 
 
-def launch_page(page: gradio.Blocks, host: str, port: int, wait: bool = True) -> str:
+def launch_page(page: gradio.Blocks, host: str, port: int) -> str:
     """
-    Serve the page.
+    Serve the page, until its `close()` or the end of the program.
 
     Args:
         page (`gradio.Blocks`):
@@ -135,8 +135,6 @@ def launch_page(page: gradio.Blocks, host: str, port: int, wait: bool = True) ->
             Address to listen on.
         port (`int`):
             Port to listen on; 0 for one that is free.
-        wait (`bool`, *optional*, defaults to `True`):
-            Return only when the server is stopped.
 
     Returns:
         `str`: Where the page is.
@@ -153,6 +151,6 @@ def launch_page(page: gradio.Blocks, host: str, port: int, wait: bool = True) ->
         footer_links=[],
         theme=gradio.themes.Default(**fonts),
         app_kwargs={"middleware": [Middleware(_OwnOriginOnly)]},
-        prevent_thread_lock=not wait,
+        prevent_thread_lock=True,
     )
     return address

@@ -211,6 +211,10 @@ def _logits_at(
     if is_unlearned:
         target, assistants = model.component_logits(**inputs)
         logits = [target, *assistants]
+        del target, assistants  # or they would be held beside what is taken out of them
     else:
         logits = [model(**inputs, use_cache=cache is not None).logits]
-    return [part[:, -width:][positions] for part in logits]
+    # Each takes the place of what it is taken from: only one at a time is held twice.
+    for place in range(len(logits)):
+        logits[place] = logits[place][:, -width:][positions]
+    return logits

@@ -1,8 +1,9 @@
 """Everything that is measured of one model on the questions of one set, row by row, and the figures that sum it up."""
 
 import json
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -264,7 +265,10 @@ def evaluate(
     if questions[0].perturbed_answers:
         perturbed = [[next(scores).loss for _ in question.perturbed_answers] for question in questions]
     texts = [question.answer.strip() for question in questions]
-    completions = generate_completions(model, tokenizer, prompts[: len(questions)], max_new_tokens, batch_size, right)
+    turn_ends = {end for end in ends if end is not None}
+    completions = generate_completions(
+        model, tokenizer, prompts[: len(questions)], max_new_tokens, batch_size, right, turn_ends
+    )
     attacks = [attack(row, text) for row, text in zip(right, texts, strict=True)]
     results = SetResults(
         prompts=list(prompts[: len(questions)]),
@@ -286,7 +290,7 @@ def evaluate(
     if classifier is not None:
         results.clean = fluency(completions, classifier).tolist()
     if probe:
-        _probe(results, right, model, tokenizer, questions, max_new_tokens, batch_size, num_samples)
+        _probe(results, right, model, tokenizer, questions, max_new_tokens, batch_size, num_samples, turn_ends)
     return results
 
 
@@ -299,6 +303,7 @@ def _probe(
     max_new_tokens: int,
     batch_size: int,
     num_samples: int,
+    ends: Collection[int],
 ) -> None:
     """Ask in other ways than in training, and note what comes out."""
     begun, rest = zip(*(begin_answer(question.answer, question.fact) for question in questions), strict=True)
@@ -311,13 +316,13 @@ def _probe(
     results.probes = {
         way: [
             [text]
-            for text in generate_completions(model, tokenizer, asked, max_new_tokens, batch_size, scores.get(way))
+            for text in generate_completions(model, tokenizer, asked, max_new_tokens, batch_size, scores.get(way), ends)
         ]
         for way, asked in prompts.items()
     }
     if num_samples:
         results.probes["drawn"] = sample_completions(
-            model, tokenizer, [question.prompt for question in questions], num_samples, max_new_tokens
+            model, tokenizer, [question.prompt for question in questions], num_samples, max_new_tokens, ends=ends
         )
     answers = {"question": [[text] for text in results.completions], **results.probes}
     results.leaks = {
@@ -381,6 +386,18 @@ def check_fit(
         check_lengths(model, asked, f"with max_new_tokens={max_new_tokens} ")
 
 
+def _name_infinite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _name_infinite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_name_infinite(each) for each in value]
+    return {"float": str(value)} if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_infinite(each: dict[str, Any]) -> Any:
+    return float(each["float"]) if each.keys() == {"float"} else each
+
+
 @dataclass
 class Evaluation:
     """
@@ -403,13 +420,16 @@ class Evaluation:
         """
         Write a JSON file; one that is there already stays whole until the new one is.
 
+        Numbers that are not finite, which JSON has not, are written as `{"float": "inf"}`.
+
         Args:
             path (`str` or `os.PathLike`):
                 The file.
         """
         path = Path(path)
         unfinished = path.with_name(f"{path.name}.unfinished")
-        unfinished.write_text(json.dumps(asdict(self), ensure_ascii=False) + "\n", encoding="utf-8")
+        content = json.dumps(_name_infinite(asdict(self)), ensure_ascii=False, allow_nan=False)
+        unfinished.write_text(content + "\n", encoding="utf-8")
         unfinished.replace(path)
 
     @classmethod
@@ -428,7 +448,7 @@ class Evaluation:
             ValueError: If the file holds something else.
         """
         try:
-            saved = json.loads(Path(path).read_text(encoding="utf-8"))
+            saved = json.loads(Path(path).read_text(encoding="utf-8"), object_hook=_read_infinite)
             sets = {name: SetResults(**results) for name, results in saved["sets"].items()}
             return cls(model=saved["model"], sets=sets, settings=saved["settings"])
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

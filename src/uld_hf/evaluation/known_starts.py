@@ -7,7 +7,7 @@ it does between two batch sizes.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,21 @@ class KnownStart:
     expected_rest: int
 
 
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """
+    Tokens that end an answer by a model's generation config.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Any causal language model.
+
+    Returns:
+        `list[int]`: The tokens; empty if there are none.
+    """
+    ends = None if model.generation_config is None else model.generation_config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
 def plain_ends(model: PreTrainedModel) -> frozenset[int] | None:
     """
     Tokens that end a greedy answer, if `generate()` takes nothing but the most probable token every time.
@@ -89,12 +104,15 @@ def plain_ends(model: PreTrainedModel) -> frozenset[int] | None:
         is_neutral = value is None or name in WITHOUT_EFFECT or value in NEUTRAL.get(name, ())
         if not (is_neutral or name.startswith("_")):  # what begins so is transformers' own
             return None
-    ends = model.generation_config.eos_token_id
-    return frozenset([] if ends is None else [ends] if isinstance(ends, int) else ends)
+    return frozenset(end_tokens(model))
 
 
 def known_starts(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], scores: Sequence[TokenScores], max_new_tokens: int
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    scores: Sequence[TokenScores],
+    max_new_tokens: int,
+    ends: Collection[int] = (),
 ) -> list[KnownStart]:
     """
     What the scores of right answers tell of greedy answers.
@@ -108,15 +126,17 @@ def known_starts(
             What the model makes of the right answer to each.
         max_new_tokens (`int`):
             Longest greedy answer, in tokens.
+        ends (`Collection[int]`, *optional*):
+            Tokens that end an answer, besides those of the model's generation config.
 
     Returns:
         `list[KnownStart]`: One for each prompt.
     """
-    ends = plain_ends(model)
+    own_ends = plain_ends(model)
     starts = []
     for prompt_ids, row in zip(prompts, scores, strict=True):
-        ids = [] if ends is None else row.first_choices(prompt_ids)[:max_new_tokens]
-        ended = [place for place, token in enumerate(ids) if token in ends]
+        ids = [] if own_ends is None else row.first_choices(prompt_ids)[:max_new_tokens]
+        ended = [place for place, token in enumerate(ids) if token in own_ends or token in ends]
         if ended:
             ids = ids[: ended[0] + 1]
         right_length = len(row.input_ids) - len(prompt_ids)

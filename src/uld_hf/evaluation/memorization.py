@@ -1,7 +1,7 @@
 """Measures of memorisation, as OpenUnlearning has them (arXiv 2506.12618), and what its critics add."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import comb
 from typing import Any
 
@@ -14,8 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..kept_positions import head_at_once
 from ..plain_generation import plain_generation
 from .encoding import encode_prompts
+from .known_starts import end_tokens
 from .scoring import TokenScores
-from .tofu import rouge_l_recall
+from .tofu import decode_answers, rouge_l_recall
+from .words import STANDS_ALONE, WORD
 
 
 # Label of texts that are no gibberish, of OpenUnlearning's classifier.
@@ -109,14 +111,18 @@ def fluency(
     return probabilities
 
 
-# Scripts with spaces between words (Latin, Greek, Cyrillic), digits, marks and currencies: of no other letter.
-_SPACED = re.compile(r"[\u0000-\u052f\u1e00-\u1fff\u2000-\u206f\u20a0-\u20cf]+")
-
-
 def _as_words(fact: str) -> re.Pattern[str]:
     """A fact, also in the plural, and not a part of other words: "planning" does not give Ann away."""
     plural = "(?:s|es)?" if fact[-1:].isalpha() else ""
     return re.compile(rf"(?<![^\W_]){re.escape(fact)}{plural}(?![^\W_])")
+
+
+def _fact_in(fact: str, reference: str) -> re.Pattern[str]:
+    """A fact as it is looked for: as words or, where words do not stand alone or it is a part of one, anywhere."""
+    pattern = _as_words(fact)
+    if STANDS_ALONE.fullmatch(fact) is None or pattern.search(reference) is None:
+        return re.compile(re.escape(fact))
+    return pattern
 
 
 def begin_answer(answer: str, fact: str | None = None) -> tuple[str, str]:
@@ -133,11 +139,11 @@ def begin_answer(answer: str, fact: str | None = None) -> tuple[str, str]:
         `tuple[str, str]`: What to put behind the question, empty where the answer begins with the fact; and the rest.
     """
     if fact is None:
-        words = [match.start() for match in re.finditer(r"\S+", answer)]
+        words = [match.start() for match in WORD.finditer(answer)]
         start = words[len(words) // 2] if words else 0
     else:
-        whole = _as_words(fact).search(answer)
-        start = whole.start() if whole else max(0, answer.find(fact))
+        found = _fact_in(fact, answer).search(answer)
+        start = found.start() if found else 0
     return answer[:start].rstrip(), answer[start:].strip()
 
 
@@ -162,10 +168,7 @@ def leaks(texts: Sequence[Sequence[str]], references: Sequence[str], facts: Sequ
         if fact is None:
             given.append(rouge_l_recall(of_row, [reference] * len(of_row)).tolist())
         else:
-            pattern = _as_words(fact.casefold())
-            # In a script without spaces, or where it is a part of a word, it counts wherever it stands.
-            if _SPACED.fullmatch(fact) is None or pattern.search(reference.casefold()) is None:
-                pattern = re.compile(re.escape(fact.casefold()))
+            pattern = _fact_in(fact.casefold(), reference.casefold())
             given.append([float(pattern.search(text.casefold()) is not None) for text in of_row])
     return given
 
@@ -205,6 +208,7 @@ def sample_completions(
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     seed: int = 0,
+    ends: Collection[int] = (),
 ) -> list[list[str]]:
     """
     Draw several answers to every prompt.
@@ -224,6 +228,9 @@ def sample_completions(
             Temperature. Cuts and penalties of the model's generation config are left out.
         seed (`int`, *optional*, defaults to `0`):
             Seed of the draws.
+        ends (`Collection[int]`, *optional*):
+            Tokens that end an answer, besides those of the model's generation config: a chat template may end turns
+            with another one.
 
     Returns:
         `list[list[str]]`: `num_samples` texts for each prompt.
@@ -232,6 +239,7 @@ def sample_completions(
         ValueError: If a prompt and its answer would be longer than the model's context.
     """
     drawn = []
+    all_ends = [*end_tokens(model), *ends]
     encoded, pad_token_id = encode_prompts(model, tokenizer, prompts, max_new_tokens)
     with torch.random.fork_rng(), head_at_once(model), plain_generation(model):
         torch.manual_seed(seed)
@@ -244,10 +252,10 @@ def sample_completions(
                 temperature=temperature,
                 num_return_sequences=num_samples,
                 max_new_tokens=max_new_tokens,
+                eos_token_id=all_ends or None,
                 pad_token_id=pad_token_id,
             )
-            new = generated[:, len(ids) :]
-            drawn.append([text.strip() for text in tokenizer.batch_decode(new, skip_special_tokens=True)])
+            drawn.append(decode_answers(tokenizer, generated[:, len(ids) :].tolist(), ends))
     return drawn
 
 

@@ -1,15 +1,19 @@
 """MUSE's measures (arXiv 2407.06460, section 3): verbatim and knowledge memorisation, privacy leakage, utility."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from datasets import Dataset
-from rouge_score.rouge_scorer import RougeScorer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .privacy import attack_auc, min_k_attack
 from .scoring import MAX_BATCH_TOKENS, score_completions
-from .tofu import generate_completions
+from .tofu import generate_completions, generate_tokens
+from .words import WORD, rouge_l
+
+
+_NEXT_QUESTION = re.compile(r"\n\n|\nQuestion|Question:")
 
 
 def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -25,9 +29,7 @@ def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> np.ndar
     Returns:
         `numpy.ndarray` of shape `(num_rows,)`: Between 0 and 1.
     """
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    pairs = zip(predictions, references, strict=True)
-    return np.array([scorer.score(reference, prediction)["rougeL"].fmeasure for prediction, reference in pairs])
+    return np.array([score.fmeasure for score in rouge_l(predictions, references, use_stemmer=False)])
 
 
 def verbatim_memorization(
@@ -81,7 +83,8 @@ def knowledge_memorization(
         examples ([`~datasets.Dataset`]):
             Its answered questions: `"forget_qa_icl"`, or `"retain_qa_icl"`.
         max_new_tokens (`int`, *optional*, defaults to `32`):
-            Longest answer, in tokens. Only its first line counts.
+            Longest answer, in tokens. As in MUSE's code it ends before an empty line or a question, and is empty where
+            one of these comes first.
         batch_size (`int`, *optional*, defaults to `32`):
             Questions at once.
 
@@ -89,9 +92,10 @@ def knowledge_memorization(
         `numpy.ndarray` of shape `(num_rows,)`: ROUGE-L F1 of each.
     """
     shown = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in examples)
-    prompts = [f"{shown}Question: {question}\nAnswer:" for question in rows["question"]]
-    answers = generate_completions(model, tokenizer, prompts, max_new_tokens, batch_size)
-    return rouge_l_f1([(answer.splitlines() or [""])[0] for answer in answers], rows["answer"])
+    prompts = [f"{shown}Question: {question}\nAnswer: " for question in rows["question"]]
+    generated = generate_tokens(model, tokenizer, prompts, max_new_tokens, batch_size)
+    answers = tokenizer.batch_decode(generated, skip_special_tokens=True)
+    return rouge_l_f1([_NEXT_QUESTION.split(answer)[0] for answer in answers], rows["answer"])
 
 
 def min_k_auc(
@@ -124,7 +128,7 @@ def min_k_auc(
     """
     numbers = []
     for rows in (forget, holdout):
-        empty = [index for index, text in enumerate(rows["text"]) if len(text.split()) < 2]
+        empty = [index for index, text in enumerate(rows["text"]) if len(WORD.findall(text)) < 2]
         if empty:
             raise ValueError(
                 f"{len(empty)} of {len(rows)} passages have fewer than two words (the first is rows[{empty[0]}]): "
@@ -138,6 +142,5 @@ def min_k_auc(
 
 
 def _split_first_word(text: str) -> tuple[str, str]:
-    first = text.split(maxsplit=1)[0]
-    end = text.index(first) + len(first)
+    end = WORD.search(text).end()
     return text[:end], text[end:]

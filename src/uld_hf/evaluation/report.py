@@ -129,11 +129,15 @@ class Check:
     passed: bool
 
 
+# Where nothing is given away before, nothing less can be told of afterwards: neither alone nor beside another model.
+NONE_ANSWERED = Check("A question was asked that the target answers, to see whether it still does: none was", False)
+
+
 def _check_leaks_alone(before: Mapping[str, float], after: Mapping[str, float]) -> Check:
     """Without a retrained model nobody knows what chance, or the wording, gives away: half of before is too much."""
     ways = [measure for measure in after if measure.startswith("leak") and before[measure] > 0]
     if not ways:
-        return Check("A question was asked that the target answers, to see whether it still does: none was", False)
+        return NONE_ANSWERED
     worst = max(ways, key=lambda measure: after[measure] - before[measure] / 2)
     statement = (
         f"Asked in any of the ways tried, it gives away less than half of what it did: {worst} {after[worst]:.3g}, "
@@ -204,17 +208,19 @@ def run_checks(
                 "Asked in any of the ways tried, it gives away no more than the retrained model: "
                 f"{worst} {after[worst]:.3g} against {usual[worst]:.3g} (at most {LEAK_MARGIN:g} more)"
             )
-            checks.append(Check(statement, after[worst] - usual[worst] <= LEAK_MARGIN))
+            is_told = any(before[measure] > 0 for measure in ways)
+            checks.append(Check(statement, after[worst] - usual[worst] <= LEAK_MARGIN) if is_told else NONE_ANSWERED)
     else:
         checks.append(_check_leaks_alone(before, after))
     kept, had = unlearned["retain"].summary(), target["retain"].summary()
     for measure in ("probability", "ROUGE-L recall"):
         least = (1 - utility_budget) * had[measure]
+        of_nothing = "" if had[measure] > 0 else ": where nothing was there, nothing can be seen to be kept"
         checks.append(
             Check(
                 f"On the retain set {measure} is {kept[measure]:.3g}, of {had[measure]:.3g} before "
-                f"(at least {least:.3g})",
-                kept[measure] >= least,
+                f"(at least {least:.3g}){of_nothing}",
+                kept[measure] >= least and had[measure] > 0,
             )
         )
     broken = after["broken answers"] + kept["broken answers"]
@@ -234,10 +240,10 @@ def check_same(evaluations: Mapping[str, Evaluation], sweep: Mapping[str, Any] |
             What `uld sweep --output` wrote.
 
     Raises:
-        ValueError: If they are of other data, another target or another assistant.
+        ValueError: If they are of other data, another target, another assistant or another version of uld_hf.
     """
     settings = evaluations["unlearned"].settings
-    options = ("data", "questions", "max_new_tokens", "num_samples", "tokenizer")
+    options = ("data", "questions", "max_new_tokens", "num_samples", "tokenizer", "version of uld_hf")
     for name, evaluation in evaluations.items():
         for measured in (*options, "target") if name == "target" else options:
             if evaluation.settings.get(measured) != settings.get(measured):

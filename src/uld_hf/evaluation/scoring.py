@@ -207,27 +207,27 @@ def _subtracted(
         log_probs = logits.gather(-1, tokens[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
         return torch.stack([log_probs, (logits.argmax(dim=-1) == tokens).float()])
 
-    target = target.float()
-    rows = [scores(target)]
-    # The difference is linear in alpha: settings that differ in nothing else share all but a multiple of one step.
-    steps: dict[Subtraction, torch.Tensor] = {}
-    replaced: dict[Subtraction, torch.Tensor] = {}
-    for setting in subtractions:
-        unit = replace(setting, alpha=math.copysign(1.0, setting.alpha))
-        if unit not in steps:
-            weights = unit.weights(saved)
-            composed = logit_difference(target, assistants, weights, **unit.options)
-            if setting.replace:
-                replaced[unit] = any_open(open_gates(certainties_of(assistants, weights, target), setting.gate))
-                steps[unit] = composed
-            else:
-                steps[unit] = (target - composed).masked_fill(target == -torch.inf, 0.0)
-        if setting.replace:
+    def scores_by_alpha(unit: Subtraction, sizes: Sequence[float]) -> list[torch.Tensor]:
+        """The difference is linear in alpha: settings that differ in nothing else share all but a multiple of it."""
+        weights = unit.weights(saved)
+        composed = logit_difference(target, assistants, weights, **unit.options)
+        if unit.replace:
+            replaced = any_open(open_gates(certainties_of(assistants, weights, target), unit.gate))
             # The target is no part of the sum.
-            rows.append(scores(torch.where(replaced[unit], abs(setting.alpha) * steps[unit], target)))
-        else:
-            rows.append(scores(torch.sub(target, steps[unit], alpha=abs(setting.alpha))))
-    return torch.stack(rows)
+            return [scores(torch.where(replaced, size * composed, target)) for size in sizes]
+        step = (target - composed).masked_fill(target == -torch.inf, 0.0)
+        return [scores(torch.sub(target, step, alpha=size)) for size in sizes]
+
+    target = target.float()
+    places: dict[Subtraction, list[int]] = {}
+    for place, setting in enumerate(subtractions):
+        places.setdefault(replace(setting, alpha=math.copysign(1.0, setting.alpha)), []).append(place)
+    # One after the other: what they share is as large as the logits, and a grid may have any number of them.
+    by_place: dict[int, torch.Tensor] = {}
+    for unit, of_unit in places.items():
+        sizes = [abs(subtractions[place].alpha) for place in of_unit]
+        by_place |= zip(of_unit, scores_by_alpha(unit, sizes), strict=True)
+    return torch.stack([scores(target), *(by_place[place] for place in range(len(subtractions)))])
 
 
 @torch.no_grad()

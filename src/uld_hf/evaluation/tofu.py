@@ -1,11 +1,11 @@
 """TOFU's measures (arXiv 2401.06121, section 2.2): probability, ROUGE-L recall, truth ratio, forget quality."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from itertools import takewhile
 from typing import Literal
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
 from scipy.special import softmax
 from scipy.stats import hmean, ks_2samp
 from tqdm.auto import tqdm
@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..context import context_length
 from ..kept_positions import head_at_once
 from .encoding import encode_prompts, pad
-from .known_starts import KnownStart, batches_to_generate, known_starts
+from .known_starts import KnownStart, batches_to_generate, end_tokens, known_starts
 from .scoring import TokenScores
+from .words import rouge_l, space_out
 
 
 # The same phrase of one to four words three times in a row.
@@ -29,6 +30,7 @@ def generate_completions(
     max_new_tokens: int = 64,
     batch_size: int = 32,
     scores: Sequence[TokenScores] | None = None,
+    ends: Collection[int] = (),
 ) -> list[str]:
     """
     Greedy completion of each prompt.
@@ -47,9 +49,52 @@ def generate_completions(
         scores (`Sequence[TokenScores]`, *optional*):
             What this model, as it is now, makes of the right completion of each prompt. As far as that is the greedy
             one it is not generated again: the same completions, sooner.
+        ends (`Collection[int]`, *optional*):
+            Tokens that end a completion, besides those of the model's generation config: a chat template may end turns
+            with another one.
 
     Returns:
-        `list[str]`: What follows each prompt, without special tokens.
+        `list[str]`: What follows each prompt up to the end, without special tokens.
+
+    Raises:
+        ValueError: If a prompt and its completion would be longer than the model's context.
+    """
+    arguments = (model, tokenizer, prompts, max_new_tokens, batch_size, scores, ends)
+    return decode_answers(tokenizer, generate_tokens(*arguments), ends)
+
+
+def generate_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    batch_size: int = 32,
+    scores: Sequence[TokenScores] | None = None,
+    ends: Collection[int] = (),
+) -> list[list[int]]:
+    """
+    Tokens of the greedy completion of each prompt.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Any causal language model.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Its tokenizer.
+        prompts (`Sequence[str]`):
+            Prompts.
+        max_new_tokens (`int`, *optional*, defaults to `64`):
+            Most tokens to generate.
+        batch_size (`int`, *optional*, defaults to `32`):
+            Prompts per call of `generate()`.
+        scores (`Sequence[TokenScores]`, *optional*):
+            What this model, as it is now, makes of the right completion of each prompt. As far as that is the greedy
+            one it is not generated again: the same completions, sooner.
+        ends (`Collection[int]`, *optional*):
+            Tokens that end a completion, besides those of the model's generation config: a chat template may end turns
+            with another one.
+
+    Returns:
+        `list[list[int]]`: What follows each prompt, with the end and the padding behind it, if any.
 
     Raises:
         ValueError: If a prompt and its completion would be longer than the model's context.
@@ -58,7 +103,8 @@ def generate_completions(
     if scores is None:
         starts = [KnownStart(ids=[], is_whole=False, expected_rest=max_new_tokens) for _ in encoded]
     else:
-        starts = known_starts(model, encoded, scores, max_new_tokens)
+        starts = known_starts(model, encoded, scores, max_new_tokens, ends)
+    all_ends = [*end_tokens(model), *ends]
     completions = [start.ids for start in starts]
     batches = list(
         batches_to_generate(
@@ -75,17 +121,39 @@ def generate_completions(
                 attention_mask=attention_mask.to(model.device),
                 max_new_tokens=max(missing),
                 do_sample=False,
+                eos_token_id=all_ends or None,
                 pad_token_id=pad_token_id,
             )
         new = generated[:, input_ids.shape[1] :].tolist()
         for index, ids, most in zip(batch, new, missing, strict=True):
             completions[index] = [*completions[index], *ids[:most]]
-    return [text.strip() for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]
+    return completions
+
+
+def decode_answers(
+    tokenizer: PreTrainedTokenizerBase, answers: Iterable[Sequence[int]], ends: Collection[int]
+) -> list[str]:
+    """
+    Texts of generated answers.
+
+    Args:
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            The tokenizer.
+        answers (`Iterable[Sequence[int]]`):
+            Tokens of each.
+        ends (`Collection[int]`):
+            Tokens that end a turn, which need not be special ones: they and what follows are no part of the answer.
+
+    Returns:
+        `list[str]`: The texts, without special tokens.
+    """
+    said = [list(takewhile(lambda token: token not in ends, ids)) for ids in answers]
+    return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
 
 
 def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """
-    ROUGE-L recall, with stemming, as TOFU's code computes it with `rouge-score`.
+    ROUGE-L recall, with stemming, as TOFU's code computes it with `rouge-score`; in any script, see [`rouge_l`].
 
     Args:
         predictions (`Sequence[str]`):
@@ -96,9 +164,7 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> np.
     Returns:
         `numpy.ndarray` of shape `(num_rows,)`: Between 0 and 1.
     """
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    pairs = zip(predictions, references, strict=True)
-    return np.array([scorer.score(reference, prediction)["rougeL"].recall for prediction, reference in pairs])
+    return np.array([score.recall for score in rouge_l(predictions, references, use_stemmer=True)])
 
 
 def truth_ratio(
@@ -223,4 +289,4 @@ def is_degenerate(text: str) -> bool:
     Returns:
         `bool`: `True` for an empty or repetitive text.
     """
-    return not re.search(r"\w", text) or _REPETITION.search(text) is not None
+    return not re.search(r"\w", text) or _REPETITION.search(space_out(text)) is not None

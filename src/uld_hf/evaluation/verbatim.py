@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..context import context_length
 from ..prompt_tokens import begin_token
 from .tofu import generate_completions, rouge_l_recall
+from .words import WORD, space_out
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def longest_common_run(first: str, second: str) -> int:
     Returns:
         `int`: Number of words.
     """
-    words, others = first.split(), second.split()
+    words, others = WORD.findall(first), WORD.findall(second)
     return SequenceMatcher(None, words, others, autojunk=False).find_longest_match().size
 
 
@@ -111,7 +112,7 @@ def sentence_bleu(continuation: str, reference: str) -> float:
     Returns:
         `float`: 0 to 100.
     """
-    return sacrebleu.sentence_bleu(continuation, [reference]).score
+    return sacrebleu.sentence_bleu(space_out(continuation), [space_out(reference)]).score
 
 
 def score_continuations(
@@ -219,7 +220,7 @@ def documents_perplexity(
         limit = "" if longest is None else f" <= {longest}"
         raise ValueError(f"window={window} and stride={stride} must satisfy 1 <= stride < window{limit}.")
     losses = [_read(model, tokenizer, text, window, stride) for text in texts]
-    return float(np.exp(sum(losses) / sum(len(text.split()) for text in texts)))
+    return float(np.exp(sum(losses) / sum(len(WORD.findall(text)) for text in texts)))
 
 
 @torch.no_grad()
