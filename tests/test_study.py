@@ -313,6 +313,30 @@ def test_the_pages_have_the_tables_that_the_results_make(study_path: None) -> No
         assert filled(text, RESULTS) == text
 
 
+@pytest.mark.parametrize("name", ["slice", "finetuned", "whole"])
+def test_final_runs_have_the_settings_that_the_trials_choose(
+    ledger: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    import study
+    from docs_tables import RESULTS
+    from methods import METHODS
+    from presets import PRESETS
+
+    monkeypatch.setattr(study, "study_tokenizer", lambda *args: None)  # nothing is run
+    results = ledger.Ledger(RESULTS / name, ledger.Deadline(0))
+    committed = study.Study(PRESETS[name], SHARED / "tofu", tmp_path, results)
+    others = set()
+    for unit, result in results.results().items():
+        key = unit.split(".")[1] if unit.startswith("final.") else None
+        if key in METHODS:
+            try:
+                committed.check_is_chosen(unit, result, METHODS[key].tuned_as or key)
+            except ValueError:
+                others.add(key)
+    # Run before their last two trials, which docs/study.md says.
+    assert others == ({"dpo", "dpo_gd"} if name == "finetuned" else set())
+
+
 def test_a_table_without_results_is_refused(study_path: None, tmp_path: Path) -> None:
     from docs_tables import filled
 

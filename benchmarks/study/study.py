@@ -273,9 +273,35 @@ class Study:
             }
 
         result = self.ledger.unit(f"final.{key}.{split_name}.s{seed}", compute)
+        self.check_is_chosen(f"final.{key}.{split_name}.s{seed}", result, method.tuned_as or key)
         if method.changes_weights and not self.preset.keeps_models:
             self.discard(key, split_name, seed)
         return result
+
+    def check_is_chosen(self, name: str, result: dict[str, Any], tuned_as: str) -> None:
+        """
+        Refuse a final run from before trials that choose another setting by now.
+
+        Args:
+            name (`str`):
+                Name of the run.
+            result (`dict`):
+                What came of it.
+            tuned_as (`str`):
+                Key of the line whose trials choose its setting. While some are missing nobody knows what they choose.
+
+        Raises:
+            ValueError: If it has another setting.
+        """
+        trials = range(len(grid(METHODS[tuned_as].recipe, self.preset)))
+        if not all(self.ledger.has(f"trial.{tuned_as}.{number}") for number in trials):
+            return
+        _, best = self.chosen(tuned_as)
+        if result["setting"] != best["setting"]:
+            raise ValueError(
+                f"{name} in {self.ledger.folder} was run with {result['setting']}, and the trials choose "
+                f"{best['setting']} by now: remove it, to run it again."
+            )
 
     def discard(self, key: str, split_name: str, seed: int) -> None:
         """Remove the models of a final run and of its trials, but the one whose weights will be attacked."""
