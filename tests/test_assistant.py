@@ -418,7 +418,7 @@ def test_layers_that_share_keys_and_values_are_those_of_the_target(tmp_path: Pat
 def test_a_table_of_embeddings_for_every_layer_cannot_be_cut():
     config = CONFIG_MAPPING["gemma4_text"](**GEMMA_SIZES, hidden_size_per_layer_input=8, vocab_size_per_layer_input=64)
     target = randomize(AutoModelForCausalLM.from_config(config))
-    with pytest.raises(ValueError, match=r"embeddings of all of its 6 layers in one table.* Use 6"):
+    with pytest.raises(ValueError, match=r"embeddings of all 6 of the target.s are in one table.* Use 6"):
         build_assistant(target, 2)
     build_assistant(target, 6)  # does not raise
 

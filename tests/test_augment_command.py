@@ -62,6 +62,28 @@ def test_too_few_held_out_answers_are_told(
     assert f"{len(asked)} of these have fewer than 50 wrong answers: {fewest} or more." in capsys.readouterr().out
 
 
+def test_what_only_later_rows_have_is_kept(data: tuple[Path, Path], tmp_path: Path) -> None:
+    rows = read_json_lines(str(data[0]))
+    rows[2] |= {"fact": "w6", "paraphrased_question": "w9 w6 w2"}
+    data[0].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert augment(data, tmp_path / "augmented", "--held_out", "1") == 0
+    asked = {row["question"]: row for row in read_json_lines(str(tmp_path / "augmented" / "questions.jsonl"))}
+    found = asked[rows[2]["question"]]
+    assert (found["fact"], found["paraphrased_question"]) == ("w6", "w9 w6 w2")
+    assert "fact" not in asked[rows[0]["question"]]
+
+
+def test_rows_of_several_formats_are_refused(
+    data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = read_json_lines(str(data[1]))
+    rows[1]["tools"] = []
+    data[1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert augment(data, tmp_path / "augmented") == 2
+    assert "Row 2 of" in (error := capsys.readouterr().err)
+    assert "write all rows of a file alike" in error
+
+
 @pytest.mark.parametrize(
     ("write", "read"),
     [

@@ -283,6 +283,29 @@ def test_answers_are_drawn_from_the_models_own_distribution(teacher: ULDForCausa
     assert (shares - expected).abs().max() < 0.03
 
 
+@pytest.mark.parametrize(
+    "default", [{"no_repeat_ngram_size": 1}, {"min_p": 0.9}, {"bad_words_ids": [[5], [9]]}, {"num_beams": 3}], ids=str
+)
+def test_answers_are_not_bent_by_what_a_generation_config_may_hold(teacher: ULDForCausalLM, default: dict) -> None:
+    prompts = [[5, 9, 33], [7, 8]] * 4
+    drawn = []
+    for defaults in ({}, default):
+        teacher.generation_config.update(**defaults)
+        before = teacher.generation_config.to_dict()
+        torch.manual_seed(0)
+        drawn.append(list(draw_answers(teacher, prompts, [EOS], 0, 12, 1.0, 4)))
+        assert teacher.generation_config.to_dict() == before
+    assert drawn[0] == drawn[1]
+
+
+def test_answers_belong_to_their_prompts_where_a_model_returns_several(teacher: ULDForCausalLM) -> None:
+    teacher.generation_config.num_return_sequences = 2
+    torch.manual_seed(0)
+    answers = list(draw_answers(teacher, [[5, 9, 33], [7, 8]], [EOS], 0, 4, 1e-4, 2))
+    firsts = [teacher(torch.tensor([prompt])).logits[0, -1].argmax().item() for prompt in ([5, 9, 33], [7, 8])]
+    assert [answer[0] for answer in answers] == firsts
+
+
 def test_answers_end_with_the_end_token_whatever_the_padding(teacher: ULDForCausalLM) -> None:
     torch.manual_seed(1)
     answers = list(draw_answers(teacher, [[5, 9], [7, 8, 9, 10, 11]] * 20, [EOS], 0, 30, 3.0, 7))
@@ -708,6 +731,14 @@ def test_the_checkpoint_of_another_student_is_refused(teacher: ULDForCausalLM, t
         make_trainer(teacher, tmp_path / "cut", peft_config=LORA).train(resume_from_checkpoint=True)
 
 
+def test_a_bake_does_not_go_on_with_another_beginning(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    settings = {"peft_config": LORA, "callbacks": [StopAt(2)]}
+    make_trainer(teacher, tmp_path / "cut", student=tiny_model("llama", seed=3), **settings).train()
+    again = make_trainer(teacher, tmp_path / "cut", student=tiny_model("llama", seed=4), **settings)
+    with pytest.raises(ValueError, match="of a training with other target"):
+        again.train(resume_from_checkpoint=True)
+
+
 # --- refusals ---
 
 
@@ -794,6 +825,25 @@ def test_an_adapter_that_would_change_the_teacher_or_cannot_be_merged_is_refused
     with pytest.raises(ValueError, match="peft_config"):
         make_trainer(teacher, tmp_path / "out", peft_config=peft_config)
     assert_same(weights(teacher), before)
+
+
+@pytest.mark.parametrize(
+    ("options", "place"),
+    [
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "lm_head in modules_to_save"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, "embed_tokens in modules_to_save"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens in target_modules"),
+    ],
+    ids=str,
+)
+def test_training_one_of_embeddings_and_head_that_are_tied_is_refused(
+    tmp_path: Path, options: dict[str, Any], place: str
+) -> None:
+    target = tiny_model("llama", tie_word_embeddings=True)
+    teacher = ULDForCausalLM(target=target, assistant=train_like(build_assistant(target, 2)), relative_top=0.0)
+    lora = LoraConfig(task_type="CAUSAL_LM", **options)
+    with pytest.raises(ValueError, match=rf"{place}: the model's embeddings and head are one tensor"):
+        make_trainer(teacher, tmp_path / "out", peft_config=lora, processing_class=make_tokenizer())
 
 
 def test_the_teachers_own_target_is_no_student(teacher: ULDForCausalLM, tmp_path: Path) -> None:
@@ -893,15 +943,19 @@ WRONG = [
     ("divergence", "kl"), ("temperature", 0.0), ("retain_weight", float("nan")), ("retain_per_forget", -1.0),
     ("on_policy_fraction", 1.5), ("noise", -0.1), ("teacher_answers", -1), ("max_new_tokens", 0), ("teacher_top_k", 0),
     ("generation_temperature", float("inf")), ("packing", True), ("padding_free", True),
-    ("load_best_model_at_end", True),
+    ("load_best_model_at_end", True), ("eval_strategy", "steps"), ("eval_on_start", True),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
 def test_wrong_settings_are_named(name: str, value: Any, tmp_path: Path) -> None:
-    more = {"eval_strategy": "steps", "save_strategy": "steps"} if name == "load_best_model_at_end" else {}
     with pytest.raises(ValueError, match=name):
-        ULDBakeConfig(str(tmp_path), use_cpu=True, **{name: value}, **more)
+        ULDBakeConfig(str(tmp_path), use_cpu=True, save_strategy="no", **{name: value})
+
+
+def test_the_trainer_does_not_evaluate_and_says_what_does(teacher: ULDForCausalLM, tmp_path: Path) -> None:
+    with pytest.raises(NotImplementedError, match=r"trainer\.baked_model\(\).*uld eval"):
+        make_trainer(teacher, tmp_path / "out").evaluate(FORGET)
 
 
 def test_a_teacher_in_a_folder_is_loaded_with_the_targets_tokenizer(teacher: ULDForCausalLM, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A training that is killed, at any moment, ends as if it had not been: this file is also the script that is killed."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -35,6 +36,8 @@ def make_trainer(
     retain: str | None = None,
     lora_r: int = 4,
     lora_alpha: int = 8,
+    target: Any = None,
+    target_seed: int = 0,
     **changes,
 ) -> ULDTrainer:
     """A trainer of 8 forget and 16 retain rows; of the last of each the prompt may be another one."""
@@ -46,7 +49,7 @@ def make_trainer(
         "learning_rate": 1e-3, "report_to": "none", "use_cpu": True, "disable_tqdm": True,
     }  # fmt: skip
     return ULDTrainer(
-        model=tiny_model("llama"),
+        model=tiny_model("llama", seed=target_seed) if target is None else target,
         args=ULDConfig(str(output_dir), **(settings | changes)),
         forget_dataset=Dataset.from_list(rows[:8]),
         retain_dataset=Dataset.from_list(rows[8:]),
@@ -134,6 +137,14 @@ def test_a_training_that_started_over_is_not_resumed_from_the_earlier_one(tmp_pa
     assert find_last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-6")
     assert is_whole(tmp_path / "checkpoint-2")
     assert json.loads((tmp_path / "checkpoint-8" / "earlier_trainer_state.json").read_text())["global_step"] == 8
+
+
+def test_a_training_that_started_over_keeps_its_own_checkpoint_where_few_are_kept(tmp_path):
+    make_trainer(tmp_path, max_steps=6).train()
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        os.utime(checkpoint, (1e9, 1e9))
+    make_trainer(tmp_path, max_steps=2, save_total_limit=1).train()
+    assert [checkpoint.name for checkpoint in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
 def test_a_checkpoint_is_whole_only_after_every_process_has_written(tmp_path, monkeypatch):
@@ -258,6 +269,7 @@ if __name__ == "__main__":
         ({"num_assistant_layers": 1}, "trained parameters"),
         ({"lora_r": 3}, "trained parameters"),
         ({"lora_alpha": 64}, "trained parameters"),
+        ({"target_seed": 1}, "target"),
     ],
     ids=str,
 )
@@ -274,14 +286,41 @@ def test_a_checkpoint_that_does_not_say_what_it_was_trained_on_is_refused(tmp_pa
         make_trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=True)
 
 
+def test_a_checkpoint_that_does_not_say_of_which_target_it_is_is_refused(tmp_path):
+    make_trainer(tmp_path, max_steps=2).train()
+    file = tmp_path / "checkpoint-2" / TRAINED_ON
+    file.write_text(json.dumps({name: each for name, each in json.loads(file.read_text()).items() if name != "target"}))
+    with pytest.raises(ValueError, match="does not say which target it was trained on: an earlier version wrote it"):
+        make_trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=True)
+
+
+def test_a_target_that_is_loaded_whole_or_in_part_is_one_target(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path / "target")
+    make_trainer(tmp_path, max_steps=2).train()
+    resumed = make_trainer(tmp_path, max_steps=4, target=str(tmp_path / "target"))
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+
+
+def test_a_checkpoint_of_the_model_alone_is_refused_as_such(tmp_path):
+    make_trainer(tmp_path, max_steps=2, save_only_model=True).train()
+    with pytest.raises(ValueError, match="a model without what a training goes on from, as save_only_model=True"):
+        make_trainer(tmp_path, max_steps=4).train(resume_from_checkpoint=True)
+
+
 def test_the_order_in_which_rows_are_stored_is_not_what_they_hold():
     rows = [{"input_ids": [1, 2, 3]}, {"input_ids": [4]}, {"input_ids": [5, 6]}]
     whole, parts = Dataset.from_list(rows), concatenate_datasets([Dataset.from_list([row]) for row in rows])
     chosen = Dataset.from_list([*rows, {"input_ids": [7]}]).select(range(3))
-    found = [fingerprint_training(nn.Linear(1, 1), {"forget": each})["forget rows"] for each in (whole, parts, chosen)]
+    target = {"config": "a", "layers": "b", "rest": "c"}
+
+    def fingerprint(rows: Dataset) -> str:
+        return fingerprint_training(nn.Linear(1, 1), {"forget": rows}, target)["forget rows"]
+
+    found = [fingerprint(each) for each in (whole, parts, chosen)]
     assert found == [found[0]] * 3
     split = Dataset.from_list([{"input_ids": [1, 2]}, {"input_ids": [3, 4]}, {"input_ids": [5, 6]}])
-    assert fingerprint_training(nn.Linear(1, 1), {"forget": split})["forget rows"] != found[0]
+    assert fingerprint(split) != found[0]
 
 
 def test_a_training_that_is_at_its_end_says_that_nothing_was_trained(tmp_path, transformers_log, caplog):

@@ -71,6 +71,11 @@ def test_the_first_word_is_what_the_command_works_on(workplace: Path, capsys: py
     assert capsys.readouterr().out == by_place
 
 
+def test_a_part_of_an_options_name_is_not_an_option(workplace: Path, capsys: pytest.CaptureFixture[str]):
+    assert uld(["train", "target", "--metho", "npo", *DATA, "--output_dir", "never"]) == 2
+    assert "Unknown option --metho (did you mean --method?)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -87,9 +92,10 @@ def test_words_that_mean_nothing(capsys: pytest.CaptureFixture[str], argv: list[
     assert message in capsys.readouterr().err
 
 
-def test_every_command_reads_a_yaml_file(workplace: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("words", [["--config", "push.yaml"], ["--config=push.yaml"]], ids=" ".join)
+def test_every_command_reads_a_yaml_file(workplace: Path, capsys: pytest.CaptureFixture[str], words: list[str]):
     Path("push.yaml").write_text("folder: target\nrepo_id: me/it\n")
-    assert uld(["push", "--config", "push.yaml"]) == 2
+    assert uld(["push", *words]) == 2
     assert "is not an unlearned model" in capsys.readouterr().err
 
 

@@ -55,6 +55,11 @@ def test_the_revision_of_the_target_is_saved(tmp_path: Path):
     assert load_config(tmp_path / "out").target_revision == "v2"
 
 
+def test_the_trainer_does_not_push_and_says_what_does(tmp_path: Path):
+    with pytest.raises(NotImplementedError, match="uld push"):
+        make_trainer(tmp_path).push_to_hub()
+
+
 class PlainOffset(nn.Module):
     """The paper's equation, from whole passes of models that share nothing."""
 

@@ -342,6 +342,25 @@ def test_tokenized_rows_are_left_alone():
     assert to_trainable_rows(dataset, "forget", "text") is dataset
 
 
+def test_padding_of_tokenized_rows_is_dropped():
+    left = {"input_ids": [0, 0, 4, 5], "attention_mask": [0, 0, 1, 1], "labels": [0, 0, IGNORED, 5]}
+    right = {"input_ids": [6, 7, 8, 0], "attention_mask": [1, 1, 1, 0], "labels": [IGNORED, 7, 8, 0]}
+    prepared = to_trainable_rows(Dataset.from_list([left, right]), "forget", "text")
+    assert list(prepared["input_ids"]) == [[4, 5], [6, 7, 8]]
+    assert list(prepared["labels"]) == [[IGNORED, 5], [IGNORED, 7, 8]]
+
+
+def test_tokenized_rows_without_padding_are_left_alone():
+    dataset = Dataset.from_list([{"input_ids": [4, 5], "attention_mask": [1, 1]}])
+    assert to_trainable_rows(dataset, "forget", "text") is dataset
+
+
+def test_a_mask_of_another_length_than_the_row_is_refused():
+    row = {"input_ids": [4, 5, 0], "attention_mask": [1, 0]}
+    with pytest.raises(ValueError, match=r"forget_dataset\[0\] has 2 values of attention_mask and 3 of input_ids"):
+        to_trainable_rows(Dataset.from_list([row]), "forget", "text")
+
+
 def test_given_dataset_is_not_changed():
     dataset = Dataset.from_list(
         [{"conversations": [{"from": "user", "value": "a"}, {"from": "assistant", "value": "b"}]}]

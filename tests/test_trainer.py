@@ -281,6 +281,32 @@ def test_evaluation_leaves_the_batches_alone(tmp_path: Path):
     assert torch.equal(first_batch(trainer)["input_ids"], expected)
 
 
+def test_evaluation_counts_the_answers_of_conversations_only(tmp_path: Path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] + ' ' }}{% endfor %}"
+    trainer = make_trainer(tmp_path, processing_class=tokenizer)
+    user, assistant = {"role": "user", "content": "w1 w2 w3"}, {"role": "assistant", "content": "w4 w5"}
+    forms = [{"prompt": [user], "completion": [assistant]}, {"messages": [user, assistant]}]
+    losses = [trainer.evaluate(Dataset.from_list([row]))["eval_loss"] for row in forms]
+    assert losses[0] == losses[1]
+
+
+def test_rows_to_evaluate_are_looked_at_first(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"eval_dataset\[1\] has no answer"):
+        make_trainer(tmp_path).evaluate(Dataset.from_dict({"prompt": ["w1", "w2"], "completion": [" w3", ""]}))
+
+
+def test_the_trainer_does_not_predict_and_says_what_does(tmp_path: Path):
+    with pytest.raises(NotImplementedError, match=r"ULDTrainer predicts nothing.*uld eval"):
+        make_trainer(tmp_path).predict(make_rows(2, seed=5))
+
+
+def test_lora_is_looked_at_before_anything_is_loaded(tmp_path: Path):
+    lora = LoraConfig(task_type="CAUSAL_LM", bias="all", target_modules="all-linear")
+    with pytest.raises(ValueError, match="must leave modules_to_save"):
+        ULDTrainer("no/such-model", ULDConfig(str(tmp_path), use_cpu=True), peft_config=lora)
+
+
 def test_sets_may_have_different_formats(tmp_path: Path):
     retain = Dataset.from_list([{"text": f"w{i} w{i + 1} w{i + 2}"} for i in range(20)])
     batch = first_batch(make_trainer(tmp_path, retain=retain, padding_free=False))
@@ -804,6 +830,8 @@ WRONG_INPUTS: dict[str, tuple[Callable[[], dict[str, Any]], type[Exception], str
         ValueError,
         "train_sampling_strategy='sequential' would not mix",
     ),
+    "eval-strategy": (lambda: {"eval_strategy": "steps"}, ValueError, "eval_strategy='steps' is not supported"),
+    "eval-on-start": (lambda: {"eval_on_start": True}, ValueError, "eval_on_start=True is not supported"),
     "loss-type": (lambda: {"loss_type": "dft"}, ValueError, "loss_type='dft' has no meaning here"),
     "larger-tokenizer": (
         lambda: {"model": tiny_model("llama", vocab_size=60)},

@@ -5,15 +5,25 @@ import json
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from families import make_tokenizer, tiny_model
-from peft import LoraConfig, PeftModel
+from huggingface_hub.utils import filter_repo_objects
+from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig
+from safetensors.torch import load_file
 from test_trainer import assert_same_weights, first_batch, logged, make_rows
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    MixtralConfig,
+    PreTrainedModel,
+)
 
 from uld_hf import ULDForCausalLM, UnlearnConfig, UnlearnTrainer, build_assistant
 from uld_hf.assistant import put_adapter
@@ -529,7 +539,140 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(tmp_path: Path, peft_
     assert_same_weights(dict(resumed.model.named_parameters()), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("first", ["lora", "merged"])
+def test_a_model_takes_the_place_of_the_adapter_that_was_there_and_the_other_way_round(
+    folder: Path, tmp_path: Path, first: str
+):
+    for merge_adapter in (first == "merged", first != "merged"):
+        trainer = make_trainer(
+            tmp_path, str(folder), peft_config=LORA, loss_type="ga", merge_adapter=merge_adapter, learning_rate=1e-2
+        )
+        trainer.train()
+        trainer.save_model()
+    expected = trainer.model.eval()(INPUT_IDS).logits
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(INPUT_IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    assert (tmp_path / "adapter_config.json").exists() != (tmp_path / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("peft_config", "dtype"), [(None, torch.float32), (LORA, torch.bfloat16)], ids=["full", "merged"]
+)
+def test_only_what_is_trained_is_loaded_in_float32(tmp_path: Path, peft_config: Any, dtype: torch.dtype):
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(tmp_path / "target")
+    merges = peft_config is not None
+    trainer = make_trainer(tmp_path / "out", str(tmp_path / "target"), peft_config=peft_config, merge_adapter=merges)
+    trainer.train()
+    assert all(each.dtype == torch.float32 for each in trainer.model.parameters() if each.requires_grad)
+    trainer.save_model()
+    assert {each.dtype for each in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_mixture_of_experts_is_saved_with_the_routing_of_the_target(tmp_path: Path, asks: bool):
+    sizes = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    config = MixtralConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, output_router_logits=asks)
+    trainer = make_trainer(tmp_path / "out", AutoModelForCausalLM.from_config(config), loss_type="ga", max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    saved = AutoConfig.from_pretrained(tmp_path / "out")
+    assert saved.output_router_logits == asks
+    assert saved.router_aux_loss_coef == config.router_aux_loss_coef
+
+
+def test_an_adapter_is_not_saved_over_the_target(folder: Path, tmp_path: Path):
+    trainer = make_trainer(tmp_path, str(folder), peft_config=LORA)
+    with pytest.raises(ValueError, match="is the target's own folder"):
+        trainer.save_model(str(folder))
+    assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("peft_config", [None, LORA], ids=["full", "lora"])
+def test_a_training_does_not_go_on_with_another_target(tmp_path: Path, peft_config: Any):
+    settings = {"save_strategy": "steps", "save_steps": 1, "peft_config": peft_config}
+    make_trainer(tmp_path, **settings).train()
+    again = make_trainer(tmp_path, tiny_model("llama", seed=1), num_train_epochs=2, **settings)
+    with pytest.raises(ValueError, match="is of a training with other target"):
+        again.train(resume_from_checkpoint=True)
+
+
+# Pushing
+
+
+class FakeHub:
+    """What stands in for the Hub: one repository, and the uploads to it."""
+
+    def __init__(self, private: bool):
+        self.private, self.uploads = private, []
+
+    def __call__(self, token: str | None = None) -> "FakeHub":
+        return self
+
+    def create_repo(self, repo_id: str, **_: Any) -> SimpleNamespace:
+        return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+    def repo_info(self, repo_id: str, **_: Any) -> SimpleNamespace:
+        of_adapter = [SimpleNamespace(rfilename="adapter_config.json")]
+        return SimpleNamespace(private=self.private, siblings=of_adapter)
+
+    def upload_folder(self, folder_path: str, **options: Any) -> None:
+        files = filter_repo_objects(
+            [str(file.relative_to(folder_path)) for file in Path(folder_path).rglob("*") if file.is_file()],
+            allow_patterns=options["allow_patterns"],
+        )
+        self.uploads.append({name: Path(folder_path, name).read_bytes() for name in files})
+        self.deleted = options["delete_patterns"]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    """A hub with one private repository."""
+    fake = FakeHub(private=True)
+    for module in ("uld_hf.publish", "uld_hf.baselines.unlearn_trainer"):
+        monkeypatch.setattr(f"{module}.HfApi", fake)
+    return fake
+
+
+PUSH = {"push_to_hub": True, "hub_token": "hf_secret", "save_strategy": "steps", "save_steps": 1, "peft_config": LORA}
+
+
+@pytest.mark.parametrize("form", ["lora", "merged"])
+def test_what_is_pushed_is_the_saved_model_without_the_token(folder: Path, tmp_path: Path, hub: FakeHub, form: str):
+    trainer = make_trainer(tmp_path, str(folder), merge_adapter=form == "merged", **PUSH)
+    (tmp_path / "forget.jsonl").write_text("a text to forget")
+    trainer.train()
+    trainer.save_model()
+    (pushed,) = hub.uploads
+    assert not [name for name, content in pushed.items() if b"hf_secret" in content or b"to forget" in content]
+    weights = "adapter_model.safetensors" if form == "lora" else "model.safetensors"
+    assert [name for name in pushed if name.endswith((".safetensors", ".bin"))] == [weights]
+    assert {"tokenizer.json", "README.md"} < pushed.keys()
+    assert {"adapter_config.json", "config.json", "model*.safetensors", "*.bin"} < set(hub.deleted)
+
+
+def test_no_checkpoint_is_pushed(folder: Path, tmp_path: Path, hub: FakeHub):
+    make_trainer(tmp_path, str(folder), hub_strategy="all_checkpoints", hub_always_push=True, **PUSH).train()
+    assert (tmp_path / "checkpoint-1").exists()
+    assert hub.uploads == []
+
+
+def test_a_public_repository_is_not_pushed_to_unless_told_so(folder: Path, tmp_path: Path, hub: FakeHub):
+    hub.private = False
+    with pytest.raises(ValueError, match="exists and is public"):
+        make_trainer(tmp_path, str(folder), **PUSH)
+    make_trainer(tmp_path, str(folder), **PUSH, hub_private_repo=False).push_to_hub()
+    assert len(hub.uploads) == 1
+
+
 # What is refused
+
+
+def test_a_head_that_is_tied_is_not_merged_apart(tmp_path: Path) -> None:
+    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
+    target = tiny_model("llama", tie_word_embeddings=True)
+    with pytest.raises(ValueError, match=r"lm_head in modules_to_save: .* one tensor"):
+        make_trainer(tmp_path, target, peft_config=lora, merge_adapter=True)
+    make_trainer(tmp_path, target, peft_config=lora)  # as an adapter it is its own
 
 
 @pytest.mark.parametrize(
@@ -555,6 +698,7 @@ def test_a_resumed_training_ends_like_an_uninterrupted_one(tmp_path: Path, peft_
         ({"packing": True}, "packing=True is not supported"),
         ({"padding_free": True, "max_length": None}, "padding_free=True is not supported"),
         ({"eval_strategy": "epoch"}, r"eval_strategy='epoch' is not supported.*uld eval"),
+        ({"eval_on_start": True}, r"eval_on_start=True is not supported.*uld eval"),
         ({"merge_adapter": True}, "nothing to merge"),
         ({"loss_type": "rmu", "steering_layer": 3}, "steering_layer=3 must lie between 0 and 2"),
         ({"loss_type": "rmu", "steering_layer": -1}, "steering_layer=-1 must lie between"),
@@ -592,12 +736,28 @@ def test_lora_whose_base_or_beginning_is_not_the_target_is_refused(tmp_path: Pat
         make_trainer(tmp_path, peft_config=lora, retain_loss_type="kl")
 
 
+@pytest.mark.parametrize("kind", [PromptTuningConfig, PrefixTuningConfig])
+def test_a_learned_prompt_is_refused(tmp_path: Path, kind: type[PeftConfig]):
+    with pytest.raises(ValueError, match=rf"peft_config is a {kind.__name__}, which puts tokens"):
+        make_trainer(tmp_path, peft_config=kind(task_type="CAUSAL_LM", num_virtual_tokens=4))
+
+
 @pytest.mark.parametrize("init", ["gaussian", "orthogonal"])
 def test_lora_that_begins_at_the_target_is_taken(tmp_path: Path, init: str):
     target, ids = tiny_model("llama"), torch.tensor([[1, 5, 9, 4]])
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", init_lora_weights=init)
     trainer = make_trainer(tmp_path, copy.deepcopy(target), peft_config=lora)
     torch.testing.assert_close(trainer.model.eval()(ids).logits, target.eval()(ids).logits)
+
+
+def test_all_weights_of_a_quantized_target_are_not_trained(tmp_path: Path, saved: str):
+    options = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True)}
+    with pytest.raises(ValueError, match=r"The target is quantized.*give a LoraConfig"):
+        make_trainer(tmp_path / "out", saved, model_init_kwargs=options)
+    model = tiny_model("llama")
+    model.config.quantization_config = {"load_in_8bit": True}
+    with pytest.raises(ValueError, match="The target is quantized"):
+        make_trainer(tmp_path / "out", model)
 
 
 def test_a_peft_model_is_refused(tmp_path: Path):

@@ -37,9 +37,9 @@ def check_num_layers(num_layers: int, config: PreTrainedConfig) -> None:
     # Gemma 3n and the small ones of Gemma 4: one table holds what all layers add to every token.
     if num_layers < available and vars(text_config).get("hidden_size_per_layer_input"):
         raise ValueError(
-            f"The assistant cannot have {num_layers} layers: this target keeps the embeddings of all of its {available} "
-            f"layers in one table, which cannot be cut. Use {available}, with which the assistant costs as much time as "
-            "the target, or another target."
+            f"The assistant cannot have {num_layers} layers: embeddings of all {available} of the target's are in one "
+            f"table, which cannot be cut. Use {available}, with which the assistant costs as much time as the target, "
+            "or another target."
         )
 
 

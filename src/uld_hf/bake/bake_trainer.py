@@ -25,7 +25,7 @@ from trl.models import unwrap_model_for_generation
 import uld_hf
 
 from ..context import context_length
-from ..hub import load_config
+from ..hub import fingerprint_target, load_config
 from ..model_card import find_license
 from ..modeling_uld import ULDForCausalLM
 from ..publish import PrivatePushes
@@ -35,7 +35,7 @@ from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, 
 from ..training.losses import add_loss, check_head
 from ..training.preparation import check_disjoint, to_trainable_rows
 from ..training.sharding import check_whole_weights, is_sharded, whole_weights
-from ..training.target import check_tokenizer, place_whole
+from ..training.target import check_tied_head, check_tokenizer, place_whole
 from .bake_config import ULDBakeConfig
 from .losses import BakeLossOutput, ComposedTargets, TopKTargets, bake_loss
 from .sampling import answer_row, draw_answers, prompt_of
@@ -122,7 +122,8 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
     Raises:
         TypeError: If the teacher is not an unlearned model, or a set is missing or streamed.
         ValueError: If nothing is subtracted in the teacher, its target is quantized, the output folder is not empty,
-            the student has another vocabulary, or a set cannot be trained on.
+            the student has another vocabulary, an adapter would part its tied embeddings from its head, or a set cannot
+            be trained on.
 
     Example:
 
@@ -185,6 +186,8 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         if student is not None:
             check_student(student, model, processing_class)
         check_head(target)
+        if peft_config is not None:
+            check_tied_head(target if student is None else student, peft_config)
         kept = {name: to_trainable_rows(rows, name, args.dataset_text_field) for name, rows in kept.items()}
         self._retain_dataset, self._general_dataset = kept["retain"], kept.get("general")
         forget_dataset = to_trainable_rows(forget_dataset, "forget", args.dataset_text_field)
@@ -194,9 +197,12 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
             place_whole(model, args)  # before the student takes its tensors
         # As they are now: trl may give a tokenizer a padding token, and a model's configuration options of its own.
         self._tokenizer_to_save = copy.deepcopy(processing_class)
-        self._blueprint = Blueprint.of(target if student is None else student)
+        begin = target if student is None else student
+        self._blueprint = Blueprint.of(begin)
         self._saved: tuple[Path, list[str]] | None = None
         self._own_student = None if student is None else student.name_or_path
+        num_layers = begin.config.get_text_config(decoder=True).num_hidden_layers
+        self._target_fingerprint = fingerprint_target(begin, num_layers)
         with whole_weights(args):  # fresh ones, to be mixed in
             trained = build_student(model, student, peft_config, args.noise, args.seed, share=not sharded)
         self._skeleton = make_skeleton(trained)
@@ -476,6 +482,18 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         self._log_per_token(tuple(sums), "train")
         self._total_train_tokens += int(num_tokens)
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """
+        Not offered: the divergence on other rows does not say what was forgotten.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "The divergence says nothing of what was forgotten. Measure trainer.baked_model() with "
+            "uld_hf.evaluation.evaluation, or the saved model with `uld eval`."
+        )
 
     def _trained_parameters(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}

@@ -7,6 +7,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from ..context import context_length
+from ..plain_generation import plain_generation
 
 
 def prompt_of(input_ids: Sequence[int], labels: Sequence[int]) -> list[int]:
@@ -98,22 +99,23 @@ def draw_answers(
             continue
         padded = [[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in batch]
         mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch]
-        generated = model.generate(
-            input_ids=torch.tensor(padded, device=model.device),
-            attention_mask=torch.tensor(mask, device=model.device),
-            generation_config=GenerationConfig(
-                do_sample=True,
-                temperature=temperature,
-                top_k=0,
-                top_p=1.0,
-                repetition_penalty=1.0,
-                max_new_tokens=room,
-                use_cache=True,
-                pad_token_id=pad_token_id,
-                eos_token_id=list(eos_token_ids) or None,
-            ),
-            synced_gpus=synced_gpus,
-        )
+        # Between draws its own again: the caller may go on with the model before the last of them.
+        with plain_generation(model):
+            generated = model.generate(
+                input_ids=torch.tensor(padded, device=model.device),
+                attention_mask=torch.tensor(mask, device=model.device),
+                generation_config=GenerationConfig(
+                    do_sample=True,
+                    temperature=temperature,
+                    top_k=0,
+                    top_p=1.0,
+                    max_new_tokens=room,
+                    use_cache=True,
+                    pad_token_id=pad_token_id,
+                    eos_token_id=list(eos_token_ids) or None,
+                ),
+                synced_gpus=synced_gpus,
+            )
         for answer in generated[:, width:].tolist():
             end = next((index for index, token in enumerate(answer) if token in eos_token_ids), len(answer) - 1)
             yield answer[: end + 1]

@@ -1,9 +1,11 @@
 """What is refused before a model's weights are changed."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..assistant import check_no_adapter, keeps_the_base
 
@@ -58,16 +60,21 @@ def check_trainable(model: PreTrainedModel) -> None:
 
 def check_adapter(peft_config: PeftConfig) -> None:
     """
-    Refuse LoRA with which training would not begin at the target, or without which it is not the target any more.
+    Refuse adapters with which training would not begin at the target, or without which it is not the target any more.
 
     Args:
         peft_config ([`~peft.PeftConfig`]):
             Configuration of the adapter.
 
     Raises:
-        ValueError: If it is LoRA that takes what it begins with out of the base weights, begins with anything but
-            nothing, or trains biases.
+        ValueError: If it learns a prompt, or is LoRA that takes what it begins with out of the base weights, begins
+            with anything but nothing, or trains biases.
     """
+    if peft_config.is_prompt_learning:
+        raise ValueError(
+            f"peft_config is a {type(peft_config).__name__}, which puts tokens of its own before every row: training "
+            "would not begin at the target, and there would be no weights to merge. Use e.g. a LoraConfig."
+        )
     if not isinstance(peft_config, LoraConfig):
         return
     init = peft_config.init_lora_weights
@@ -76,6 +83,26 @@ def check_adapter(peft_config: PeftConfig) -> None:
             f"peft_config has init_lora_weights={init!r} and bias={peft_config.bias!r}: what is unlearned is measured "
             "against the model under the disabled adapter, which would not be the target. Use init_lora_weights=True, "
             "'gaussian' or 'orthogonal', and bias='none'."
+        )
+
+
+def check_not_quantized(config: PreTrainedConfig, model_init_kwargs: Mapping[str, Any]) -> None:
+    """
+    Refuse to train all weights of a quantized target, which has no gradients for them.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Configuration of the target.
+        model_init_kwargs (`Mapping[str, Any]`):
+            How it is loaded, where it is not yet.
+
+    Raises:
+        ValueError: If it is quantized, or would be.
+    """
+    if any(given.get("quantization_config") is not None for given in (vars(config), model_init_kwargs)):
+        raise ValueError(
+            "The target is quantized, and without a peft_config all of its weights would be trained: give a LoraConfig "
+            "as peft_config, or load it without quantization_config."
         )
 
 

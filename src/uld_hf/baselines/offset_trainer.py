@@ -71,6 +71,7 @@ class OffsetTrainer(UnlearnTrainer):
 
     _name = "Offset"
     _tag_names = ("unlearning", "offset")
+    _trains_all = False
 
     def _build_model(
         self, model: PreTrainedModel, args: OffsetConfig, peft_config: PeftConfig | None
@@ -133,6 +134,15 @@ class OffsetTrainer(UnlearnTrainer):
 
     def create_model_card(self, *args: object, **kwargs: object) -> None:
         """Nothing: the card is written with the model."""
+
+    def push_to_hub(self, *args: object, **kwargs: object) -> None:
+        """
+        Not offered: what is pushed here is one model or one adapter.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError("Save the model, then push it with `uld push` or its own push_to_hub().")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         output_dir = output_dir if output_dir is not None else self.args.output_dir

@@ -167,8 +167,3 @@ class UnlearnConfig(SFTConfig):
         check_data_settings(self)
         if self.padding_free:
             raise ValueError("padding_free=True is not supported: some methods need the likelihood of each row.")
-        if self.eval_strategy != "no":
-            raise ValueError(
-                f"eval_strategy={self.eval_strategy.value!r} is not supported: this loss says nothing of what was "
-                "forgotten. Measure with uld_hf.evaluation or `uld eval`."
-            )

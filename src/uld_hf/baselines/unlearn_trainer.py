@@ -2,6 +2,7 @@
 
 import copy
 import os
+from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftConfig, PeftModel
+from huggingface_hub import CommitInfo, HfApi
+from peft import LoraConfig, PeftConfig, PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -21,14 +23,29 @@ from trl.trainer.utils import create_model_from_path
 
 from ..assistant import find_decoder_layers, put_adapter, truncate_model
 from ..context import context_length
-from ..hub import find_commit
+from ..hub import find_commit, fingerprint_target
 from ..model_card import find_license
+from ..publish import TOKENIZER_FILES, PrivatePushes
 from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
 from ..training.four_bit import keep_gradients
 from ..training.preparation import to_trainable_rows
 from ..training.sharding import is_sharded
-from ..training.target import check_not_split, check_tokenizer, how_to_load, read_target_config, select_source
-from .checks import check_adapter, check_output_dir, check_steering_layer, check_trainable, default_steering_layer
+from ..training.target import (
+    check_not_split,
+    check_tied_head,
+    check_tokenizer,
+    how_to_load,
+    read_target_config,
+    select_source,
+)
+from .checks import (
+    check_adapter,
+    check_not_quantized,
+    check_output_dir,
+    check_steering_layer,
+    check_trainable,
+    default_steering_layer,
+)
 from .collator import FORGET, REFUSAL, RETAIN, DataCollatorForUnlearning
 from .losses import (
     dpo_loss,
@@ -53,6 +70,16 @@ _BY_ROW = ("npo", "simnpo", "dpo")
 # A training whose last batches are not this many nats per token below its first ones has hardly forgotten: the demo's
 # target, 0.1 below, still gave seven of eight answers.
 _HARDLY, _FEW_BATCHES = 0.3, 20
+# Settings of a mixture of experts that trl changes.
+_ROUTING = ("output_router_logits", "router_aux_loss_coef")
+# What makes a folder a model, or an adapter.
+_OF_MODEL = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+_OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+# Of an output folder, what is pushed besides weights and code.
+_FILES = {
+    *("config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json", "README.md"),
+    *TOKENIZER_FILES,
+}
 
 
 @dataclass
@@ -90,7 +117,7 @@ def count_units(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.stack([tokens[is_forget].sum(), is_forget.sum(), tokens[batch["kinds"] == RETAIN].sum()])
 
 
-class UnlearnTrainer(ForgetRetainTrainer):
+class UnlearnTrainer(PrivatePushes, ForgetRetainTrainer):
     """
     Trainer of the methods that ULD is compared with: they change the model's own weights.
 
@@ -103,7 +130,8 @@ class UnlearnTrainer(ForgetRetainTrainer):
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`]):
-            The target, or its hub id or folder. A loaded model is changed in place.
+            The target, or its hub id or folder. A loaded model is changed in place. By its name it is loaded in
+            float32, with a `peft_config` in the type that it was saved in.
         args ([`UnlearnConfig`], *optional*):
             Configuration. Defaults to one whose output folder is named after the target.
         forget_dataset ([`~datasets.Dataset`]):
@@ -122,7 +150,8 @@ class UnlearnTrainer(ForgetRetainTrainer):
     Raises:
         TypeError: If a set is missing or streamed, or the model is a PEFT model.
         ValueError: If a set is empty, a row has no answer or is in both sets, the tokenizer is not the target's, the
-            target has no such steering layer, or LoRA would begin with another model than the target.
+            target has no such steering layer, is quantized and would be trained whole, or the adapter learns a prompt
+            or would begin with another model than the target.
 
     Example:
 
@@ -136,6 +165,8 @@ class UnlearnTrainer(ForgetRetainTrainer):
 
     _name = "Unlearning"
     _tag_names = ("unlearning",)
+    _may_hold_adapter = True
+    _trains_all = True  # without a peft_config
     _known: list[float] | None = None  # of a training that was begun, and not resumed: log-probabilities
 
     def __init__(
@@ -173,11 +204,17 @@ class UnlearnTrainer(ForgetRetainTrainer):
                 "target beside what is trained. Start with plain `accelerate launch` (DDP), and give a peft_config to "
                 "save memory."
             )
-        # trl would spread it over all GPUs, of which each process has one: Trainer moves it there.
-        model_init_kwargs = {"device_map": None, **how_to_load(args)}
+        trains_all = self._trains_all and peft_config is None
+        # trl would spread it over all GPUs, of which each process has one: Trainer moves it there. And load it in
+        # float32, which weights need that are trained, and a base under LoRA does not.
+        dtype = {} if trains_all else {"dtype": "auto"}
+        model_init_kwargs = {"device_map": None, **dtype, **how_to_load(args)}
         source = select_source(model_init_kwargs)
         check_not_split(model, model_init_kwargs)
-        target_config = read_target_config(model, source).get_text_config(decoder=True)
+        target_config = read_target_config(model, source)
+        if trains_all:
+            check_not_quantized(target_config, model_init_kwargs)
+        target_config = target_config.get_text_config(decoder=True)
         if not isinstance(model, str):
             check_trainable(model)
         self._steering_layer = None
@@ -206,6 +243,9 @@ class UnlearnTrainer(ForgetRetainTrainer):
             check_trainable(model)
         self._target_name = name or None
         self._target_license = find_license(name, **source) if name else {}
+        self._target_fingerprint = fingerprint_target(model, target_config.num_hidden_layers)
+        if args.merge_adapter and isinstance(peft_config, LoraConfig):
+            check_tied_head(model, peft_config)
         set_seed(args.seed)  # LoRA is initialized at random
         model, reference = self._build_model(model, args, peft_config)
         # trl knows two losses and compares this setting with their names.
@@ -214,6 +254,8 @@ class UnlearnTrainer(ForgetRetainTrainer):
         of_trl.model_init_kwargs = None  # of these it would say that they are ignored
         if of_trl.learning_rate is None:
             of_trl.learning_rate = LORA_LEARNING_RATE if isinstance(model, PeftModel) else LEARNING_RATE
+        config = model.config.get_text_config()
+        routing = {name: vars(config)[name] for name in _ROUTING if name in vars(config)}
         super().__init__(
             model=model,
             args=of_trl,
@@ -222,6 +264,8 @@ class UnlearnTrainer(ForgetRetainTrainer):
             callbacks=callbacks,
             optimizers=optimizers,
         )
+        # Of a mixture of experts trl has asked for its routers' logits, for a loss of its own that is not used here.
+        vars(config).update(routing)
         self.args.loss_type, self.args.model_init_kwargs = args.loss_type, args.model_init_kwargs
         self.data_collator = DataCollatorForUnlearning(
             pad_token_id=self.data_collator.pad_token_id, pad_to_multiple_of=self.data_collator.pad_to_multiple_of
@@ -499,14 +543,83 @@ class UnlearnTrainer(ForgetRetainTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         output_dir = output_dir if output_dir is not None else self.args.output_dir
         is_checkpoint = Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
-        if self.args.merge_adapter and not is_checkpoint:  # training goes on from the adapter
+        merged = self.args.merge_adapter and not is_checkpoint  # training goes on from the adapter
+        check_output_dir(output_dir, self._target_name or "")
+        if merged:
             # A second model would have no room on the device. One in 4 bits has its scales beside its weights.
             quantized = "quantization_config" in vars(self.model.get_base_model().config)
             weights = {} if quantized else {id(each): each.detach().cpu().clone() for each in self.model.parameters()}
             memo = {key: nn.Parameter(weight, requires_grad=False) for key, weight in weights.items()}
             copy.deepcopy(self.model, memo).merge_and_unload().save_pretrained(output_dir)
             self.processing_class.save_pretrained(output_dir)
-            return
-        super()._save(output_dir, state_dict)
+        else:
+            super()._save(output_dir, state_dict)
+        _remove_other_form(output_dir, is_adapter=isinstance(self.model, PeftModel) and not merged)
         # A pickle, with the hub token in it, that nothing reads.
         Path(output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing: a model that has not forgotten yet is not uploaded."""
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """
+        Save and upload the unlearned model, and nothing else that is in the output folder.
+
+        Other weights in the repository are deleted, or an adapter that was there would be loaded onto these; its
+        history keeps them.
+
+        Args:
+            commit_message (`str`, *optional*):
+                Message of the commit.
+            blocking (`bool`, *optional*, defaults to `True`):
+                Whether to wait for the upload.
+            token (`str`, *optional*):
+                Hub token. Defaults to `args.hub_token`.
+            revision (`str`, *optional*):
+                Branch to push to. Defaults to `args.hub_revision`.
+            private (`bool`, *optional*):
+                Whether the repository must be private. Defaults to `args.hub_private_repo`, which is `True`.
+            **kwargs:
+                Of no effect: what transformers passes to its model card.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`]: The commit, or a future of it; `None` in processes other than the first.
+
+        Raises:
+            ValueError: If the repository exists and is public though it must be private.
+        """
+        if self.hub_model_id is None or private is not None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card()
+        return HfApi(token=token or self.args.hub_token).upload_folder(
+            repo_id=self.hub_model_id,
+            folder_path=self.args.output_dir,
+            commit_message=commit_message,
+            revision=revision or self.args.hub_revision,
+            allow_patterns=[file.name for file in Path(self.args.output_dir).iterdir() if _is_of_model(file)],
+            delete_patterns=[*_OF_MODEL, *_OF_ADAPTER, "*.bin"],
+            run_as_future=not blocking,
+        )
+
+
+def _is_of_model(file: Path) -> bool:
+    """Whether a file of an output folder is part of the saved model, its code included."""
+    return file.is_file() and (file.name in _FILES or file.suffix in (".safetensors", ".py"))
+
+
+def _remove_other_form(folder: str, is_adapter: bool) -> None:
+    """Delete a model where an adapter has been saved, or the other way round: the two would load as one."""
+    for pattern in _OF_MODEL if is_adapter else _OF_ADAPTER:
+        for file in Path(folder).glob(pattern):
+            file.unlink()

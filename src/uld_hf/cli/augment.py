@@ -19,6 +19,7 @@ from . import output
 from .loading import load_model
 from .parsing import CommandParser, check_model_path
 from .questions import read_rows
+from .rows import check_one_format
 
 
 DESCRIPTION = """Make what ULD trains with besides a forget set: paraphrases, to forget, and wrong answers, to retain.
@@ -139,6 +140,26 @@ class AugmentArguments:
         default_factory=list,
         metadata={"help": "names that are people's, besides those that own something in some forget row (Alice's)"},
     )
+
+
+def load_set(path: str) -> Dataset:
+    """
+    Load a set with all that its rows have: some may be without a `fact` to ask for.
+
+    Args:
+        path (`str`):
+            JSONL file, or a hub id with an optional configuration after a colon.
+
+    Returns:
+        [`~datasets.Dataset`]: The rows.
+
+    Raises:
+        ValueError: If a file is not JSONL, or its rows are of several formats.
+    """
+    rows = read_rows(path)
+    check_one_format(rows, path)
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return Dataset.from_list([{column: row.get(column) for column in columns} for row in rows])
 
 
 def load_generator(model: str, revision: str | None) -> TextGenerationPipeline:
@@ -343,8 +364,8 @@ def main(argv: Sequence[str]) -> None:
         temperature=arguments.temperature,
         attempts=arguments.attempts,
     )
-    retain = None if arguments.retain_dataset is None else Dataset.from_list(read_rows(arguments.retain_dataset))
-    forget = Dataset.from_list(read_rows(arguments.forget_dataset))
+    retain = None if arguments.retain_dataset is None else load_set(arguments.retain_dataset)
+    forget = load_set(arguments.forget_dataset)
     options = {
         "forget": forget,
         "retain": retain,

@@ -116,6 +116,8 @@ class CommandParser:
             prog=prog,
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            # Commands look for some options before they are parsed, and do not know the beginnings of their names.
+            allow_abbrev=False,
             usage=" ".join([prog, *(f"[{word.upper()}]" for word in words), "[OPTIONS]"]),
         )
         self.parser.add_argument("--config", metavar="FILE", help="YAML file with any of these options")
@@ -163,8 +165,10 @@ class CommandParser:
         if "--help-all" not in argv:
             self.hide()
         try:
-            # TrlParser takes --config out of the arguments itself; the flag above is there for --help.
-            parsed = self.parser.parse_args_and_config(argv)
+            # TrlParser takes --config out of the arguments itself, where it is a word of its own; the flag above is
+            # there for --help.
+            words = [word for part in argv for word in (part.split("=", 1) if part.startswith("--config=") else [part])]
+            parsed = self.parser.parse_args_and_config(words)
         except yaml.YAMLError as error:
             raise ValueError(f"The file of --config is not YAML: {error}") from error
         except ValueError as error:

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow.compute
 from datasets import Dataset
@@ -22,7 +23,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 TRAINED_ON = "trained_on.json"
 
 
-def fingerprint_training(model: nn.Module, rows: Mapping[str, Dataset]) -> dict[str, str]:
+def fingerprint_training(
+    model: nn.Module, rows: Mapping[str, Dataset], target: Mapping[str, str | None]
+) -> dict[str, str]:
     """
     What is trained on what, to be kept with checkpoints.
 
@@ -31,15 +34,23 @@ def fingerprint_training(model: nn.Module, rows: Mapping[str, Dataset]) -> dict[
             The model, before anything wraps it.
         rows (`Mapping[str, Dataset]`):
             Tokenized rows of each set, by its name.
+        target (`Mapping[str, str]`):
+            What [`~uld_hf.hub.fingerprint_target`] returns of the model that the training began with.
 
     Returns:
-        `dict[str, str]`: A hash of the names and shapes of the trained parameters and of LoRA's scales, and one of each
-        set's tokens.
+        `dict[str, str]`: A hash of the names and shapes of the trained parameters and of LoRA's scales, one of the
+        target, and one of each set's tokens.
     """
     parameters = [(name, list(each.shape)) for name, each in model.named_parameters() if each.requires_grad]
     scales = [(name, each.scaling) for name, each in model.named_modules() if isinstance(each, LoraLayer)]
-    described = {"trained parameters": hashlib.sha256(json.dumps([parameters, scales]).encode()).hexdigest()}
+    # Layers above those that are trained are not always there to be looked at.
+    parts = {name: target[name] for name in ("config", "layers", "rest")}
+    described = {"trained parameters": _hash_json([parameters, scales]), "target": _hash_json(parts)}
     return described | {f"{name} rows": _hash_rows(dataset) for name, dataset in rows.items()}
+
+
+def _hash_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _hash_rows(dataset: Dataset) -> str:
@@ -78,16 +89,29 @@ def check_training(checkpoint: str | os.PathLike, trained_on: Mapping[str, str])
             What is to be trained on what.
 
     Raises:
-        ValueError: If that is not what the checkpoint was trained on, or nothing says what that was.
+        ValueError: If that is not what the checkpoint was trained on, nothing says what that was, or it holds no more
+            than the model.
     """
     file = Path(checkpoint) / TRAINED_ON
+    if not any(Path(checkpoint).glob("rng_state*.pth")):
+        raise ValueError(
+            f"{checkpoint} is a model without what a training goes on from, as save_only_model=True writes it. Leave "
+            "out resume_from_checkpoint to begin anew, and save_only_model to have checkpoints to go on from."
+        )
     if not file.exists():
         raise ValueError(
             f"{checkpoint} does not say what it was trained on: {TRAINED_ON} is not there. It was copied without that "
             "file, or an earlier version wrote it: copy it too, or leave out resume_from_checkpoint to begin anew."
         )
     found = json.loads(file.read_text(encoding="utf-8"))
-    differ = [name for name in found.keys() | trained_on.keys() if found.get(name) != trained_on.get(name)]
+    if "target" not in found:
+        raise ValueError(
+            f"{checkpoint} does not say which target it was trained on: an earlier version wrote it. Leave out "
+            "resume_from_checkpoint to begin anew."
+        )
+    differ = {name for name in found.keys() | trained_on.keys() if found.get(name) != trained_on.get(name)}
+    if "trained parameters" in differ:  # of more or fewer layers, the same target is another to look at
+        differ.discard("target")
     if differ:
         raise ValueError(
             f"{checkpoint} is of a training with other {' and other '.join(sorted(differ))}: what came of it would "
@@ -152,7 +176,10 @@ def set_aside(output_dir: str | os.PathLike, step: int) -> None:
     """
     for other, folder in _by_step(output_dir).items():
         if other >= step and (folder / TRAINER_STATE_NAME).exists():
+            seen = folder.stat()
             (folder / TRAINER_STATE_NAME).replace(folder / f"earlier_{TRAINER_STATE_NAME}")
+            # save_total_limit deletes the folders that were changed longest ago, and this one is not to look new.
+            os.utime(folder, ns=(seen.st_atime_ns, seen.st_mtime_ns))
 
 
 def resolve_checkpoint(resume_from_checkpoint: str | bool | None, output_dir: str | os.PathLike) -> str | None:

@@ -103,9 +103,9 @@ class ForgetRetainTrainer(SFTTrainer):
     """
     Base of the trainers with a forget and a retain set, which become one: every batch has rows of both in one ratio.
 
-    A subclass passes its first set as `train_dataset`, sets `_retain_dataset`, `_vocab_size` and `_context_length`
-    before that, and has `retain_per_forget` among its arguments. Without a retain set, rows are drawn as in any
-    trainer.
+    A subclass passes its first set as `train_dataset`, sets `_retain_dataset`, `_vocab_size`, `_context_length` and
+    `_target_fingerprint` before that, and has `retain_per_forget` among its arguments. Without a retain set, rows are
+    drawn as in any trainer.
     """
 
     # compute_loss divides by the tokens of the whole optimizer step itself.
@@ -114,6 +114,7 @@ class ForgetRetainTrainer(SFTTrainer):
     _retain_dataset: Dataset | None
     _vocab_size: int
     _context_length: int | None
+    _target_fingerprint: dict[str, str | None]  # of what the training begins with
     _first_set = "forget"  # name of the set that is passed as `train_dataset`, for messages
     _fingerprints: dict[str, str]  # of a training that has begun, as the next line
     _recent: deque[tuple[float, ...]] | None = None  # of a training that has begun
@@ -235,12 +236,24 @@ class ForgetRetainTrainer(SFTTrainer):
         self._after_training()
         return result
 
+    def predict(self, *args: Any, **kwargs: Any) -> None:
+        """
+        Not offered: what is trained predicts something else than the unlearned model, or is not it yet.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} predicts nothing. Save the model and load it to generate, or measure it with "
+            "uld_hf.evaluation or `uld eval`."
+        )
+
     def _fingerprint_training(self) -> dict[str, str]:
         number, rows = self._num_forget_rows, self.train_dataset
         sets = {self._first_set: rows.select(range(number))}
         if number < len(rows):
             sets["retain"] = rows.select(range(number, len(rows)))
-        return fingerprint_training(self.model, sets)
+        return fingerprint_training(self.model, sets, self._target_fingerprint)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         if self.args.should_save:

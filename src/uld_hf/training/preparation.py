@@ -14,6 +14,8 @@ from trl.data_utils import maybe_convert_to_chatml
 ROW = "_row"
 # Besides the messages, what trl hands to the chat template.
 _TEMPLATE_COLUMNS = {"tools", "chat_template_kwargs"}
+# Of tokenized rows, what has one value for each token.
+_TOKEN_COLUMNS = ("input_ids", "labels", "completion_mask", "assistant_masks", "attention_mask")
 
 
 def check_dataset(dataset: Dataset | IterableDataset | None, name: str, text_field: str) -> None:
@@ -142,14 +144,14 @@ def to_trainable_rows(dataset: Dataset, name: str, text_field: str) -> Dataset:
             Name of the column that holds plain text.
 
     Returns:
-        [`~datasets.Dataset`]: Rows in a format that trl tokenizes.
+        [`~datasets.Dataset`]: Rows in a format that trl tokenizes, or tokenized ones without padding.
 
     Raises:
         ValueError: If a row has no answer.
     """
     columns = set(dataset.column_names)
     if "input_ids" in columns:
-        return dataset
+        return drop_padding(dataset, name)
     if columns & {"messages", "conversations"}:
         rows = []
         for index, row in enumerate(dataset):
@@ -176,6 +178,42 @@ def to_trainable_rows(dataset: Dataset, name: str, text_field: str) -> Dataset:
     if blank:
         raise ValueError(f"{name}_dataset[{blank[0]}] has no answer: its {field!r} is empty. Remove the row.")
     return _with_template_options(dataset)
+
+
+def drop_padding(dataset: Dataset, name: str) -> Dataset:
+    """
+    Tokenized rows without the tokens that their attention mask leaves out: padding would be learned as an answer.
+
+    Args:
+        dataset ([`~datasets.Dataset`]):
+            Tokenized rows.
+        name (`str`):
+            `"forget"` or `"retain"`, for the message.
+
+    Returns:
+        [`~datasets.Dataset`]: The same rows; as they are where no mask leaves anything out.
+
+    Raises:
+        ValueError: If a row has not one value for each token.
+    """
+    if "attention_mask" not in dataset.column_names:
+        return dataset
+    plain = dataset.with_format(None)
+    columns = [column for column in _TOKEN_COLUMNS if column in plain.column_names]
+    if all(all(mask) for mask in plain["attention_mask"]):
+        return dataset
+
+    def drop(row: Mapping[str, list[int]], index: int) -> dict[str, list[int]]:
+        mask = row["attention_mask"]
+        for column in columns:
+            if len(row[column]) != len(mask):
+                raise ValueError(
+                    f"{name}_dataset[{index}] has {len(mask)} values of attention_mask and {len(row[column])} of "
+                    f"{column}: give one for each token."
+                )
+        return {column: [value for value, kept in zip(row[column], mask, strict=True) if kept] for column in columns}
+
+    return plain.map(drop, with_indices=True, desc=f"Dropping the padding of the {name} dataset")
 
 
 def _with_template_options(dataset: Dataset) -> Dataset:

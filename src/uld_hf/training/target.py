@@ -1,8 +1,10 @@
-"""The target as a trainer is given it, a name or a model: looked at before anything is loaded."""
+"""The target as a trainer is given it, a name or a model: looked at before it is trained."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from peft import LoraConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import find_adapter_config_file
@@ -164,3 +166,29 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None
             f"The tokenizer pads with {tokenizer.pad_token!r}, token {tokenizer.pad_token_id}, for which the target's "
             f"embedding of {vocab_size} rows has none. Set tokenizer.pad_token to another, e.g. tokenizer.eos_token."
         )
+
+
+def check_tied_head(model: PreTrainedModel, peft_config: LoraConfig) -> None:
+    """
+    Refuse to train the head or the embeddings apart from each other in a model in which the two are one tensor.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            What the adapter is for, and merged into.
+        peft_config ([`~peft.LoraConfig`]):
+            Configuration of the adapter.
+
+    Raises:
+        ValueError: If they would be two tensors after training: the plain model has room for one.
+    """
+    tied = model.get_input_embeddings(), model.get_output_embeddings()
+    if tied[0].weight is not tied[1].weight:
+        return
+    for name in (name for name, module in model.named_modules() if module in tied):
+        copied = any(name.endswith(saved) for saved in peft_config.modules_to_save or ())
+        if copied or check_target_module_exists(peft_config, name):
+            place = "modules_to_save" if copied else "target_modules"
+            raise ValueError(
+                f"peft_config has {name} in {place}: the model's embeddings and head are one tensor, and would be two. "
+                "Leave both out, or train all weights (no peft_config)."
+            )

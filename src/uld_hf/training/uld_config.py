@@ -58,7 +58,7 @@ def check_data_settings(config: SFTConfig) -> None:
 
     Raises:
         ValueError: If rows would be packed, drawn in another order, not prepared, or split between processes, the
-            embeddings resized, or labels smoothed.
+            embeddings resized, labels smoothed, or another set evaluated on.
     """
     parallelism = config.parallelism_config
     if parallelism is None and parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"):
@@ -91,6 +91,12 @@ def check_data_settings(config: SFTConfig) -> None:
         raise ValueError(
             f"label_smoothing_factor={config.label_smoothing_factor} is not supported: the losses here are their "
             "papers' own. Leave it out."
+        )
+    if config.eval_strategy != "no" or config.eval_on_start:
+        asked = "eval_on_start=True" if config.eval_on_start else f"eval_strategy={config.eval_strategy.value!r}"
+        raise ValueError(
+            f"{asked} is not supported: there is no set to evaluate on beside these two, and a loss says nothing of "
+            "what was forgotten. Leave it out, and measure what is saved with uld_hf.evaluation or `uld eval`."
         )
 
 
