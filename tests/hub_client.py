@@ -121,6 +121,9 @@ def publish(folder: Path) -> None:
     attempt("private to public", lambda: model.push_to_hub("public"))
     attempt("uld push", lambda: main(["push", str(folder / "saved"), "me/by-command"]))
     attempt("uld push --public", lambda: main(["push", str(folder / "saved"), "me/by-command-public", "--public"]))
+    attempt("over the target", lambda: model.push_to_hub("me/target"))
+    api.create_repo("me/kept-private", private=True)
+    attempt("public, kept private", lambda: main(["push", str(folder / "saved"), "kept-private", "--public"]))
     attempt("uld push of a target", lambda: main(["push", str(folder), "me/nothing"]))
 
     attempt("unlearned, to be baked", lambda: model.push_to_hub("me/baked"))

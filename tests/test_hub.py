@@ -134,6 +134,19 @@ def test_a_target_that_is_a_local_folder_is_not_named(exchange: Exchange):
         assert str(exchange.folder).encode() not in content
 
 
+def test_another_model_is_not_overwritten(exchange: Exchange):
+    note = exchange.note("publish", "over the target")
+    assert (note["error"], "me/target holds a model of type 'llama'" in note["message"]) == ("ValueError", True)
+
+
+def test_a_private_repository_stays_private_and_the_card_says_so_by_its_whole_name(exchange: Exchange):
+    assert exchange.value("publish", "public, kept private") == 0
+    assert exchange.hub.repositories["me/kept-private"].private
+    card = exchange.files("me/kept-private")["README.md"].decode()
+    assert "This repository was pushed as a private one." in card
+    assert 'from_pretrained("me/kept-private")' in card
+
+
 def test_a_folder_without_an_unlearned_model_is_not_pushed(exchange: Exchange):
     assert exchange.value("publish", "uld push of a target") == 2
     assert "me/nothing" not in exchange.hub.repositories
@@ -317,6 +330,8 @@ def test_checkpoints_for_resuming_have_no_adapter_at_the_root_either(trained: Ex
     assert {f"checkpoint-{step}/optimizer.pt" for step in (1, 2, 3)} <= set(files)
     assert not [path for path in files if "adapter" in path and "/assistant/" not in f"/{path}"]
     assert not [path for path in files if path.endswith("training_args.bin") or "/." in path]
+    # They would name the target's folder.
+    assert not [path for path in files if path.endswith(("/config.json", "/README.md"))]
 
 
 @pytest.mark.slow

@@ -246,6 +246,14 @@ def test_assistants_that_cancel_beside_one_that_is_subtracted_are_refused():
         model.add_assistant(make_assistant(target, 2, seed=1), name="again", alpha=-0.7)
 
 
+@pytest.mark.parametrize("name", ["1", "layers", "lora_A"])
+def test_assistants_that_cancel_are_refused_whatever_they_are_called(name: str):
+    target = tiny_model("llama")
+    model = ULDForCausalLM(target=target, assistant=make_assistant(target, 2, seed=1), alpha=0.7)
+    with pytest.raises(ValueError, match="what is subtracted is added again"):
+        model.add_assistant(make_assistant(target, 2, seed=1), name=name, alpha=-0.7)
+
+
 def test_weights_that_change_together_are_judged_together():
     target = tiny_model("llama")
     model = ULDForCausalLM(target=target, assistant=make_assistant(target, 2, seed=1), alpha=1.0)

@@ -6,16 +6,19 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from families import tiny_model, train_like
+from huggingface_hub import HfApi
 
-from uld_hf import ULDForCausalLM, build_assistant, hub, saved_files
+from uld_hf import ULDForCausalLM, build_assistant, hub, publish, saved_files
 from uld_hf.saved_files import DamagedFileError, write_together
 
 
@@ -269,6 +272,34 @@ def test_a_name_without_a_folder_of_its_own_is_refused():
         model.add_assistant(train_like(build_assistant(model.target, 1), 2), name="default")
 
 
+@pytest.mark.parametrize("run_as_future", [False, True])
+def test_what_is_waited_for_is_uploaded_where_ctrl_c_stops_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_as_future: bool
+):
+    """A pool's thread would go on, and publish, after the command has said that it was interrupted."""
+
+    class Hub(HfApi):
+        def create_repo(self, repo_id: str, **options: object) -> SimpleNamespace:
+            return SimpleNamespace(repo_id=repo_id)
+
+        def repo_info(self, repo_id: str, **options: object) -> SimpleNamespace:
+            return SimpleNamespace(id=repo_id, private=True, siblings=[])
+
+        def file_exists(self, *args: object, **options: object) -> bool:
+            return False
+
+        def upload_folder(self, *, folder_path: str, **options: object) -> tuple[str, bool]:
+            return folder_path, threading.current_thread() is threading.main_thread()
+
+    monkeypatch.setattr(publish, "HfApi", Hub)
+    compose(1).save_pretrained(tmp_path / "saved")
+    pushed = publish.push_unlearned_model(tmp_path / "saved", "me/forget", run_as_future=run_as_future)
+    folder, in_this_thread = pushed.result() if run_as_future else pushed
+    assert in_this_thread is not run_as_future
+    if not run_as_future:
+        assert not Path(folder).exists()
+
+
 def test_only_the_assistants_files_are_uploaded(tmp_path: Path):
     compose(1).save_pretrained(tmp_path / "saved")
     (tmp_path / "secret").write_text("mine")
@@ -277,7 +308,7 @@ def test_only_the_assistants_files_are_uploaded(tmp_path: Path):
     config.save_pretrained(tmp_path / "saved")
     hub.sign_config(tmp_path / "saved")
     (tmp_path / "upload" / "staging").mkdir(parents=True)
-    hub.copy_unlearned_model(tmp_path / "saved", tmp_path / "upload" / "staging", "org/model", private=True)
+    hub.copy_unlearned_model(tmp_path / "saved", tmp_path / "upload" / "staging")
     assert [file.name for file in (tmp_path / "upload").iterdir()] == ["staging"]
     load(tmp_path / "upload" / "staging")
 

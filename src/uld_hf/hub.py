@@ -695,19 +695,18 @@ def check_layout(folder: Path) -> None:
         )
 
 
-def copy_unlearned_model(folder: Path, destination: Path, repo_id: str, private: bool) -> None:
+def copy_unlearned_model(folder: Path, destination: Path) -> ULDModelConfig:
     """
-    Copy a saved unlearned model for the Hub: whole files only, a card that fits, no name of a local folder.
+    Copy a saved unlearned model for the Hub: whole files only, no card, no name of a local folder.
 
     Args:
         folder (`Path`):
             Folder of the saved model.
         destination (`Path`):
             Where it is copied to.
-        repo_id (`str`):
-            Repository that it is for, for the card.
-        private (`bool`):
-            Whether the repository is private, for the card.
+
+    Returns:
+        [`ULDModelConfig`]: The configuration of the copy.
 
     Raises:
         OSError: If there is no saved model.
@@ -725,7 +724,7 @@ def copy_unlearned_model(folder: Path, destination: Path, repo_id: str, private:
         shutil.copy(folder / file, destination / file)
     config.save_pretrained(destination)
     sign_config(destination)
-    model_card(config, repo_id=repo_id, private=private).save(destination / "README.md")
+    return config
 
 
 def record_evaluation(folder: str | os.PathLike, figures: Mapping[str, float | str]) -> None:

@@ -7,6 +7,7 @@ what one takes away another may put back.
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -142,7 +143,8 @@ def identify_assistant(assistant: PeftModel, name: str) -> str:
     for place in _places(assistant, name):
         content.update(str(place.scaling).encode())
     for weight_name, weight in sorted(weights.items()):
-        content.update(weight_name.replace(f".{name}", "").encode())
+        # The adapter's name stands behind LoRA's own; layers and modules may be called the same.
+        content.update(re.sub(rf"(lora_\w+)\.{re.escape(name)}(?=\.|$)", r"\1", weight_name).encode())
         if isinstance(weight, DTensor):  # tensor parallel
             weight = weight.full_tensor()
         content.update(weight.float().cpu().numpy().tobytes())

@@ -5,10 +5,13 @@ import shutil
 import tempfile
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, HfApi, ModelInfo
 
-from .hub import copy_unlearned_model, load_config
+from .configuration_uld import ULDModelConfig
+from .hub import copy_unlearned_model
+from .model_card import model_card
 from .saved_files import CONFIG_FILE, find_stale_files, read_json_object
 
 
@@ -19,7 +22,9 @@ TOKENIZER_FILES = (
 )
 
 
-def open_repository(api: HfApi, repo_id: str, private: bool, revision: str | None = None) -> str:
+def open_repository(
+    api: HfApi, repo_id: str, private: bool, revision: str | None = None, may_hold_adapter: bool = False
+) -> ModelInfo:
     """
     Make a repository, or check that an existing one may be pushed to.
 
@@ -32,12 +37,14 @@ def open_repository(api: HfApi, repo_id: str, private: bool, revision: str | Non
             Whether it must be private.
         revision (`str`, *optional*):
             Branch to push to; made if absent.
+        may_hold_adapter (`bool`, *optional*, defaults to `False`):
+            Whether an adapter may be at its root: where that is the unlearned model, or is deleted by the push.
 
     Returns:
-        `str`: Its whole name.
+        [`~huggingface_hub.ModelInfo`]: Its whole name and who sees it, among others: one that exists stays private.
 
     Raises:
-        ValueError: If it exists and is public though it must be private, or holds an adapter at its root.
+        ValueError: If it exists and is public though it must be private, or holds an adapter that it may not.
     """
     # This leaves the visibility of a repository that exists as it is.
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -51,18 +58,19 @@ def open_repository(api: HfApi, repo_id: str, private: bool, revision: str | Non
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
         info = api.repo_info(repo_id, revision=revision)
-    if any(file.rfilename == "adapter_config.json" for file in info.siblings or ()):
+    if not may_hold_adapter and any(file.rfilename == "adapter_config.json" for file in info.siblings or ()):
         raise ValueError(
             f"{repo_id} has an adapter_config.json at its root: transformers would load that adapter onto the whole "
             "target, which recites the forget set. Push to another repository, or delete that file."
         )
-    return repo_id
+    return info
 
 
 class PrivatePushes:
-    """Of trainers: what they push to is private unless told otherwise, and has no adapter at its root."""
+    """Of trainers: what they push to is private unless told otherwise, and has no adapter that it may not have."""
 
     _push_privately: bool
+    _may_hold_adapter = False  # whether an adapter may be at the repository's root
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """
@@ -75,42 +83,46 @@ class PrivatePushes:
                 Whether it must be private. Defaults to `args.hub_private_repo`; `None` there means private too.
 
         Raises:
-            ValueError: If it exists and is public though it must be private, or holds an adapter at its root.
+            ValueError: If it exists and is public though it must be private, or holds an adapter that it may not.
         """
         if not self.is_world_process_zero():
             return
         self._push_privately = (self.args.hub_private_repo if private is None else private) is not False
         repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         api = HfApi(token=token or self.args.hub_token)
-        self.hub_model_id = open_repository(api, repo_id, self._push_privately)
+        opened = open_repository(api, repo_id, self._push_privately, may_hold_adapter=self._may_hold_adapter)
+        self.hub_model_id = opened.id
         self.push_in_progress = None
 
 
-def find_stale_pushed_files(
-    api: HfApi, repo_id: str, folder: str | os.PathLike, revision: str | None = None
-) -> list[str]:
+def read_pushed_config(api: HfApi, repo_id: str, revision: str | None = None) -> dict[str, Any]:
     """
-    Files of assistants that a repository's config.json names and a saved model's does not.
+    The config.json of a repository.
 
     Args:
         api ([`~huggingface_hub.HfApi`]):
             The Hub.
         repo_id (`str`):
             Repository.
-        folder (`str` or `os.PathLike`):
-            Folder of the saved model.
         revision (`str`, *optional*):
             Branch.
 
     Returns:
-        `list[str]`: Their paths.
+        `dict[str, Any]`: What is in it: nothing where there is none, or a damaged one.
+
+    Raises:
+        ValueError: If it is another model's, which a push would overwrite.
     """
     if not api.file_exists(repo_id, CONFIG_FILE, revision=revision):
-        return []
+        return {}
     with tempfile.TemporaryDirectory() as cache:
-        # A damaged one names nothing.
         pushed = read_json_object(Path(api.hf_hub_download(repo_id, CONFIG_FILE, revision=revision, cache_dir=cache)))
-    return find_stale_files(pushed, load_config(folder).files)
+    if pushed.get("model_type", ULDModelConfig.model_type) != ULDModelConfig.model_type:
+        raise ValueError(
+            f"{repo_id} holds a model of type {pushed['model_type']!r}, whose configuration and card would be "
+            "overwritten. Push to another repository."
+        )
+    return pushed
 
 
 def push_unlearned_model(
@@ -158,22 +170,30 @@ def push_unlearned_model(
     api = HfApi(token=token)
     staging = tempfile.mkdtemp(prefix="uld-push-")
     try:
-        copy_unlearned_model(Path(folder), Path(staging), repo_id=repo_id, private=private)
+        config = copy_unlearned_model(Path(folder), Path(staging))  # a damaged one makes no repository
         for name in TOKENIZER_FILES:
             if Path(folder, name).is_file():
                 shutil.copy(Path(folder, name), Path(staging, name))
-        repo_id = open_repository(api, repo_id, private, revision)
-        upload = api.run_as_future(
-            api.upload_folder,
-            repo_id=repo_id,
-            folder_path=staging,
-            commit_message=commit_message,
-            revision=revision,
-            create_pr=create_pr,
-            delete_patterns=find_stale_pushed_files(api, repo_id, staging, revision) or None,
-        )
+        opened = open_repository(api, repo_id, private, revision)
+        pushed = read_pushed_config(api, opened.id, revision)
+        model_card(config, repo_id=opened.id, private=opened.private).save(Path(staging, "README.md"))
+        what = {
+            "repo_id": opened.id,
+            "folder_path": staging,
+            "commit_message": commit_message,
+            "revision": revision,
+            "create_pr": create_pr,
+            "delete_patterns": find_stale_files(pushed, config.files) or None,
+        }
+        if run_as_future:
+            upload = api.run_as_future(api.upload_folder, **what)
+        else:
+            commit = api.upload_folder(**what)  # in this thread, which Ctrl-C stops
     except BaseException:
         shutil.rmtree(staging)
         raise
-    upload.add_done_callback(lambda _: shutil.rmtree(staging))
-    return upload if run_as_future else upload.result()
+    if run_as_future:
+        upload.add_done_callback(lambda _: shutil.rmtree(staging))
+        return upload
+    shutil.rmtree(staging)
+    return commit

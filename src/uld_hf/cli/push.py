@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from huggingface_hub import HfApi
+
 from ..publish import push_unlearned_model
 from . import output
 from .parsing import CommandParser
@@ -77,7 +79,9 @@ def main(argv: Sequence[str]) -> None:
         revision=arguments.revision,
         create_pr=arguments.create_pr,
     )
+    # A private repository that was there stays private.
+    private = HfApi(token=arguments.token).repo_info(commit.repo_url.repo_id).private
     output.result(
-        f"Pushed to {commit.commit_url} ({'public' if arguments.public else 'private'})",
-        {"commit_url": commit.commit_url, "private": not arguments.public},
+        f"Pushed to {commit.commit_url} ({'private' if private else 'public'})",
+        {"commit_url": commit.commit_url, "private": private},
     )

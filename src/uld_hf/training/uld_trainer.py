@@ -37,6 +37,7 @@ from ..assistant import (
     add_lora,
     build_assistant,
     check_has_attention,
+    check_lora_config,
     check_num_layers,
     load_truncated_model,
     remember_settings,
@@ -47,6 +48,7 @@ from ..context import context_length
 from ..hub import check_layout, find_commit, fingerprint_target, fingerprint_tokenizer, save_unlearned_model
 from ..model_card import find_license, model_card
 from ..publish import PrivatePushes, push_unlearned_model
+from ..saved_files import CONFIG_FILE
 from .checkpointing import keep_products
 from .collator import DataCollatorForULD
 from .forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
@@ -54,7 +56,7 @@ from .four_bit import keep_gradients
 from .last_layer import find_answer_parts, on_answers_alone
 from .losses import add_uld_loss, check_head
 from .padding_free import attention_by_row, takes_rows_without_padding
-from .preparation import to_trainable_rows
+from .preparation import check_dataset, to_trainable_rows
 from .sharding import check_whole_weights, is_sharded, whole_weights
 from .target import check_not_split, check_tokenizer, how_to_load, place_whole, read_target_config, select_source
 from .uld_config import ULDConfig
@@ -160,6 +162,8 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
         # What costs nothing to check is checked before anything is loaded.
         if args.output_dir is not None:
             check_layout(Path(args.output_dir))
+        if peft_config is not None:
+            check_lora_config(peft_config)
         sets = {"forget": forget_dataset, "retain": retain_dataset}
         if args.objective == "likelihood":
             sets = {name: dataset for name, dataset in sets.items() if dataset is not None}
@@ -199,13 +203,14 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
         self._num_embeddings = base.get_input_embeddings().weight.shape[0]  # sharding will hide it
         settings = {name: vars(args)[name] for name in ("alpha", *SETTINGS_OF_ONE)}
         remember_settings(assistant, settings)
+        self._target_fingerprint = fingerprint_target(base, args.num_assistant_layers, target_config=target_config)
         self.model_config = ULDModelConfig(
             target_config=copy.deepcopy(target_config),
             target_name_or_path=os.path.abspath(name) if os.path.isdir(name) else name or None,
             # The commit where it is known: a branch moves on. Of a loaded model nobody knows it.
             target_revision=find_commit(name, **source) if isinstance(model, str) else None,
             target_fingerprint={
-                **fingerprint_target(base, args.num_assistant_layers, target_config=target_config),
+                **self._target_fingerprint,
                 "tokenizer": fingerprint_tokenizer(processing_class),
             },
             num_assistant_layers=args.num_assistant_layers,
@@ -301,6 +306,27 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
         if mode == "train":
             self._total_train_tokens += int(num_tokens)
         self._metrics[mode]["num_tokens"] = [self._total_train_tokens]
+
+    def evaluate(self, eval_dataset: Dataset, **kwargs: Any) -> dict[str, float]:
+        """
+        The loss on other rows of the first set, beside the retain set's.
+
+        Args:
+            eval_dataset ([`~datasets.Dataset`]):
+                The rows, in any format of the two sets.
+            **kwargs:
+                As in [`~transformers.Trainer.evaluate`].
+
+        Returns:
+            `dict[str, float]`: As in [`~transformers.Trainer.evaluate`].
+
+        Raises:
+            TypeError: If the rows are no dataset.
+            ValueError: If they are none, or one of them has no answer.
+        """
+        text_field = self.args.dataset_text_field
+        check_dataset(eval_dataset, "eval", text_field)
+        return super().evaluate(to_trainable_rows(eval_dataset, "eval", text_field), **kwargs)
 
     def _describe_training(self) -> dict[str, Any]:
         """What the model card says about the run: sizes and settings, never the texts."""
@@ -437,7 +463,8 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
                     commit_message=f"{message}, checkpoint",
                     run_as_future=True,
                     revision=self.args.hub_revision,
-                    ignore_patterns=[".*"],
+                    # These name the target as it is called here; what is uploaded to the root does not.
+                    ignore_patterns=[".*", CONFIG_FILE, "README.md"],
                 )
             )
         if busy:
