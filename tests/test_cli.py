@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,9 +18,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from uld_hf import ULDForCausalLM, ULDTrainer, build_assistant
+from uld_hf.cli.demo import commands_to_go_on
 from uld_hf.cli.generate import Prompt, after_system, read_prompts
+from uld_hf.cli.loading import load_tokenizer
 from uld_hf.cli.main import main as uld
 from uld_hf.cli.parsing import check_model_path
+from uld_hf.cli.rows import check_is_json_lines
 from uld_hf.cli.train import load_rows
 
 
@@ -286,6 +290,35 @@ def test_training_rows_of_messages_are_prompts_without_their_answers(tmp_path: P
         read_prompts(str(path), conversational=True)
 
 
+@pytest.mark.parametrize(
+    "row", [{"messages": ["w1"]}, {"prompt": ["w1"]}, {"messages": "w1"}, {"messages": [{"content": "w1"}]}], ids=str
+)
+def test_what_are_no_messages_is_refused_by_row(tmp_path: Path, row: dict) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"Row 1 of .*'?w1'?.*: write messages as a list of {'role'"):
+        read_prompts(str(path), conversational=True)
+
+
+def test_the_mark_at_the_beginning_of_a_text_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("w1\n", encoding="utf-8-sig")
+    assert read_prompts(str(path), conversational=False) == [Prompt("w1")]
+
+
+def test_a_text_in_another_encoding_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("Who is Zoë?\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=f"{path} is no text in UTF-8"):
+        read_prompts(str(path), conversational=False)
+
+
+def test_the_suffix_of_a_prompts_file_may_be_in_capitals(tmp_path: Path) -> None:
+    path = tmp_path / "PROMPTS.JSONL"
+    path.write_text('{"prompt": "w1"}\n')
+    assert read_prompts(str(path), conversational=False) == [Prompt("w1")]
+
+
 def test_a_system_message_goes_before_texts_and_leaves_messages_alone() -> None:
     messages = [{"role": "user", "content": "w2"}]
     assert after_system(Prompt(messages), "w1") == Prompt(messages)
@@ -401,6 +434,17 @@ def test_the_advice_for_a_table_makes_a_file_that_is_read(
     assert len(load_rows(str(data[0]), conversational=False)) == 4
 
 
+def test_the_advice_for_a_table_takes_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = """my "it's" `x` é"""
+    Dataset.from_list([{"text": "w1"}]).to_csv(f"{name}.csv")
+    with pytest.raises(ValueError, match="is not JSONL") as caught:
+        check_is_json_lines(f"{name}.csv")
+    command = str(caught.value).splitlines()[-1].replace("python", shlex.quote(sys.executable), 1)
+    subprocess.run(["bash", "-c", command], check=True, capture_output=True)
+    assert load_rows(f"{name}.jsonl", conversational=False)["text"][:] == ["w1"]
+
+
 def test_columns_of_other_names_are_told_what_the_command_line_takes(
     train_arguments: list[str], data: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -421,6 +465,29 @@ def test_generate_finds_the_targets_tokenizer(target: Path, tmp_path: Path) -> N
     assistant = train_like(build_assistant(model, 2))
     ULDForCausalLM(target=model, assistant=assistant).save_pretrained(tmp_path / "model-only")
     assert uld(["generate", "--model", str(tmp_path / "model-only"), "--prompt", "w5", "--max_new_tokens", "2"]) == 0
+
+
+@pytest.mark.parametrize(("trained_on", "revision"), [("me/target", "abc"), ("me/other", None)])
+def test_the_tokenizer_is_of_the_revision_that_the_target_has(
+    monkeypatch: pytest.MonkeyPatch, trained_on: str, revision: str | None
+) -> None:
+    def load(name: str, **settings: Any) -> tuple[str, dict]:
+        if name == "model-only":
+            raise OSError("no tokenizer")
+        return name, settings
+
+    monkeypatch.setattr("uld_hf.cli.loading.AutoTokenizer.from_pretrained", load)
+    config = SimpleNamespace(target_config=None, target_revision="abc", target_name_or_path=trained_on)
+    model = SimpleNamespace(config=config, target=SimpleNamespace(name_or_path="me/target"))
+    assert load_tokenizer(model, "model-only") == ("me/target", {"revision": revision})
+
+
+def test_the_demo_prints_commands_that_can_be_copied(tmp_path: Path) -> None:
+    folder = tmp_path / "my demo"
+    asking, measuring = (shlex.split(command)[1:] for command in commands_to_go_on(folder, 'Who is "$Alice"?'))
+    assert asking == ["generate", str(folder / "unlearned"), "--prompt", 'Who is "$Alice"?']
+    assert measuring[:2] == ["eval", str(folder / "unlearned")]
+    assert measuring[-2:] == ["--holdout_dataset", str(folder / "holdout.jsonl")]
 
 
 # Rival methods
@@ -526,20 +593,20 @@ def test_training_on_messages_says_how_to_ask_them(
     files = {}
     for name, first in (("forget", 10), ("retain", 30)):
         said = [("system", "w9"), ("user", f"w{first}"), ("assistant", f"w{first + 1}")]
-        files[name] = tmp_path / f"{name}.jsonl"
+        files[name] = tmp_path / f"to {name}.jsonl"
         files[name].write_text(
             json.dumps({"messages": [{"role": role, "content": text} for role, text in said]}) + "\n"
         )
     # fmt: off
     assert uld([
         "train", "--model", str(target), "--forget_dataset", str(files["forget"]), "--retain_dataset",
-        str(files["retain"]), "--output_dir", str(tmp_path / "out"), "--num_assistant_layers", "2", "--max_steps", "2",
-        "--learning_rate", "0.01", "--use_cpu", "--report_to", "none",
+        str(files["retain"]), "--output_dir", str(tmp_path / "the out"), "--num_assistant_layers", "2", "--max_steps",
+        "2", "--learning_rate", "0.01", "--use_cpu", "--report_to", "none",
     ]) == 0
     # fmt: on
-    command = f"uld generate {tmp_path / 'out'} --prompts_file {files['forget']}"
-    assert command in capsys.readouterr().out
-    assert uld([*command.split()[1:], "--max_new_tokens", "2"]) == 0
+    words = ["uld", "generate", str(tmp_path / "the out"), "--prompts_file", str(files["forget"])]
+    assert shlex.join(words) in capsys.readouterr().out
+    assert uld([*words[1:], "--max_new_tokens", "2"]) == 0
     assert "prompt     w10" in capsys.readouterr().out
 
 

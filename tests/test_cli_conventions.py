@@ -27,7 +27,7 @@ from trl import SFTConfig
 
 from uld_hf import ULDBakeConfig, ULDConfig, ULDForCausalLM, ULDTrainer, UnlearnConfig, build_assistant
 from uld_hf.cli import output
-from uld_hf.cli.interrupt import without_resuming
+from uld_hf.cli.interrupt import without_resuming, without_tokens
 from uld_hf.cli.main import COMMANDS, exit_status, load_command
 from uld_hf.cli.main import main as uld
 
@@ -97,6 +97,19 @@ def test_every_command_reads_a_yaml_file(workplace: Path, capsys: pytest.Capture
     Path("push.yaml").write_text("folder: target\nrepo_id: me/it\n")
     assert uld(["push", *words]) == 2
     assert "is not an unlearned model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config"], "--config is the last word: give a YAML file after it."),
+        (["--config", "a.yaml", "--config=b.yaml"], "--config is given twice: put all options into one file."),
+    ],
+    ids=["without a file", "twice"],
+)
+def test_one_yaml_file_is_read(capsys: pytest.CaptureFixture[str], words: list[str], message: str):
+    assert uld(["push", "target", "me/it", *words]) == 2
+    assert capsys.readouterr().err == f"uld push: {message}\n"
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "lm_eval"])
@@ -182,6 +195,16 @@ def test_quiet_and_json_end_with_the_command(workplace: Path):
     assert not output.is_quiet()
 
 
+def test_a_prompt_without_a_token_is_refused_before_the_first_answer(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+):
+    Path("prompts.jsonl").write_text('{"prompt": "w5"}\n{"prompt": ""}\n')
+    assert uld(["generate", "unlearned", "--prompts_file", "prompts.jsonl", "--max_new_tokens", "2"]) == 2
+    shown, error = capsys.readouterr()
+    assert shown == ""
+    assert "The prompt '' has no token" in error
+
+
 def test_answers_are_written_as_they_come(workplace: Path, monkeypatch: pytest.MonkeyPatch):
     Path("prompts.txt").write_text("w5\nw6\nw7\n")
     asked = []
@@ -219,7 +242,7 @@ def test_exit_statuses(error: Exception, status: int | None):
     assert exit_status(error) == status
 
 
-def fail_with(error: Exception) -> Any:
+def fail_with(error: BaseException) -> Any:
     def main(argv: list[str]) -> None:
         raise error
 
@@ -337,6 +360,20 @@ def test_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]):
 
 
 # --- Ctrl-C ---
+
+
+def test_an_interrupted_command_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr("uld_hf.cli.report.main", fail_with(KeyboardInterrupt()))
+    assert uld(["report"]) == 130
+    assert capsys.readouterr().err == "uld report: interrupted\n"
+
+
+def test_a_command_is_interrupted_while_it_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("uld_hf.cli.main.load_command", fail_with(KeyboardInterrupt()))
+    assert uld(["train"]) == 130
+    assert capsys.readouterr().err == "uld train: interrupted\n"
 
 
 @pytest.fixture
@@ -468,6 +505,17 @@ def test_the_command_to_go_on_resumes_once():
     argv = ["target", "--resume_from_checkpoint", "trained/checkpoint-3", "--seed", "1"]
     assert without_resuming(argv) == ["target", "--seed", "1"]
     assert without_resuming(["--resume_from_checkpoint=True", "--seed", "1"]) == ["--seed", "1"]
+
+
+def test_the_command_to_go_on_shows_no_token_and_runs():
+    given = json.dumps({"revision": "a'b", "token": "hf_secret"})
+    words = ["my target", "--hub_token", "hf_secret", "--hub-token=hf_secret", "--eos_token", "</s>"]
+    argv = [*words, "--model_init_kwargs", given, f"--model_init_kwargs={given}"]
+    shown = without_tokens(argv)
+    assert "hf_secret" not in shown
+    command = ["bash", "-c", f"printf '%s\\n' {shown}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "HF_TOKEN": "hf_new"})
+    assert done.stdout.splitlines() == [part.replace("hf_secret", "hf_new") for part in argv]
 
 
 def test_help_says_of_inherited_options_what_is_so_here(capsys: pytest.CaptureFixture[str]) -> None:

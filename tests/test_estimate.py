@@ -1,6 +1,7 @@
 """What `uld estimate` says, against what a training keeps, against arithmetic by hand, and against the benchmark."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,13 @@ import torch
 from all_families import ALL_FAMILIES, any_config
 from families import tiny_config
 from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, LlamaConfig, PreTrainedConfig
 
+from uld_hf import ULDConfig
 from uld_hf.assistant import add_lora, build_assistant, truncate_config
+from uld_hf.cli.estimate import EstimateArguments
 from uld_hf.cli.main import main as uld
+from uld_hf.cli.train import TrainArguments
 from uld_hf.training.estimate import (
     TrainingEstimate,
     build_without_memory,
@@ -150,6 +154,41 @@ def test_a_4_bit_target_is_held_in_a_third_of_the_memory():
     assert weight_bytes(model, "4bit") == expected
 
 
+@pytest.mark.parametrize(("quantization", "scales"), [("4bit", 4 / 64), ("8bit", 0)])
+def test_products_of_gpt2_are_quantized_too(quantization: str, scales: float):
+    model = build_without_memory(GPT2Config(n_embd=64, n_layer=1, n_head=4, vocab_size=96), torch.bfloat16)
+    weights, outputs = 12 * 64**2, 64 * (3 + 1 + 4 + 1)
+    bytes_per_weight, of_outputs = (0.5 + scales, 0) if quantization == "4bit" else (1, 4 * outputs)
+    saved = weights * (2 - bytes_per_weight) - of_outputs
+    assert weight_bytes(model, None) - weight_bytes(model, quantization) == saved
+
+
+@pytest.mark.parametrize("quantization", ["4bit", "8bit"])
+@pytest.mark.parametrize("is_loaded", [False, True], ids=["from a file", "of a model"])
+def test_the_form_in_which_a_target_was_saved_is_estimated(quantization: str, is_loaded: bool):
+    expected = estimate_training(tiny_config("llama"), 2, 16, quantization=quantization)
+    saved = BitsAndBytesConfig(**{f"load_in_{quantization}": True})
+    config = tiny_config("llama")
+    config.quantization_config = saved if is_loaded else saved.to_dict()
+    assert estimate_training(config, 2, 16) == expected
+    assert estimate_training(config, 2, 16, quantization=quantization) == expected
+    assert expected.weight_bytes < estimate_training(tiny_config("llama"), 2, 16).weight_bytes
+
+
+def test_another_form_than_the_saved_one_is_refused():
+    config = tiny_config("llama")
+    config.quantization_config = BitsAndBytesConfig(load_in_4bit=True).to_dict()
+    with pytest.raises(ValueError, match="quantization='8bit' is not that of the target's weights, '4bit'"):
+        estimate_training(config, 2, 16, quantization="8bit")
+
+
+def test_weights_that_another_library_quantized_are_refused():
+    config = tiny_config("llama")
+    config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    with pytest.raises(NotImplementedError, match=r"quantized with 'gptq'.*Take quantization_config out"):
+        estimate_training(config, 2, 16)
+
+
 @pytest.mark.parametrize("family", [family for family in ALL_FAMILIES if family not in EXPERTS])
 def test_every_dense_family_can_be_estimated(family: str):
     # Of hybrids the first layer is no attention.
@@ -161,7 +200,7 @@ def test_every_dense_family_can_be_estimated(family: str):
 
 @pytest.mark.parametrize("family", EXPERTS)
 def test_a_mixture_of_experts_is_refused(family: str):
-    with pytest.raises(NotImplementedError, match="is a mixture of experts"):
+    with pytest.raises(NotImplementedError, match=r"is a mixture of experts.*the weights of all experts are held"):
         estimate_training(any_config(family), 2, 16)
 
 
@@ -231,8 +270,10 @@ def test_command_prints_what_recomputing_saves(folder: Path, capsys: pytest.Capt
     ("arguments", "match"),
     [
         (["--num_assistant_layers", "40"], "cannot have 40 layers: the target has 32"),
-        (["--tflops", "0"], "tflops=0.0 must be above 0"),
-        (["--forget_rows", "0"], "must be above 0"),
+        (["--tflops", "0"], "tflops=0.0 must be above 0 and finite"),
+        (["--tflops", "nan"], "tflops=nan must be above 0 and finite"),
+        (["--num_train_epochs", "inf"], "num_train_epochs=inf must be above 0 and finite"),
+        (["--forget_rows", "0"], "forget_rows=0 must be above 0"),
         (["--quantization", "3bit"], "quantization='3bit'"),
     ],
     ids=str,
@@ -242,6 +283,14 @@ def test_command_refuses_what_makes_no_sense(
 ):
     assert uld(["estimate", "--model", str(folder), "--tokens_per_row", "64", *arguments]) == 2
     assert match in capsys.readouterr().err
+
+
+def test_defaults_are_those_of_training():
+    training = {each.name: each.default for config in (ULDConfig, TrainArguments) for each in fields(config)}
+    ours = {each.name: each.default for each in fields(EstimateArguments)}
+    # `None` is off in training.
+    shared = ours.keys() & training.keys() - {"activation_checkpointing"}
+    assert {name: ours[name] for name in shared} == {name: training[name] for name in shared}
 
 
 # The benchmark

@@ -108,6 +108,15 @@ def test_the_end_is_a_token_of_the_whole_text():
     assert question.end(tokenizer) == tokenizer.eos_token_id
 
 
+def test_a_prompt_without_a_token_is_refused():
+    model, tokenizer = tiny_model("llama"), make_tokenizer()
+    with pytest.raises(ValueError, match="The prompt '' has no token"):
+        encode_prompt(model, tokenizer, "")
+    begin = ("<s>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[begin])
+    assert encode_prompt(model, tokenizer, "")["input_ids"].tolist() == [[tokenizer.bos_token_id]]
+
+
 def test_an_empty_text_of_a_tokenizer_that_begins_with_its_end_token_keeps_it():
     tokenizer = tokenizer_that_ends_texts()
     special = [("</s>", tokenizer.eos_token_id)]  # as OPT's

@@ -7,6 +7,7 @@
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -526,13 +527,33 @@ def run_demo(output_dir: str | os.PathLike, num_people: int = 40, seed: int = 0)
     question = retain["question"][0]
     reply = generator([{"role": "user", "content": question}], max_new_tokens=48, do_sample=False)
     output.note(f"Q  {question}\n   {'unlearned (ULD)':<16} {reply[0]['generated_text'][-1]['content'].strip()}")
-    command = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "uld"))
-    question = forget["question"][0]
-    output.note(f'\nAsk it yourself:  {command} generate {folder / "unlearned"} --prompt "{question}"')
-    sets = " ".join(f"--{part}_dataset {folder / part}.jsonl" for part in ("forget", "retain", "holdout"))
-    models = f"{folder / 'unlearned'} --retrained {folder / 'retrained'} --output_dir {folder / 'evaluation'}"
-    output.note(f"Measure it:       {command} eval {models} {sets}")
+    asking, measuring = commands_to_go_on(folder, forget["question"][0])
+    output.note(f"\nAsk it yourself:  {asking}")
+    output.note(f"Measure it:       {measuring}")
     return rows
+
+
+def commands_to_go_on(folder: Path, question: str) -> tuple[str, str]:
+    """
+    What can be done with what the demo leaves.
+
+    Args:
+        folder (`Path`):
+            Its folder.
+        question (`str`):
+            A question of the forget set.
+
+    Returns:
+        `tuple[str, str]`: Command lines, to be copied into a shell: one that asks the question, one that measures.
+    """
+    command = os.path.relpath(os.path.join(os.path.dirname(sys.executable), "uld"))
+    unlearned = str(folder / "unlearned")
+    models = [unlearned, "--retrained", str(folder / "retrained"), "--output_dir", str(folder / "evaluation")]
+    sets = [
+        word for part in ("forget", "retain", "holdout") for word in (f"--{part}_dataset", f"{folder / part}.jsonl")
+    ]
+    asking = shlex.join([command, "generate", unlearned, "--prompt", question])
+    return asking, shlex.join([command, "eval", *models, *sets])
 
 
 def build_parser() -> CommandParser:

@@ -1,5 +1,6 @@
 """`uld estimate`: what a training will take, before anything is downloaded but the target's configuration."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -8,8 +9,10 @@ from peft import LoraConfig
 
 from ..training.estimate import TrainingEstimate, estimate_training
 from ..training.target import read_target_config
+from ..training.uld_config import ULDConfig
 from . import output
 from .parsing import CommandParser, check_model_path
+from .train import TrainArguments
 
 
 DESCRIPTION = """Say how much memory and time a training will take. Reads the target's configuration, and no weights.
@@ -49,7 +52,7 @@ class EstimateArguments:
         dtype (`str`, *optional*, defaults to `"bfloat16"`):
             Data type of weights and computation.
         quantization (`str`, *optional*):
-            `4bit` or `8bit`: the target is loaded by bitsandbytes in that form.
+            `4bit` or `8bit`: the target is loaded by bitsandbytes in that form. Defaults to how it was saved.
         activation_checkpointing (`bool`, *optional*, defaults to `False`):
             Whether layers are computed again in the backward pass.
         keep_products (`bool`, *optional*, defaults to `False`):
@@ -65,20 +68,28 @@ class EstimateArguments:
     answer_tokens_per_row: int | None = field(
         default=None, metadata={"help": "mean number of tokens of a row that count in the loss (default: all)"}
     )
-    num_assistant_layers: int = field(default=8, metadata={"help": "number of the assistant's layers"})
-    forget_rows: int = field(default=200, metadata={"help": "rows of the forget set"})
-    retain_per_forget: float = field(default=1.0, metadata={"help": "retain rows for each forget row"})
-    per_device_train_batch_size: int = field(
-        default=32, metadata={"help": "rows of a micro-batch, forget and retain together"}
+    num_assistant_layers: int = field(
+        default=ULDConfig.num_assistant_layers, metadata={"help": "number of the assistant's layers"}
     )
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "micro-batches of a step"})
-    num_train_epochs: float = field(default=10.0, metadata={"help": "passes over the forget set"})
+    forget_rows: int = field(default=200, metadata={"help": "rows of the forget set"})
+    retain_per_forget: float = field(
+        default=ULDConfig.retain_per_forget, metadata={"help": "retain rows for each forget row"}
+    )
+    per_device_train_batch_size: int = field(
+        default=ULDConfig.per_device_train_batch_size,
+        metadata={"help": "rows of a micro-batch, forget and retain together"},
+    )
+    gradient_accumulation_steps: int = field(
+        default=ULDConfig.gradient_accumulation_steps, metadata={"help": "micro-batches of a step"}
+    )
+    num_train_epochs: float = field(default=ULDConfig.num_train_epochs, metadata={"help": "passes over the forget set"})
     dtype: str = field(
         default="bfloat16",
         metadata={"help": "data type of weights and computation", "choices": [*_DTYPES]},
     )
     quantization: str | None = field(
-        default=None, metadata={"help": "4bit or 8bit: how bitsandbytes holds the target's linear layers"}
+        default=None,
+        metadata={"help": "4bit or 8bit: how bitsandbytes holds the target's linear layers (default: as saved)"},
     )
     activation_checkpointing: bool = field(
         default=False, metadata={"help": "compute layers again in the backward pass, instead of keeping activations"}
@@ -86,7 +97,7 @@ class EstimateArguments:
     keep_products: bool = field(
         default=False, metadata={"help": "with activation_checkpointing, keep products and compute only the rest"}
     )
-    lora_r: int = field(default=32, metadata={"help": "rank of the assistant's LoRA"})
+    lora_r: int = field(default=TrainArguments.lora_r, metadata={"help": "rank of the assistant's LoRA"})
     tflops: float | None = field(
         default=None, metadata={"help": "speed that the device reaches in training, in 10^12 operations per second"}
     )
@@ -145,10 +156,10 @@ def main(argv: Sequence[str]) -> None:
         ValueError: If an option, a file or a model is not what it must be.
     """
     (arguments,) = build_parser().parse(argv)
-    if arguments.forget_rows < 1 or arguments.num_train_epochs <= 0 or arguments.retain_per_forget <= 0:
-        raise ValueError("forget_rows, num_train_epochs and retain_per_forget must be above 0.")
-    if arguments.tflops is not None and arguments.tflops <= 0:
-        raise ValueError(f"tflops={arguments.tflops} must be above 0.")
+    for name in ("forget_rows", "num_train_epochs", "retain_per_forget", "tflops"):
+        number = vars(arguments)[name]
+        if number is not None and not 0 < number < math.inf:  # nor is it "nan"
+            raise ValueError(f"{name}={number} must be above 0 and finite.")
     check_model_path(arguments.model)
     estimate = estimate_training(
         read_target_config(arguments.model, {}),

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..compare.side_by_side import encode_prompt
-from ..data.formatting import PROMPT_TEMPLATE, read_json_lines, template_options
+from ..data.formatting import PROMPT_TEMPLATE, read_json_lines, read_text, template_options
 from . import output
 from .loading import load_tokenizer, load_unlearned
 from .parsing import CommandParser, check_files, check_model_path, make_room
@@ -119,11 +119,11 @@ def read_prompts(path: str, conversational: bool) -> list[Prompt]:
 
     Raises:
         ValueError: If there are none, a JSONL row asks nothing, it has messages and there is no chat template, or the
-            file is a table in another format.
+            file is a table in another format, or no text in UTF-8.
     """
     check_is_json_lines(path)  # its lines would be taken for prompts
-    if not path.endswith((".jsonl", ".json")):
-        lines = [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if Path(path).suffix.lower() not in (".jsonl", ".json"):
+        lines = [line for line in read_text(path).splitlines() if line.strip()]
         if not lines:
             raise ValueError(f"{path} has no prompts.")
         return [Prompt(line) for line in lines]
@@ -133,11 +133,14 @@ def read_prompts(path: str, conversational: bool) -> list[Prompt]:
 
 def _read_prompt(row: Mapping[str, Any], source: str, conversational: bool) -> Prompt:
     messages = row.get("messages")
-    if isinstance(messages, list):  # a training row: its answer is what is asked for
-        messages = messages[:-1] if messages and messages[-1].get("role") == "assistant" else messages
-    elif isinstance(row.get("prompt"), list):
+    is_trained = messages is not None
+    if messages is None and isinstance(row.get("prompt"), list):
         messages = row["prompt"]
     if messages is not None:
+        if not (isinstance(messages, list) and all(isinstance(each, dict) and "role" in each for each in messages)):
+            raise ValueError(f"{source} has {messages!r}: write messages as a list of {{'role': ..., 'content': ...}}.")
+        if is_trained and messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]  # the answer is what is asked for
         if not conversational:
             raise ValueError(f"{source} has messages, but the tokenizer has no chat template to render them with.")
         if not (messages and isinstance(messages[-1].get("content"), str)):
@@ -233,6 +236,8 @@ def main(argv: Sequence[str]) -> None:
         if not conversational:
             raise ValueError("--system: the tokenizer has no chat template to render a system message with.")
         prompts = [after_system(prompt, arguments.system) for prompt in prompts]
+    for prompt in prompts:  # what cannot be asked is said before the first answer
+        encode_prompt(model, tokenizer, prompt.asked, **prompt.options)
     with ExitStack() as stack:
         file = stack.enter_context(open(arguments.output, "w", encoding="utf-8")) if arguments.output else None
         # Every answer is written and shown as soon as it is there: Ctrl-C loses one.

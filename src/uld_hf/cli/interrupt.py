@@ -1,5 +1,6 @@
 """Ctrl-C during a training: the step is finished, a checkpoint is written, and only then is it over."""
 
+import re
 import shlex
 import signal
 import threading
@@ -15,6 +16,8 @@ from . import output
 
 # What a person sends from the keyboard, and a cluster before it takes the machine away.
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# The token of the Hub in the JSON of --model_init_kwargs.
+_TOKEN_IN_JSON = re.compile(r'("token"\s*:\s*")[^"]*(?=")')
 
 
 class SaveOnInterrupt(TrainerCallback):
@@ -82,7 +85,7 @@ def train_until_done(trainer: Trainer, command: Sequence[str]) -> dict[str, floa
         interrupt.restore()
     state = trainer.state
     if interrupt.interrupted:
-        again = shlex.join([*without_resuming(command), "--resume_from_checkpoint", "True"])
+        again = without_tokens([*without_resuming(command), "--resume_from_checkpoint", "True"])
         raise KeyboardInterrupt(
             f"stopped after step {state.global_step} of {state.max_steps}, saved in {trainer.args.output_dir}. Go on "
             f"with:\n  {again}"
@@ -107,3 +110,30 @@ def without_resuming(argv: Sequence[str]) -> list[str]:
         for index, part in enumerate(argv)
         if part != name and not part.startswith(f"{name}=") and (index == 0 or argv[index - 1] != name)
     ]
+
+
+def without_tokens(argv: Sequence[str]) -> str:
+    """
+    A command line to be copied into a shell. Logs keep what is printed, so that tokens of the Hub are left out.
+
+    Args:
+        argv (`Sequence[str]`):
+            The command line.
+
+    Returns:
+        `str`: Its words in quotes where they need them; a token is what the shell has in `HF_TOKEN`.
+    """
+    shown: list[str] = []
+    is_token = False  # the option before it says so
+    for part in argv:
+        option, equals, _ = part.partition("=")
+        takes_token = option.replace("-", "_") == "__hub_token"  # it has both spellings
+        if is_token:
+            shown.append('"$HF_TOKEN"')
+        elif takes_token and equals:
+            shown.append(f'{option}="$HF_TOKEN"')
+        else:
+            # The single quotes around JSON are closed there: a shell puts nothing in between them.
+            shown.append(_TOKEN_IN_JSON.sub(r"""\1'"$HF_TOKEN"'""", shlex.quote(part)))
+        is_token = takes_token and not equals
+    return " ".join(shown)

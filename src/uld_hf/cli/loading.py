@@ -136,7 +136,7 @@ def load_unlearned(
 
 def load_tokenizer(model: ULDForCausalLM, folder: str) -> PreTrainedTokenizerBase:
     """
-    The tokenizer saved with an unlearned model, or its target's.
+    The tokenizer saved with an unlearned model, or its target's, of the revision that it was trained on.
 
     Args:
         model ([`ULDForCausalLM`]):
@@ -150,5 +150,7 @@ def load_tokenizer(model: ULDForCausalLM, folder: str) -> PreTrainedTokenizerBas
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config.target_config)
     except (OSError, ValueError, ImportError):  # `model.save_pretrained` saves the model only
-        tokenizer = AutoTokenizer.from_pretrained(model.target.name_or_path)
+        name, config = model.target.name_or_path, model.config
+        revision = config.target_revision if name == config.target_name_or_path else None
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     return tokenizer

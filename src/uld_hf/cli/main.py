@@ -104,6 +104,37 @@ def describe(error: Exception) -> str:
     return str(error)
 
 
+def run_command(name: str, argv: list[str]) -> int:
+    """
+    Run a command.
+
+    Args:
+        name (`str`):
+            Name of the command, a key of `COMMANDS`.
+        argv (`list[str]`):
+            Arguments after its name.
+
+    Returns:
+        `int`: Exit status.
+    """
+    command = load_command(name)
+    from . import output
+
+    try:
+        command.main(argv)
+    except Exception as error:
+        status = exit_status(error)
+        if status is None:  # a bug: whoever is to mend it needs all of it
+            raise
+        if "--traceback" in argv:
+            traceback.print_exc()
+        print(f"uld {name}: {describe(error)}", file=sys.stderr)
+        return status
+    finally:
+        output.reset()
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """
     Run the `uld` command.
@@ -133,22 +164,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     # It tells everybody of a missing kernel, which only 4-bit targets on a CPU would use.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    command = load_command(name)
-    from . import output
-
     try:
-        command.main(argv[1:])
-    except Exception as error:
-        status = exit_status(error)
-        if status is None:  # a bug: whoever is to mend it needs all of it
-            raise
-        if "--traceback" in argv:
-            traceback.print_exc()
-        print(f"uld {name}: {describe(error)}", file=sys.stderr)
-        return status
+        return run_command(name, argv[1:])
     except KeyboardInterrupt as interrupt:
-        print(f"uld {name}: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"uld {name}: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
-    finally:
-        output.reset()
-    return 0

@@ -158,16 +158,20 @@ class CommandParser:
             `tuple[Any, ...]`: An instance of each dataclass.
 
         Raises:
-            ValueError: If an option is unknown or given twice, there are too many words, the file of `--config` is not
-                YAML, or the folder to write to is a file.
+            ValueError: If an option is unknown or given twice, there are too many words, `--config` is given twice or
+                without a file, the file is not YAML, or the folder to write to is a file.
         """
         argv = self._name_words(list(argv))
         if "--help-all" not in argv:
             self.hide()
+        # TrlParser takes --config out of the arguments itself, where it is a word of its own; the flag above is there
+        # for --help.
+        words = [word for part in argv for word in (part.split("=", 1) if part.startswith("--config=") else [part])]
+        if words.count("--config") > 1:
+            raise ValueError("--config is given twice: put all options into one file.")
+        if words[-1:] == ["--config"]:
+            raise ValueError("--config is the last word: give a YAML file after it.")
         try:
-            # TrlParser takes --config out of the arguments itself, where it is a word of its own; the flag above is
-            # there for --help.
-            words = [word for part in argv for word in (part.split("=", 1) if part.startswith("--config=") else [part])]
             parsed = self.parser.parse_args_and_config(words)
         except yaml.YAMLError as error:
             raise ValueError(f"The file of --config is not YAML: {error}") from error

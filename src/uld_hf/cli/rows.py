@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from ..data.formatting import TEMPLATE_COLUMNS
+from ..data.formatting import TEMPLATE_COLUMNS, conversion_command
 
 
 # How datasets reads the tables that are mistaken for JSONL most often: by the file's suffix.
@@ -28,10 +28,9 @@ def check_is_json_lines(path: str) -> None:
     """
     reader = _READERS.get(Path(path).suffix.lower())
     if reader is not None and Path(path).is_file():
-        converted = str(Path(path).with_suffix(".jsonl"))
         raise ValueError(
             f"{path} is not JSONL, which is what is read: one JSON object to a line. Convert it with:\n"
-            f'  python -c "from datasets import Dataset; Dataset.{reader}({path!r}).to_json({converted!r})"'
+            f"  {conversion_command(path, reader)}"
         )
 
 

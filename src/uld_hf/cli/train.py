@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -266,7 +267,8 @@ def main(argv: Sequence[str]) -> None:
     as_question = conversational or (bool(rows) and has_questions(rows))
     asking = '--question "..."' if as_question else '--prompt "..."'
     if rows and ("messages" in rows[0] or isinstance(rows[0].get("prompt"), list)) and os.path.isfile(forget):
-        asking = f"--prompts_file {forget}"  # with the system message and the turns that they were trained with
+        # With the system message and the turns that they were trained with.
+        asking = f"--prompts_file {shlex.quote(forget)}"
     lora = None
     if method not in LOSS_TYPES or arguments.lora_r != 0:
         lora = LoraConfig(
@@ -281,7 +283,7 @@ def main(argv: Sequence[str]) -> None:
     trainer.save_model()  # with --push_to_hub it pushes too
     advice = "It is an ordinary model: AutoModelForCausalLM loads it."
     if method not in LOSS_TYPES:
-        advice = f"Compare target and unlearned model:\n  uld generate {config.output_dir} {asking}"
+        advice = f"Compare target and unlearned model:\n  uld generate {shlex.quote(config.output_dir)} {asking}"
     if method == "uld" and config.alpha < 0:
         advice = "It is added to a model with an assistant of the forget set: model.add_assistant(...)."
     if trainer.is_world_process_zero():

@@ -128,13 +128,22 @@ def encode_prompt(
     Returns:
         `dict[str, Any]`: Keyword arguments: `input_ids` and `attention_mask` of shape `(1, length)` on the model's
             device, and `pad_token_id`.
+
+    Raises:
+        ValueError: If there is not one token.
     """
     if tokenizer.chat_template is not None:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt", **template_options}
         inputs = tokenizer.apply_chat_template(messages, **options)
     else:
-        input_ids = torch.tensor(prompt_tokens(tokenizer, [prompt]))
+        (tokens,) = prompt_tokens(tokenizer, [prompt])
+        if not tokens:
+            raise ValueError(
+                f"The prompt {prompt!r} has no token, and the tokenizer puts none before a text: write something to go "
+                "on from."
+            )
+        input_ids = torch.tensor([tokens])
         inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     return {
         **{name: inputs[name].to(model.device) for name in ("input_ids", "attention_mask")},

@@ -1,6 +1,7 @@
 """Question-answer rows in trl's prompt-completion format, so that only the answer's tokens are learned."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -31,6 +32,45 @@ def template_options(row: Mapping[str, Any]) -> dict[str, Any]:
     return given | {name: value for name, value in more.items() if value is not None}  # others' in a dataset's table
 
 
+def conversion_command(path: str, reader: str) -> str:
+    """
+    What converts a file to JSONL, to be copied into a shell.
+
+    Args:
+        path (`str`):
+            The file.
+        reader (`str`):
+            Name of [`~datasets.Dataset`]'s method that reads it.
+
+    Returns:
+        `str`: A command line. It writes a file of the same name that ends in `.jsonl`.
+    """
+    # As JSON writes a text, so does Python; and its double quotes need no others within those of a shell.
+    source, converted = (json.dumps(name, ensure_ascii=False) for name in (path, str(Path(path).with_suffix(".jsonl"))))
+    program = f"from datasets import Dataset; Dataset.{reader}({source}).to_json({converted})"
+    return f"python -c {shlex.quote(program)}"
+
+
+def read_text(path: str) -> str:
+    """
+    Read a text file.
+
+    Args:
+        path (`str`):
+            The file.
+
+    Returns:
+        `str`: Its text, without the mark that some editors begin files with.
+
+    Raises:
+        ValueError: If the file holds no text in UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as such, or give another file.") from error
+
+
 def read_json_lines(path: str) -> list[dict[str, Any]]:
     """
     Read a JSONL file.
@@ -45,17 +85,13 @@ def read_json_lines(path: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: If there are none, a line is not a JSON object, or the file holds no text.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")  # some editors begin files with a mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8 ({error}): give a JSONL file, one object a line.") from error
+    text = read_text(path)
     if text.lstrip().startswith("["):
         with suppress(json.JSONDecodeError):
             if isinstance(json.loads(text), list):
-                lines = str(Path(path).with_suffix(".jsonl"))
                 raise ValueError(
                     f"{path} is one JSON array, and not JSONL, which is one object a line. Convert it with:\n"
-                    f'  python -c "from datasets import Dataset; Dataset.from_json({path!r}).to_json({lines!r})"'
+                    f"  {conversion_command(path, 'from_json')}"
                 )
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):  # a JSON text may hold other ends of lines

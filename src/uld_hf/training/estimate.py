@@ -19,6 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from ..assistant import add_lora, check_has_attention, truncate_config
 from .checkpointing import check_recomputes, is_kept, keep_products
@@ -129,15 +130,45 @@ def weight_bytes(model: PreTrainedModel, quantization: str | None) -> int:
     if quantization is None:
         return total
     for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not model.get_output_embeddings():
+        if isinstance(module, nn.Linear | Conv1D) and module is not model.get_output_embeddings():
             weight = module.weight
+            outputs = weight.shape[1] if isinstance(module, Conv1D) else weight.shape[0]
             total -= weight.numel() * weight.element_size()
             total += (
                 weight.numel() // 2 + weight.numel() // _BLOCK * 4
                 if quantization == "4bit"
-                else weight.numel() + 4 * weight.shape[0]
+                else weight.numel() + 4 * outputs
             )
     return total
+
+
+def quantization_of(config: PreTrainedConfig) -> str | None:
+    """
+    In what form a model's weights were saved.
+
+    Args:
+        config ([`~transformers.PreTrainedConfig`]):
+            Its configuration.
+
+    Returns:
+        `str` or `None`: `"4bit"` or `"8bit"` (bitsandbytes); `None` if they are not quantized.
+
+    Raises:
+        NotImplementedError: If they are quantized in another way, whose memory is not counted.
+    """
+    saved = vars(config).get("quantization_config")
+    if saved is None:
+        return None
+    # Loaded models have an object there.
+    saved = saved if isinstance(saved, dict) else saved.to_dict()
+    for quantization in ("4bit", "8bit"):
+        if saved.get(f"load_in_{quantization}"):
+            return quantization
+    raise NotImplementedError(
+        f"The target's weights are quantized with {saved.get('quant_method')!r}, and only those of bitsandbytes are "
+        "counted. Take quantization_config out of a copy of its config.json, and estimate that: the target without "
+        "quantization takes more memory, and about the same arithmetic."
+    )
 
 
 @contextmanager
@@ -318,7 +349,7 @@ def estimate_training(
         dtype (`torch.dtype`, *optional*, defaults to `torch.bfloat16`):
             Data type of the weights and of the computation.
         quantization (`str`, *optional*):
-            `"4bit"` or `"8bit"`: linear layers are held by bitsandbytes in that form.
+            `"4bit"` or `"8bit"`: linear layers are held by bitsandbytes in that form. Defaults to what `config` says.
         peft_config ([`~peft.LoraConfig`], *optional*):
             The assistant's LoRA. Defaults to the paper's.
         activation_checkpointing (`bool`, *optional*, defaults to `False`):
@@ -330,8 +361,10 @@ def estimate_training(
         [`TrainingEstimate`]: Bytes and operations.
 
     Raises:
-        ValueError: If a number makes no sense, or the target does not have that many layers.
-        NotImplementedError: For a mixture of experts, whose arithmetic is not counted.
+        ValueError: If a number makes no sense, the target does not have that many layers, or its weights are quantized
+            in another form than `quantization`.
+        NotImplementedError: For a mixture of experts, whose arithmetic is not counted, and for weights that are
+            quantized by another library than bitsandbytes.
     """
     answer_tokens_per_row = tokens_per_row if answer_tokens_per_row is None else answer_tokens_per_row
     numbers = {
@@ -348,6 +381,10 @@ def estimate_training(
     check_recomputes(keep_products, activation_checkpointing)
     if quantization not in (None, "4bit", "8bit"):
         raise ValueError(f"quantization={quantization!r} must be '4bit', '8bit' or left out.")
+    saved = quantization_of(config)
+    if None not in (saved, quantization) and saved != quantization:
+        raise ValueError(f"quantization={quantization!r} is not that of the target's weights, {saved!r}: leave it out.")
+    quantization = saved or quantization
     check_has_attention(num_layers, config)
     truncated = build_without_memory(truncate_config(config, num_layers), dtype)
     whole = build_without_memory(config, dtype)
@@ -355,8 +392,9 @@ def estimate_training(
     dense = [module for module in truncated.modules() if not isinstance(module, nn.Conv1d)]
     if any(weight.dim() > 2 for module in dense for weight in module.parameters(recurse=False)):
         raise NotImplementedError(
-            f"{type(truncated).__name__} is a mixture of experts: its memory and time depend on its input. Estimate "
-            "a dense model of as many active parameters."
+            f"{type(truncated).__name__} is a mixture of experts: its memory and time depend on its input. For the "
+            "arithmetic alone, estimate a dense model of as many active parameters; its memory is far more than that "
+            "model's, for the weights of all experts are held."
         )
     held = weight_bytes(truncated, quantization)
     head = truncated.get_output_embeddings().weight
