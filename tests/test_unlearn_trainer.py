@@ -613,7 +613,7 @@ class FakeHub:
 
     def repo_info(self, repo_id: str, **_: Any) -> SimpleNamespace:
         of_adapter = [SimpleNamespace(rfilename="adapter_config.json")]
-        return SimpleNamespace(private=self.private, siblings=of_adapter)
+        return SimpleNamespace(id=repo_id, private=self.private, siblings=of_adapter)
 
     def upload_folder(self, folder_path: str, **options: Any) -> None:
         files = filter_repo_objects(
