@@ -271,6 +271,19 @@ def test_answers_stop_at_the_end_that_they_are_scored_with(model, own):
     assert all("w23" not in text for text in results.probes["drawn"][0])
 
 
+def test_a_turn_that_ends_with_a_line_break_does_not_end_an_answer_at_its_first_line(model, monkeypatch):
+    tokenizer, given = make_tokenizer(), []
+    (end,) = tokenizer("w23")["input_ids"]
+    # As of templates that put nothing but a line break behind a turn.
+    monkeypatch.setattr(type(tokenizer), "decode", lambda self, ids, **options: "\n" if ids == [end] else "w")
+    monkeypatch.setattr(
+        "uld_hf.evaluation.evaluation.generate_completions", lambda *args: given.append(args[-1]) or [" w20"]
+    )
+    for each in (end, EOS):
+        evaluate(model, tokenizer, [Question(PROMPTS[0], " w20 w21", end_token_id=each)], 12)
+    assert given == [set(), {EOS}]
+
+
 def test_an_answer_known_up_to_the_end_of_its_turn_is_not_generated(model, asked):
     (end,) = make_tokenizer()("w23")["input_ids"]
     evaluate(model, make_tokenizer(), [Question(PROMPTS[0], " w20 w21 w22", end_token_id=end)], 12)

@@ -286,7 +286,12 @@ def test_what_is_waited_for_is_uploaded_where_ctrl_c_stops_it(
             return SimpleNamespace(id=repo_id, private=True, siblings=[])
 
         def file_exists(self, *args: object, **options: object) -> bool:
-            return False
+            return True
+
+        def hf_hub_download(self, *args: object, cache_dir: str, **options: object) -> str:
+            damaged = Path(cache_dir, "config.json")  # as an upload that was cut off leaves it
+            damaged.write_text('{"model_type": ')
+            return str(damaged)
 
         def upload_folder(self, *, folder_path: str, **options: object) -> tuple[str, bool]:
             return folder_path, threading.current_thread() is threading.main_thread()

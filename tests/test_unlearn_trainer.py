@@ -667,12 +667,22 @@ def test_a_public_repository_is_not_pushed_to_unless_told_so(folder: Path, tmp_p
 # What is refused
 
 
+def test_the_targets_own_repository_is_not_pushed_to(tmp_path: Path, hub: FakeHub):
+    target = tiny_model("llama")
+    target.name_or_path = "me/target"
+    with pytest.raises(ValueError, match="me/target is the target's own repository"):
+        make_trainer(tmp_path, target, hub_model_id="target", **PUSH)
+
+
 def test_a_head_that_is_tied_is_not_merged_apart(tmp_path: Path) -> None:
     lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], modules_to_save=["lm_head"])
     target = tiny_model("llama", tie_word_embeddings=True)
     with pytest.raises(ValueError, match=r"lm_head in modules_to_save: .* one tensor"):
         make_trainer(tmp_path, target, peft_config=lora, merge_adapter=True)
     make_trainer(tmp_path, target, peft_config=lora)  # as an adapter it is its own
+    target = tiny_model("llama", tie_word_embeddings=True)
+    of_peft = LoraConfig(task_type="CAUSAL_LM")  # PEFT chooses what LoRA is on
+    make_trainer(tmp_path, target, peft_config=of_peft, merge_adapter=True)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,9 @@ class PrivatePushes:
     """Of trainers: what they push to is private unless told otherwise, and has no adapter that it may not have."""
 
     _push_privately: bool
+    _target_name: str | None = None  # whose repository is not pushed to
     _may_hold_adapter = False  # whether an adapter may be at the repository's root
+    _pushes_unlearned = False  # whether what is pushed is an unlearned model, which overwrites no other
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """
@@ -83,7 +85,8 @@ class PrivatePushes:
                 Whether it must be private. Defaults to `args.hub_private_repo`; `None` there means private too.
 
         Raises:
-            ValueError: If it exists and is public though it must be private, or holds an adapter that it may not.
+            ValueError: If it exists and is public though it must be private, holds an adapter that it may not, or is
+                the target's.
         """
         if not self.is_world_process_zero():
             return
@@ -91,6 +94,13 @@ class PrivatePushes:
         repo_id = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
         api = HfApi(token=token or self.args.hub_token)
         opened = open_repository(api, repo_id, self._push_privately, may_hold_adapter=self._may_hold_adapter)
+        if opened.id == self._target_name:
+            raise ValueError(
+                f"{opened.id} is the target's own repository, whose weights would be lost. Give another hub_model_id "
+                "(it defaults to the name of output_dir)."
+            )
+        if self._pushes_unlearned:
+            read_pushed_config(api, opened.id, self.args.hub_revision)  # before the training, and not at its first save
         self.hub_model_id = opened.id
         self.push_in_progress = None
 
@@ -116,7 +126,8 @@ def read_pushed_config(api: HfApi, repo_id: str, revision: str | None = None) ->
     if not api.file_exists(repo_id, CONFIG_FILE, revision=revision):
         return {}
     with tempfile.TemporaryDirectory() as cache:
-        pushed = read_json_object(Path(api.hf_hub_download(repo_id, CONFIG_FILE, revision=revision, cache_dir=cache)))
+        file = api.hf_hub_download(repo_id, CONFIG_FILE, revision=revision, cache_dir=cache)
+        pushed = read_json_object(Path(file)) or {}
     if pushed.get("model_type", ULDModelConfig.model_type) != ULDModelConfig.model_type:
         raise ValueError(
             f"{repo_id} holds a model of type {pushed['model_type']!r}, whose configuration and card would be "

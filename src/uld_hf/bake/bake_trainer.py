@@ -201,6 +201,7 @@ class ULDBakeTrainer(PrivatePushes, ForgetRetainTrainer):
         self._blueprint = Blueprint.of(begin)
         self._saved: tuple[Path, list[str]] | None = None
         self._own_student = None if student is None else student.name_or_path
+        self._target_name = target.name_or_path or None
         num_layers = begin.config.get_text_config(decoder=True).num_hidden_layers
         self._target_fingerprint = fingerprint_target(begin, num_layers)
         with whole_weights(args):  # fresh ones, to be mixed in

@@ -26,6 +26,7 @@ from ..context import context_length
 from ..hub import find_commit, fingerprint_target
 from ..model_card import find_license
 from ..publish import TOKENIZER_FILES, PrivatePushes
+from ..saved_files import ADAPTER_FILES
 from ..training.forget_retain_trainer import ForgetRetainTrainer, check_finite, check_given
 from ..training.four_bit import keep_gradients
 from ..training.preparation import to_trainable_rows
@@ -72,14 +73,10 @@ _BY_ROW = ("npo", "simnpo", "dpo")
 _HARDLY, _FEW_BATCHES = 0.3, 20
 # Settings of a mixture of experts that trl changes.
 _ROUTING = ("output_router_logits", "router_aux_loss_coef")
-# What makes a folder a model, or an adapter.
+# What makes a folder a model.
 _OF_MODEL = ("config.json", "model*.safetensors", "model.safetensors.index.json")
-_OF_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 # Of an output folder, what is pushed besides weights and code.
-_FILES = {
-    *("config.json", "generation_config.json", "model.safetensors.index.json", "adapter_config.json", "README.md"),
-    *TOKENIZER_FILES,
-}
+_FILES = {*_OF_MODEL, *ADAPTER_FILES, "generation_config.json", "README.md", *TOKENIZER_FILES}
 
 
 @dataclass
@@ -608,7 +605,7 @@ class UnlearnTrainer(PrivatePushes, ForgetRetainTrainer):
             commit_message=commit_message,
             revision=revision or self.args.hub_revision,
             allow_patterns=[file.name for file in Path(self.args.output_dir).iterdir() if _is_of_model(file)],
-            delete_patterns=[*_OF_MODEL, *_OF_ADAPTER, "*.bin"],
+            delete_patterns=[*_OF_MODEL, *ADAPTER_FILES, "*.bin"],
             run_as_future=not blocking,
         )
 
@@ -620,6 +617,6 @@ def _is_of_model(file: Path) -> bool:
 
 def _remove_other_form(folder: str, is_adapter: bool) -> None:
     """Delete a model where an adapter has been saved, or the other way round: the two would load as one."""
-    for pattern in _OF_MODEL if is_adapter else _OF_ADAPTER:
+    for pattern in _OF_MODEL if is_adapter else ADAPTER_FILES:
         for file in Path(folder).glob(pattern):
             file.unlink()

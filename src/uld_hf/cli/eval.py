@@ -564,8 +564,8 @@ def run(arguments: EvalArguments) -> None:
     composed = [path for path in others if is_unlearned(path)]
     for argument, path in (("--retrained", arguments.retrained), *(("--others", path) for path in others)):
         if base is not None and path is not None:
-            found = base if has_same_files(path, base) else path
-            check_is_not_target(argument, path, os.path.realpath(found), os.path.realpath(base))
+            is_target = os.path.realpath(path) == os.path.realpath(base) or has_same_files(path, base)
+            check_is_not_target(argument, path, is_target)
     _ = arguments.classifier  # a wrong one is told before any work
     for path in composed:
         ULDForCausalLM.from_pretrained(path, target=target)  # refuses what was made for another
@@ -583,20 +583,20 @@ def run(arguments: EvalArguments) -> None:
     if model is None:
         model = load_model(arguments.model, base)
         identity |= identify_any(model)
-        check_is_not_target("MODEL", arguments.model, identity["model"], identity["target"])
+        check_is_not_target("MODEL", arguments.model, identity["model"] == identity["target"])
     settings = {**identity, **data}
     evaluations["unlearned"] = evaluate_or_load("unlearned", model, tokenizer, sets, settings, arguments)
     del model
     if arguments.retrained is not None:
         retrained = load_model(arguments.retrained)
         settings = {"retrained": identify(retrained), **data}
-        check_is_not_target("--retrained", arguments.retrained, settings["retrained"], identity["target"])
+        check_is_not_target("--retrained", arguments.retrained, settings["retrained"] == identity["target"])
         evaluations["retrained"] = evaluate_or_load("retrained", retrained, tokenizer, sets, settings, arguments)
         del retrained
     for path in others:
         other = load_unlearned(path, base) if path in composed else load_model(path, base)
         settings = {**identify_any(other), **data}
-        check_is_not_target("--others", path, settings.get("model"), identity["target"])
+        check_is_not_target("--others", path, settings.get("model") == identity["target"])
         evaluations[_name(path)] = evaluate_or_load(_name(path), other, tokenizer, sets, settings, arguments)
         del other
     compared = compare(evaluations, log)

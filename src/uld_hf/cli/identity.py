@@ -73,7 +73,7 @@ def identify_any(model: PreTrainedModel) -> dict[str, Any]:
     return {"model": identify(model)}
 
 
-def check_is_not_target(argument: str, path: str, found: Any, target: Any) -> None:
+def check_is_not_target(argument: str, path: str, is_target: bool) -> None:
     """
     Refuse to measure the target as a model that has forgotten.
 
@@ -82,15 +82,13 @@ def check_is_not_target(argument: str, path: str, found: Any, target: Any) -> No
             What named the model: `"MODEL"`, `"--retrained"` or `"--others"`.
         path (`str`):
             Folder or hub id of the model.
-        found (`Any`):
-            What tells it from others: where it really lies, or its fingerprint; `None` for one that is composed.
-        target (`Any`):
-            The same of the target.
+        is_target (`bool`):
+            Whether it is the target, by place, files or fingerprint.
 
     Raises:
-        ValueError: If both are the same.
+        ValueError: If it is.
     """
-    if found == target:
+    if is_target:
         advice = {
             "MODEL": "give the one that has forgotten",
             "--retrained": "give one that was trained without it",

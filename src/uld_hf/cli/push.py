@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from huggingface_hub import HfApi
@@ -79,9 +80,8 @@ def main(argv: Sequence[str]) -> None:
         revision=arguments.revision,
         create_pr=arguments.create_pr,
     )
-    # A private repository that was there stays private.
-    private = HfApi(token=arguments.token).repo_info(commit.repo_url.repo_id).private
-    output.result(
-        f"Pushed to {commit.commit_url} ({'private' if private else 'public'})",
-        {"commit_url": commit.commit_url, "private": private},
-    )
+    private = None
+    with suppress(OSError):  # it is pushed, whatever comes of this question
+        private = HfApi(token=arguments.token).repo_info(commit.repo_url.repo_id).private  # one that was there may be
+    seen_by = {True: " (private)", False: " (public)", None: ""}[private]
+    output.result(f"Pushed to {commit.commit_url}{seen_by}", {"commit_url": commit.commit_url, "private": private})

@@ -265,7 +265,8 @@ def evaluate(
     if questions[0].perturbed_answers:
         perturbed = [[next(scores).loss for _ in question.perturbed_answers] for question in questions]
     texts = [question.answer.strip() for question in questions]
-    turn_ends = {end for end in ends if end is not None}
+    # A line break ends a turn in some templates, and stands in answers too.
+    turn_ends = {end for end in ends if end is not None and tokenizer.decode([end]).strip()}
     completions = generate_completions(
         model, tokenizer, prompts[: len(questions)], max_new_tokens, batch_size, right, turn_ends
     )

@@ -186,7 +186,8 @@ def check_tied_head(model: PreTrainedModel, peft_config: LoraConfig) -> None:
         return
     for name in (name for name, module in model.named_modules() if module in tied):
         copied = any(name.endswith(saved) for saved in peft_config.modules_to_save or ())
-        if copied or check_target_module_exists(peft_config, name):
+        # PEFT's choice, where there is none, is neither of the two.
+        if copied or (peft_config.target_modules is not None and check_target_module_exists(peft_config, name)):
             place = "modules_to_save" if copied else "target_modules"
             raise ValueError(
                 f"peft_config has {name} in {place}: the model's embeddings and head are one tensor, and would be two. "

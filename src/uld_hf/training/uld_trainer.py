@@ -144,6 +144,7 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
 
     _name = "ULD"
     _tag_names = ("unlearning", "uld")
+    _pushes_unlearned = True
 
     def __init__(
         self,
