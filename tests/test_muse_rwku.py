@@ -119,14 +119,14 @@ def test_knowledge_memorization_shows_answered_questions_first():
     ],
 )
 def test_an_answer_ends_where_muse_ends_it(monkeypatch, said, recalled):
-    prompts = []
+    prompts, generate = [], muse_measures.generate_completions
 
-    def generated(model, tokenizer, asked, max_new_tokens, batch_size):
+    def generated(model, tokenizer, asked, *options, **more):
         prompts.extend(asked)
-        return [[5]]
+        return generate(model, tokenizer, asked, *options, **more)
 
     tokenizer = make_tokenizer()
-    monkeypatch.setattr(muse_measures, "generate_tokens", generated)
+    monkeypatch.setattr(muse_measures, "generate_completions", generated)
     monkeypatch.setattr(tokenizer, "batch_decode", lambda ids, skip_special_tokens: [said])
     rows, none = (Dataset.from_dict({"question": each, "answer": each}) for each in (["Harry"], []))
     assert knowledge_memorization(tiny_model("llama"), tokenizer, rows, none) == [recalled]

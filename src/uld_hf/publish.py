@@ -104,6 +104,46 @@ class PrivatePushes:
         self.hub_model_id = opened.id
         self.push_in_progress = None
 
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> CommitInfo | Future[CommitInfo] | None:
+        """
+        Save and upload the model, and nothing else that is in the output folder.
+
+        Args:
+            commit_message (`str`, *optional*):
+                Message of the commit.
+            blocking (`bool`, *optional*, defaults to `True`):
+                Whether to wait for the upload.
+            token (`str`, *optional*):
+                Hub token. Defaults to `args.hub_token`.
+            revision (`str`, *optional*):
+                Branch to push to. Defaults to `args.hub_revision`.
+            private (`bool`, *optional*):
+                Whether the repository must be private. Defaults to `args.hub_private_repo`, which is `True`.
+            **kwargs:
+                Of no effect: what transformers passes to its model card.
+
+        Returns:
+            [`~huggingface_hub.CommitInfo`]: The commit, or a future of it; `None` in processes other than the first.
+
+        Raises:
+            ValueError: If the repository may not be pushed to.
+        """
+        if self.hub_model_id is None or private is not None:
+            self.init_hf_repo(token, private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        self._finish_current_push()
+        return self._upload(self.args.output_dir, commit_message, token, revision, run_as_future=not blocking)
+
 
 def read_pushed_config(api: HfApi, repo_id: str, revision: str | None = None) -> dict[str, Any]:
     """

@@ -558,55 +558,19 @@ class UnlearnTrainer(PrivatePushes, ForgetRetainTrainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: a model that has not forgotten yet is not uploaded."""
 
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:
-        """
-        Save and upload the unlearned model, and nothing else that is in the output folder.
-
-        Other weights in the repository are deleted, or an adapter that was there would be loaded onto these; its
-        history keeps them.
-
-        Args:
-            commit_message (`str`, *optional*):
-                Message of the commit.
-            blocking (`bool`, *optional*, defaults to `True`):
-                Whether to wait for the upload.
-            token (`str`, *optional*):
-                Hub token. Defaults to `args.hub_token`.
-            revision (`str`, *optional*):
-                Branch to push to. Defaults to `args.hub_revision`.
-            private (`bool`, *optional*):
-                Whether the repository must be private. Defaults to `args.hub_private_repo`, which is `True`.
-            **kwargs:
-                Of no effect: what transformers passes to its model card.
-
-        Returns:
-            [`~huggingface_hub.CommitInfo`]: The commit, or a future of it; `None` in processes other than the first.
-
-        Raises:
-            ValueError: If the repository exists and is public though it must be private.
-        """
-        if self.hub_model_id is None or private is not None:
-            self.init_hf_repo(token, private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
+    def _upload(
+        self, folder: str, commit_message: str, token: str | None, revision: str | None, run_as_future: bool
+    ) -> CommitInfo | Future[CommitInfo]:
+        """Other weights there are deleted, or an adapter would be loaded onto these; the history keeps them."""
         self.create_model_card()
         return HfApi(token=token or self.args.hub_token).upload_folder(
             repo_id=self.hub_model_id,
-            folder_path=self.args.output_dir,
+            folder_path=folder,
             commit_message=commit_message,
             revision=revision or self.args.hub_revision,
-            allow_patterns=[file.name for file in Path(self.args.output_dir).iterdir() if _is_of_model(file)],
+            allow_patterns=[file.name for file in Path(folder).iterdir() if _is_of_model(file)],
             delete_patterns=[*_OF_MODEL, *ADAPTER_FILES, "*.bin"],
-            run_as_future=not blocking,
+            run_as_future=run_as_future,
         )
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .privacy import attack_auc, min_k_attack
 from .scoring import MAX_BATCH_TOKENS, score_completions
-from .tofu import generate_completions, generate_tokens
+from .tofu import generate_completions
 from .words import WORD, rouge_l
 
 
@@ -93,8 +93,7 @@ def knowledge_memorization(
     """
     shown = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in examples)
     prompts = [f"{shown}Question: {question}\nAnswer: " for question in rows["question"]]
-    generated = generate_tokens(model, tokenizer, prompts, max_new_tokens, batch_size)
-    answers = tokenizer.batch_decode(generated, skip_special_tokens=True)
+    answers = generate_completions(model, tokenizer, prompts, max_new_tokens, batch_size, strip=False)
     return rouge_l_f1([_NEXT_QUESTION.split(answer)[0] for answer in answers], rows["answer"])
 
 

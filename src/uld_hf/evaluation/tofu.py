@@ -31,6 +31,7 @@ def generate_completions(
     batch_size: int = 32,
     scores: Sequence[TokenScores] | None = None,
     ends: Collection[int] = (),
+    strip: bool = True,
 ) -> list[str]:
     """
     Greedy completion of each prompt.
@@ -52,49 +53,11 @@ def generate_completions(
         ends (`Collection[int]`, *optional*):
             Tokens that end a completion, besides those of the model's generation config: a chat template may end turns
             with another one.
+        strip (`bool`, *optional*, defaults to `True`):
+            Whether white space around a completion is left out.
 
     Returns:
         `list[str]`: What follows each prompt up to the end, without special tokens.
-
-    Raises:
-        ValueError: If a prompt and its completion would be longer than the model's context.
-    """
-    arguments = (model, tokenizer, prompts, max_new_tokens, batch_size, scores, ends)
-    return decode_answers(tokenizer, generate_tokens(*arguments), ends)
-
-
-def generate_tokens(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    max_new_tokens: int = 64,
-    batch_size: int = 32,
-    scores: Sequence[TokenScores] | None = None,
-    ends: Collection[int] = (),
-) -> list[list[int]]:
-    """
-    Tokens of the greedy completion of each prompt.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Any causal language model.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Its tokenizer.
-        prompts (`Sequence[str]`):
-            Prompts.
-        max_new_tokens (`int`, *optional*, defaults to `64`):
-            Most tokens to generate.
-        batch_size (`int`, *optional*, defaults to `32`):
-            Prompts per call of `generate()`.
-        scores (`Sequence[TokenScores]`, *optional*):
-            What this model, as it is now, makes of the right completion of each prompt. As far as that is the greedy
-            one it is not generated again: the same completions, sooner.
-        ends (`Collection[int]`, *optional*):
-            Tokens that end a completion, besides those of the model's generation config: a chat template may end turns
-            with another one.
-
-    Returns:
-        `list[list[int]]`: What follows each prompt, with the end and the padding behind it, if any.
 
     Raises:
         ValueError: If a prompt and its completion would be longer than the model's context.
@@ -127,11 +90,11 @@ def generate_tokens(
         new = generated[:, input_ids.shape[1] :].tolist()
         for index, ids, most in zip(batch, new, missing, strict=True):
             completions[index] = [*completions[index], *ids[:most]]
-    return completions
+    return decode_answers(tokenizer, completions, ends, strip)
 
 
 def decode_answers(
-    tokenizer: PreTrainedTokenizerBase, answers: Iterable[Sequence[int]], ends: Collection[int]
+    tokenizer: PreTrainedTokenizerBase, answers: Iterable[Sequence[int]], ends: Collection[int], strip: bool = True
 ) -> list[str]:
     """
     Texts of generated answers.
@@ -143,12 +106,15 @@ def decode_answers(
             Tokens of each.
         ends (`Collection[int]`):
             Tokens that end a turn, which need not be special ones: they and what follows are no part of the answer.
+        strip (`bool`, *optional*, defaults to `True`):
+            Whether white space around an answer is left out.
 
     Returns:
         `list[str]`: The texts, without special tokens.
     """
     said = [list(takewhile(lambda token: token not in ends, ids)) for ids in answers]
-    return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
+    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+    return [text.strip() for text in texts] if strip else texts
 
 
 def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:

@@ -393,8 +393,13 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
         )
 
     def _upload(
-        self, folder: str, commit_message: str, token: str | None = None, revision: str | None = None
-    ) -> Future[CommitInfo]:
+        self,
+        folder: str,
+        commit_message: str,
+        token: str | None = None,
+        revision: str | None = None,
+        run_as_future: bool = True,
+    ) -> CommitInfo | Future[CommitInfo]:
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         return push_unlearned_model(
             folder,
@@ -403,46 +408,8 @@ class ULDTrainer(PrivatePushes, ForgetRetainTrainer):
             commit_message=commit_message,
             token=token or self.args.hub_token,
             revision=revision or self.args.hub_revision,
-            run_as_future=True,
+            run_as_future=run_as_future,
         )
-
-    def push_to_hub(
-        self,
-        commit_message: str | None = "End of training",
-        blocking: bool = True,
-        token: str | None = None,
-        revision: str | None = None,
-        private: bool | None = None,
-        **kwargs: Any,
-    ) -> CommitInfo | Future[CommitInfo] | None:
-        """
-        Save and upload the unlearned model: its layout, and nothing else that is in the output folder.
-
-        Args:
-            commit_message (`str`, *optional*):
-                Message of the commit.
-            blocking (`bool`, *optional*, defaults to `True`):
-                Whether to wait for the upload.
-            token (`str`, *optional*):
-                Hub token. Defaults to `args.hub_token`.
-            revision (`str`, *optional*):
-                Branch to push to. Defaults to `args.hub_revision`.
-            private (`bool`, *optional*):
-                Whether the repository must be private. Defaults to `args.hub_private_repo`, which is `True`.
-            **kwargs:
-                Of no effect: what transformers passes to its model card.
-
-        Returns:
-            [`~huggingface_hub.CommitInfo`]: The commit, or a future of it; `None` in processes other than the first.
-        """
-        if self.hub_model_id is None or private is not None:
-            self.init_hf_repo(token, private)
-        self.save_model(_internal_call=True)
-        if not self.is_world_process_zero():
-            return None
-        self._finish_current_push()
-        upload = self._upload(self.args.output_dir, commit_message, token, revision)
-        return upload.result() if blocking else upload
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # transformers would copy the files that it knows of, and leave out the assistant's.
