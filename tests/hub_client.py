@@ -172,7 +172,7 @@ def train(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["train", "--model", "me/target", "--output_dir", str(folder / "by-train"), "--push_to_hub", "--use_cpu"]
     command += ["--forget_dataset", str(folder / "forget.jsonl"), "--retain_dataset", str(folder / "retain.jsonl")]
-    command += ["--num_assistant_layers", "2", "--max_steps", "1", "--report_to", "none"]
+    command += ["--num_assistant_layers", "2", "--max_steps", "2", "--report_to", "none"]
     attempt("uld train --push_to_hub", lambda: main(command))
     from uld_hf import ULDForCausalLM
 
